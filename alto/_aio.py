@@ -1,0 +1,85 @@
+"""Waiting, and closing in the right task: the glue between decisions and asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import anyio
+
+__all__ = ("Cleanup", "CurrentCall", "current_call")
+
+
+class Cleanup:
+    """Async generators that one running call has opened, to be closed in that call's own task.
+
+    A generator that is left early (``break``) is *abandoned*: it is closed at the call's next
+    checkpoint, a generator still live when the call ends is closed then.
+
+    Invariant: every generator here is suspended or finished, never running.
+    """
+
+    __slots__ = ("_abandoned", "_live")
+
+    def __init__(self) -> None:
+        self._live: dict[int, AsyncGenerator[Any, Any]] = {}
+        self._abandoned: list[AsyncGenerator[Any, Any]] = []
+
+    def add(self, agen: AsyncGenerator[Any, Any], /) -> None:
+        """Take responsibility for *agen*."""
+        self._live[id(agen)] = agen
+
+    def discard(self, agen: AsyncGenerator[Any, Any], /) -> None:
+        """*agen* ended by itself."""
+        self._live.pop(id(agen), None)
+
+    def abandon(self, agen: AsyncGenerator[Any, Any], /) -> None:
+        """Nobody iterates *agen* any more; close it at the next checkpoint. Sync, any time."""
+        if self._live.pop(id(agen), None) is not None:
+            self._abandoned.append(agen)
+
+    @property
+    def pending(self) -> bool:
+        """Whether an abandoned generator waits to be closed."""
+        return bool(self._abandoned)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to close at all."""
+        return not self._abandoned and not self._live
+
+    async def close_abandoned(self) -> None:
+        """Close what was abandoned. Cancellation: shielded."""
+        with anyio.CancelScope(shield=True):
+            while self._abandoned:
+                await self._abandoned.pop().aclose()
+
+    async def close_all(self) -> None:
+        """Close everything. Cancellation: shielded."""
+        for agen in list(self._live.values()):
+            self.abandon(agen)
+        await self.close_abandoned()
+
+
+class CurrentCall(Protocol):
+    """What a running stage call shows to the handles used inside it."""
+
+    @property
+    def cleanup(self) -> Cleanup:
+        """Where the call's open generations are kept."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """The request's priority; lower runs earlier."""
+        ...
+
+    @property
+    def deadline(self) -> float | None:
+        """When the request's time is over, on the loop's clock; None: never."""
+        ...
+
+
+current_call: ContextVar[CurrentCall | None] = ContextVar("alto_current_call", default=None)
+"""The stage call that runs in this context, if any."""

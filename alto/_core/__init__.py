@@ -1,0 +1,1 @@
+"""Decisions: sync, pure, no clock, no luck, no I/O."""

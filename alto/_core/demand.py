@@ -1,0 +1,79 @@
+"""What of a stream nobody needs any more.
+
+Theory of operation. A stream has one or more consumers, fixed at declaration. A consumer that has
+seen enough releases everything below one ancestor. An ancestor is *dead* when every consumer has
+released it or something above it: only then may its producers be cancelled. Releases never
+come back, so dead stays dead.
+"""
+
+from __future__ import annotations
+
+from alto.model import Path
+
+__all__ = ("Demand",)
+
+
+class Demand:
+    """Intersect what the consumers of one stream have released.
+
+    Args:
+        consumers: How many consumers the stream has, >= 1.
+    """
+
+    __slots__ = ("_released", "dead")
+
+    def __init__(self, consumers: int) -> None:
+        if consumers < 1:
+            msg = f"need at least one consumer, got {consumers}"
+            raise ValueError(msg)
+        # Invariant: no path in one of these sets is an ancestor of another in the same set.
+        self._released: list[set[Path]] = [set() for _ in range(consumers)]
+        self.dead: set[Path] = set()
+        """Ancestors that are dead, none of them below another."""
+
+    def release(self, consumer: int, ancestor: Path, /) -> list[Path]:
+        """Consumer number *consumer* needs nothing at or below *ancestor* any more.
+
+        Returns:
+            Ancestors that are dead now and were not before, none of them below another.
+        """
+        if self.released(consumer, ancestor):
+            return []
+        _add(self._released[consumer], ancestor)
+        size = len(ancestor)
+        # What may be dead now: the ancestor, or what others released below it.
+        candidates = {ancestor}
+        for other in self._released:
+            candidates |= {p for p in other if p[:size] == ancestor}
+        dead: list[Path] = []
+        for path in sorted(candidates, key=len):
+            if not _covered(self.dead, path) and all(_covered(r, path) for r in self._released):
+                dead.append(path)
+                _add(self.dead, path)
+        return dead
+
+    def released(self, consumer: int, path: Path, /) -> bool:
+        """Whether *consumer* has released *path* or something above it."""
+        return _covered(self._released[consumer], path)
+
+    def is_dead(self, path: Path, /) -> bool:
+        """Whether nobody needs *path*."""
+        return _covered(self.dead, path)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for paths in (*self._released, self.dead):
+            for path in paths:
+                assert not _covered(paths - {path}, path), path
+        for path in self.dead:
+            assert all(_covered(r, path) for r in self._released), path
+
+
+def _covered(paths: set[Path], path: Path) -> bool:
+    return bool(paths) and any(path[:n] in paths for n in range(len(path) + 1))
+
+
+def _add(paths: set[Path], path: Path) -> None:
+    size = len(path)
+    paths -= {p for p in paths if p[:size] == path}
+    paths.add(path)

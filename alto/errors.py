@@ -1,0 +1,176 @@
+"""Every error alto raises, by whose fault it is and what to do about it.
+
+::
+
+    AltoError
+    ├── GraphError            (ValueError)     a stage or pipeline is declared wrongly: fix the program
+    ├── ResourceError         (ValueError)     open() was given too few, too many or wrong resources
+    ├── InputError            (TypeError)      a request's input is not what the pipeline declares
+    ├── InvalidRequest        (ValueError)     a generation was asked for with impossible parameters
+    │   └── PromptTooLong                      the prompt does not fit the model's context
+    ├── Closed                                 you closed it, or left it early
+    ├── RequestError                           one request failed; other requests go on
+    │   ├── StageError                         a stage raised; the cause is in ``__cause__``
+    │   ├── BufferExceeded                     a request holds more items than its cap
+    │   └── DeadlineExceeded  (TimeoutError)   the request's time was over
+    └── EngineError                            an engine failed; the foreign error is in ``__cause__``
+        ├── EngineStartError                   it did not start; carries its last lines of output
+        ├── EngineDied                         it was running and is not any more
+        └── GenerationFailed                   it gave up on one generation; others go on
+
+Every class builds its own message from typed fields, which stay readable on the instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = (
+    "AltoError",
+    "BufferExceeded",
+    "Closed",
+    "DeadlineExceeded",
+    "EngineDied",
+    "EngineError",
+    "EngineStartError",
+    "GenerationFailed",
+    "GraphError",
+    "InputError",
+    "InvalidRequest",
+    "PromptTooLong",
+    "RequestError",
+    "ResourceError",
+    "StageError",
+)
+
+
+class AltoError(Exception):
+    """The root of everything alto raises on purpose."""
+
+
+class GraphError(AltoError, ValueError):
+    """A stage or a pipeline is declared wrongly; nothing has been started.
+
+    The message names the stage, the parameter and the remedy.
+    """
+
+
+class ResourceError(AltoError, ValueError):
+    """A keyword-only parameter of a stage has no value, an unknown one, or two."""
+
+
+class InputError(AltoError, TypeError):
+    """A request's input does not fit what the pipeline declares; it was not started."""
+
+
+class InvalidRequest(AltoError, ValueError):
+    """A generation was asked for with parameters no engine can serve."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt, with the tokens it asks for, does not fit the model's context.
+
+    Attributes:
+        prompt_tokens: Length of the prompt, in tokens; None where the engine did not say.
+        limit: The model's context, in tokens.
+    """
+
+    def __init__(self, prompt_tokens: int | None, limit: int, /, *, detail: str = "") -> None:
+        self.prompt_tokens = prompt_tokens
+        self.limit = limit
+        length = "the prompt" if prompt_tokens is None else f"a prompt of {prompt_tokens} tokens"
+        tail = f" ({detail})" if detail else ""
+        super().__init__(
+            f"{length} does not fit a context of {limit} tokens; "
+            f"shorten it or raise the engine's max_model_len{tail}"
+        )
+
+
+class Closed(AltoError):
+    """What you used was closed, or left early, before."""
+
+
+class RequestError(AltoError):
+    """One request failed. Everything it had started is stopped; other requests go on."""
+
+
+class StageError(RequestError):
+    """A stage raised while it worked on a request.
+
+    Attributes:
+        stage: Name of the stage.
+        path: Ancestry of the call that raised: one index per open level, ``()`` at the root.
+        cause: The exception itself, also ``__cause__``.
+    """
+
+    def __init__(self, stage: str, path: tuple[int, ...], cause: BaseException, /) -> None:
+        self.stage = stage
+        self.path = path
+        self.cause = cause
+        super().__init__(f"stage {stage!r} raised at path {path}: {type(cause).__name__}: {cause}")
+
+
+class BufferExceeded(RequestError):
+    """A request holds more items in group and join buffers than its cap allows.
+
+    Attributes:
+        stage: Name of the stage whose input overflowed.
+        limit: The cap, in items, set by ``open(max_held_items=...)``.
+    """
+
+    def __init__(self, stage: str, limit: int, /) -> None:
+        self.stage = stage
+        self.limit = limit
+        super().__init__(
+            f"a request holds more than {limit} items that wait for their group or join "
+            f"(the last one for stage {stage!r}); raise open(max_held_items=...) "
+            f"or make the stages above it yield less"
+        )
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """A request was not done in time and was stopped.
+
+    Attributes:
+        timeout: The time it had, in seconds.
+    """
+
+    def __init__(self, timeout: float, /) -> None:
+        self.timeout = timeout
+        super().__init__(f"the request was not done within its timeout of {timeout:g} s")
+
+
+class EngineError(AltoError):
+    """An engine failed; the foreign error, if there is one, is in ``__cause__``.
+
+    Attributes:
+        engine: Name of the engine.
+        reason: What went wrong, in the engine's words.
+    """
+
+    def __init__(self, engine: str, reason: str, /) -> None:
+        self.engine = engine
+        self.reason = reason
+        super().__init__(f"engine {engine!r}: {reason}")
+
+
+class EngineStartError(EngineError):
+    """An engine did not start.
+
+    Attributes:
+        output: The last lines that the engine's processes wrote, oldest first.
+    """
+
+    def __init__(self, engine: str, reason: str, /, *, output: Sequence[str] = ()) -> None:
+        self.output = tuple(output)
+        lines = "".join(f"\n    {line}" for line in self.output)
+        said = f"\n  its last lines of output:{lines}" if lines else ""
+        super().__init__(engine, f"did not start: {reason}{said}")
+
+
+class EngineDied(EngineError):
+    """An engine that was running is not any more; start a new one."""
+
+
+class GenerationFailed(EngineError):
+    """An engine ended one generation without finishing it; others go on."""
