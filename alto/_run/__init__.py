@@ -1,0 +1,17 @@
+"""The runtime: the task tree of an open pipeline."""
+
+from alto._run.app import App, AppStatistics, StageStatistics, nested_run, nested_stream
+from alto._run.handles import StreamHandle
+from alto._run.map import MapHandle, Progress, Result
+
+__all__ = (
+    "App",
+    "AppStatistics",
+    "MapHandle",
+    "Progress",
+    "Result",
+    "StageStatistics",
+    "StreamHandle",
+    "nested_run",
+    "nested_stream",
+)

@@ -1,0 +1,205 @@
+"""One running call of a stage: its permit, its waits, its cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from alto._aio import Cleanup, current_call
+
+if TYPE_CHECKING:
+    from alto._run.group import Row
+    from alto._run.lane import Lane
+    from alto._run.request import Request
+    from alto.model import Path
+
+__all__ = ("Call", "parking_call")
+
+
+class Call:
+    """One call of a stage, from the moment it has a permit until it has ended.
+
+    A call holds a permit of its stage while it runs user code, and gives it back while any of its
+    tasks waits inside alto (``park`` … ``unpark``). See ``_core/turns.py``.
+    """
+
+    __slots__ = ("_children", "_cleanup", "_holds", "_parks", "_resume", "cancelled", "closing",
+                 "done", "lane", "path", "row", "task", "untidy")  # fmt: skip
+
+    def __init__(self, lane: Lane, path: Path, task: asyncio.Task[Any] | None) -> None:
+        self.lane = lane
+        self.path = path
+        self.task = task
+        self.cancelled = False
+        """Nobody needs it any more; its outputs are dropped."""
+        self.closing = False
+        """Its code has ended; what is left is cleaning up, which nothing interrupts."""
+        self.done = False
+        """It has ended by itself and given all its outputs."""
+        self.untidy = False
+        """There may be something to close at the end: generations, nested requests."""
+        self.row: Row | None = None
+        """Its groups."""
+        self._holds = True
+        self._parks = 0
+        self._resume: asyncio.Future[None] | None = None
+        self._cleanup: Cleanup | None = None
+        self._children: set[Request] | None = None
+
+    @property
+    def cleanup(self) -> Cleanup:
+        """Where the call's open generations are kept."""
+        if self._cleanup is None:
+            self._cleanup = Cleanup()
+            self.untidy = True
+        return self._cleanup
+
+    @property
+    def priority(self) -> int:
+        """The request's priority; lower runs earlier."""
+        return self.lane.request.priority
+
+    @property
+    def deadline(self) -> float | None:
+        """When the request's time is over, on the loop's clock; None: never."""
+        return self.lane.request.deadline
+
+    def adopt(self, request: Request) -> None:
+        """*request* was started inside this call and must not outlive it."""
+        if self._children is None:
+            self._children = set()
+            self.untidy = True
+        self._children.add(request)
+
+    def disown(self, request: Request) -> None:
+        """*request* has ended."""
+        if self._children is not None:
+            self._children.discard(request)
+
+    def cancel(self) -> None:
+        """Nobody needs the call any more: cancel it, once. Its own task may say so too."""
+        if self.cancelled:
+            return
+        self.cancelled = True
+        task = self.task
+        if not self.closing and task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def park(self) -> None:
+        """A task of the call is about to wait inside alto: give the permit back."""
+        self._parks += 1
+        if self._holds:
+            self._holds = False
+            node = self.lane.node
+            node.turns.gave()
+            node.kick()
+
+    def unpark_nowait(self) -> None:
+        """The wait was cancelled: no permit is needed to clean up."""
+        self._parks -= 1
+
+    async def unpark(self) -> None:
+        """The wait is over: get a permit again, unless another task of the call still waits.
+
+        Cancellation: the call goes on without a permit, to clean up.
+        """
+        self._parks -= 1
+        if self._parks or self._holds or self._resume is not None:
+            return
+        node = self.lane.node
+        if node.turns.resume(self):
+            self._holds = True
+            return
+        self._resume = resume = node.loop.create_future()
+        try:
+            await resume
+        except asyncio.CancelledError:
+            if not node.turns.left(self):
+                node.turns.gave()
+                node.kick()
+            raise
+        finally:
+            self._resume = None
+        self._holds = True
+
+    def resumed(self) -> None:
+        """The stage has taken a permit for this call."""
+        if self._resume is not None and not self._resume.done():
+            self._resume.set_result(None)
+
+    async def room(self, path: Path) -> None:
+        """Wait until every consumer of the stage has room for an item at *path*.
+
+        Cancellation: the item is dropped; the room goes to the next who waits for it.
+        """
+        lane = self.lane
+        again = False
+        while (waiters := lane.blocked_by(path)) is not None:
+            granted = lane.node.loop.create_future()
+            waiters.add(granted, first=again)  # Somebody was quicker: keep the place in the line.
+            again = True
+            self.park()
+            try:
+                await granted
+            except asyncio.CancelledError:
+                self.unpark_nowait()
+                if granted.done() and not granted.cancelled():
+                    waiters.wake()
+                else:
+                    waiters.remove(granted)
+                raise
+            try:
+                await self.unpark()
+            except asyncio.CancelledError:
+                waiters.wake()
+                raise
+            if lane.blocked_by(path) not in (None, waiters):
+                waiters.wake()
+
+    async def close_abandoned(self) -> None:
+        """Close what the stage's code has left early. A checkpoint of the call."""
+        if self._cleanup is not None and self._cleanup.pending:
+            await self._cleanup.close_abandoned()
+
+    async def tidy(self) -> None:
+        """Close everything that must not outlive the call. Cancellation: shielded."""
+        if self._children:
+            self.park()
+            try:
+                with anyio.CancelScope(shield=True):
+                    for child in list(self._children):
+                        child.cancel()
+                        await child.wait_ended()
+            finally:
+                self.unpark_nowait()
+        if self._cleanup is not None:
+            await self._cleanup.close_all()
+
+    def end(self) -> None:
+        """The call has ended, well or not. Sync; exactly once."""
+        lane = self.lane
+        node = lane.node
+        lane.calls.discard(self)
+        if self.cancelled and self.task is not None and self.task.cancelling():
+            self.task.uncancel()
+        if self._holds:
+            self._holds = False
+            node.turns.gave()
+            if node.turns.resuming:
+                node.kick()
+        node.running -= 1
+        node.done += self.done
+        if lane.group_slots:
+            lane.leave_row(self.path)
+        request = lane.request
+        request.active -= 1
+        if not request.active:
+            request.check_end()
+
+
+def parking_call() -> Call | None:
+    """The stage call that runs in this context and has a permit to give back, if any."""
+    call = current_call.get()
+    return call if isinstance(call, Call) and not call.closing else None

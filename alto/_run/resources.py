@@ -1,0 +1,93 @@
+"""The resources of an app: which are engines, who starts them, who stops them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, get_args
+
+import anyio
+
+from alto.errors import Closed
+from alto.llm import LLM
+from alto.protocols import Engine
+
+if TYPE_CHECKING:
+    from alto._spec import Declaration, NodeSpec
+
+__all__ = ("Resources", "with_handles")
+
+
+class Resources:
+    """Resources by name, and the engines among them.
+
+    Engines that do not run yet are started, side by side, and those are stopped again; engines
+    that run are left alone.
+    """
+
+    def __init__(self, declaration: Declaration, values: Mapping[str, object]) -> None:
+        given = [*values.values(), *(v for node in declaration.nodes for v in node.bound.values())]
+        engines = {id(e): e for e in map(_engine, given) if e is not None}
+        self._engines = list(engines.values())
+        self._started: list[Engine] = []
+
+    async def start(self) -> None:
+        """Start what does not run.
+
+        Raises:
+            EngineStartError: One did not start; the others have been stopped again.
+        """
+        errors: list[BaseException] = []
+
+        async def start(engine: Engine) -> None:
+            try:
+                await engine.start()
+            except Exception as error:  # noqa: BLE001  # raised below, without a group around it
+                errors.append(error)
+            else:
+                self._started.append(engine)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for engine in self._engines:
+                    if not _runs(engine):
+                        tasks.start_soon(start, engine)
+        except BaseException:
+            await self.stop()
+            raise
+        if errors:
+            await self.stop()
+            raise errors[0]
+
+    async def stop(self) -> None:
+        """Stop what was started here. Cancellation: shielded."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                while self._started:
+                    tasks.start_soon(self._started.pop().stop)
+
+
+def _engine(value: object) -> Engine | None:
+    if isinstance(value, LLM):
+        return value.engine
+    return value if isinstance(value, Engine) else None
+
+
+def _runs(engine: Engine) -> bool:
+    try:
+        engine.check_health()
+    except Closed:
+        return False
+    return True
+
+
+def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, object]:
+    """The keyword arguments of a stage; an engine where it asks for an LLM is wrapped in one."""
+    asked = {r.name: r.type for r in spec.stage.resources}
+    return {
+        name: LLM(value)
+        if isinstance(value, Engine)
+        and not isinstance(value, LLM)
+        and LLM in (asked[name], *get_args(asked[name]))
+        else value
+        for name, value in kwargs.items()
+    }
