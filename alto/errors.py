@@ -162,7 +162,7 @@ class EngineStartError(EngineError):
     """
 
     def __init__(self, engine: str, reason: str, /, *, output: Sequence[str] = ()) -> None:
-        self.output = tuple(output)
+        self.output: tuple[str, ...] = tuple(output)
         lines = "".join(f"\n    {line}" for line in self.output)
         said = f"\n  its last lines of output:{lines}" if lines else ""
         super().__init__(engine, f"did not start: {reason}{said}")

@@ -177,7 +177,7 @@ def _check_prompt(prompt: Prompt) -> None:
         names = ", ".join(sorted(k.__name__ for k in kinds))
         msg = f"a prompt list holds token ids or alto.Message, one kind only, not {names}"
         raise InvalidRequest(msg)
-    if kinds == {int} and min(prompt) < 0:  # type: ignore[type-var]  # ints, checked above
+    if any(isinstance(token, int) and token < 0 for token in prompt):
         msg = "token ids must be >= 0"
         raise InvalidRequest(msg)
 

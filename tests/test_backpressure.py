@@ -121,13 +121,12 @@ async def test_no_new_call_starts_while_its_results_have_no_room() -> None:
     def p(n: alto.Stream[int]) -> alto.Stream[int]:
         return work(numbers(n))
 
-    async with p.open(capacity=3) as app:
-        async with app.stream(100) as handle:
-            await asyncio.sleep(50)
-            assert len(started) <= 3 + 2
-            assert [await anext(handle) for _ in range(10)]
-            await asyncio.sleep(50)
-            assert 10 + 3 <= len(started) <= 10 + 3 + 2
+    async with p.open(capacity=3) as app, app.stream(100) as handle:
+        await asyncio.sleep(50)
+        assert len(started) <= 3 + 2
+        assert [await anext(handle) for _ in range(10)]
+        await asyncio.sleep(50)
+        assert 10 + 3 <= len(started) <= 10 + 3 + 2
 
 
 async def test_a_slow_group_reader_holds_its_producer_back() -> None:

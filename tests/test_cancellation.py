@@ -278,7 +278,7 @@ async def test_cancelled_request_closes_its_generations_in_their_own_task() -> N
     tasks: list[bool] = []
 
     class Watching(Scripted):
-        async def generate(self, request):  # type: ignore[no-untyped-def,override]  # noqa: ANN001,ANN202
+        async def generate(self, request):  # type: ignore[no-untyped-def,override]
             mine = asyncio.current_task()
             inner = super().generate(request)
             try:

@@ -439,7 +439,7 @@ async def test_map_is_bounded_for_an_endless_input() -> None:
     def p(n: alto.Stream[int]) -> alto.Stream[int]:
         return same(n)
 
-    def naturals():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def naturals():  # type: ignore[no-untyped-def]
         n = 0
         while True:
             pulled.append(n)
@@ -719,3 +719,38 @@ async def test_an_app_is_opened_once() -> None:
     with pytest.raises(alto.Closed, match="open"):
         async with app:
             pass
+
+
+@alto.stage
+async def marked(letter: str, *, mark: str) -> str:
+    """Needs a resource."""
+    return letter + mark
+
+
+@alto.pipeline
+def marking(letter: alto.Stream[str]) -> alto.Stream[str]:
+    """Needs a resource that the pipeline which calls it does not."""
+    return marked(letter)
+
+
+@alto.stage
+async def calls_marking(letter: str) -> str:
+    """Calls another pipeline."""
+    [result] = await marking.run(letter)
+    return result
+
+
+async def test_open_takes_the_resources_of_pipelines_that_stages_call() -> None:
+    """A resource that only a nested pipeline needs is given to open(); a wrong name is refused."""
+
+    @alto.pipeline
+    def p(word: alto.Stream[str]) -> alto.Stream[str]:
+        return calls_marking(letters(word))
+
+    async with p.open(mark="!") as app:
+        assert await app.run("ab") == ["a!", "b!"]
+    with pytest.raises(alto.ResourceError, match="mrak"):
+        p.open(mrak="!")
+    async with p.open() as app:
+        with pytest.raises(alto.StageError, match="mark"):
+            await app.run("ab")

@@ -61,7 +61,16 @@ class Closure:
 
         Cost: O(1); O(depth - top) when it completes inner nodes.
         """
-        return self._completed(path[:-1])
+        parent = path[:-1]
+        node = self._nodes.get(parent)
+        if node is None:
+            self._nodes[parent] = [1, -1]
+            return None
+        node[0] += 1
+        if node[0] != node[1]:
+            return None
+        del self._nodes[parent]
+        return self._closed(parent)
 
     def counted(self, parent: Path, children: int, /) -> Path | None:
         """The call at *parent* has ended.
@@ -104,16 +113,5 @@ class Closure:
             assert expected < 0 or done < expected, (path, done, expected)
             assert done > 0 or expected > 0, path
 
-    def _completed(self, parent: Path) -> Path | None:
-        node = self._nodes.get(parent)
-        if node is None:
-            self._nodes[parent] = [1, -1]
-            return None
-        node[0] += 1
-        if node[0] != node[1]:
-            return None
-        del self._nodes[parent]
-        return self._closed(parent)
-
     def _closed(self, path: Path) -> Path | None:
-        return path if len(path) == self.top else self._completed(path[:-1])
+        return path if len(path) == self.top else self.arrived(path)

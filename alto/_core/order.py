@@ -6,7 +6,10 @@ or is known not to exist. A cursor walks the tree of suffixes depth first: it st
 that is due next; when the node it is in is known to have no more children it leaves that node for
 its parent's next child. It waits where neither the piece nor the count is known.
 
-With one level the cursor is a plain counter, and counts are not needed to release, only to end.
+The group is complete when the cursor has left its last child: then every piece there will ever be
+has been released. This is the same moment at which a :class:`~alto._core.closure.Closure` closes.
+
+With one level the cursor is a plain counter.
 """
 
 from __future__ import annotations
@@ -27,16 +30,19 @@ class Order(Generic[T]):
     Args:
         levels: Length of every suffix, >= 1.
         out: Released pieces are appended here.
+        skip: How many indices of every path come before its suffix.
     """
 
-    __slots__ = ("_counts", "_cursor", "_held", "_levels", "_next", "out")
+    __slots__ = ("_counts", "_cursor", "_end", "_held", "_levels", "_next", "_skip", "out")
 
-    def __init__(self, levels: int, out: deque[T]) -> None:
+    def __init__(self, levels: int, out: deque[T], *, skip: int = 0) -> None:
         if levels < 1:
             msg = f"need levels >= 1, got {levels}"
             raise ValueError(msg)
         self._levels = levels
+        self._skip = skip
         self.out = out
+        self._end = -1  # Children of the group's ancestor; -1 while unknown.
         self._next = 0  # Used instead of the cursor where there is one level.
         self._cursor = [0] * levels
         self._held: dict[Path, T] = {}
@@ -46,31 +52,45 @@ class Order(Generic[T]):
         """Pieces that have arrived and are not certain yet."""
         return len(self._held)
 
-    def arrived(self, suffix: Path, piece: T, /) -> None:
+    def arrived(self, path: Path, piece: T, /) -> bool:
         """A piece is here; it and what waited for it alone go to ``out``.
+
+        Returns:
+            Whether that completes the group.
 
         Cost: O(1) amortised per piece.
         """
         if self._levels == 1:
-            if suffix[0] != self._next:
-                self._held[suffix] = piece
-                return
+            due = self._next
+            if path[-1] != due:
+                self._held[path[-1:]] = piece
+                return False
             self.out.append(piece)
-            self._next += 1
-            held = self._held
-            while held and (self._next,) in held:
-                self.out.append(held.pop((self._next,)))
-                self._next += 1
-            return
+            due += 1
+            if self._held:
+                while (due,) in self._held:
+                    self.out.append(self._held.pop((due,)))
+                    due += 1
+            self._next = due
+            return due == self._end
+        suffix = path[self._skip :]
         self._held[suffix] = piece
-        if list(suffix) == self._cursor:
-            self._walk()
+        return list(suffix) == self._cursor and self._walk()
 
-    def counted(self, prefix: Path, children: int, /) -> None:
-        """The node at *prefix*, shorter than a suffix, has that many children; 0 is legal."""
-        if self._levels > 1:
-            self._counts[prefix] = children
-            self._walk()
+    def counted(self, path: Path, children: int, /) -> bool:
+        """The node at *path*, shorter than a piece's, has that many children; 0 is legal.
+
+        Returns:
+            Whether that completes the group.
+        """
+        node = path[self._skip :]
+        if not node:
+            self._end = children
+            if self._levels == 1:
+                return self._next == children
+        else:
+            self._counts[node] = children
+        return self._walk()
 
     def check(self) -> None:
         """Assert that nothing is held that could be released."""
@@ -78,7 +98,7 @@ class Order(Generic[T]):
         assert due not in self._held, due
         assert all(suffix > due for suffix in self._held), due
 
-    def _walk(self) -> None:
+    def _walk(self) -> bool:
         cursor, held = self._cursor, self._held
         while True:
             due = tuple(cursor)
@@ -86,7 +106,7 @@ class Order(Generic[T]):
                 self.out.append(held.pop(due))
                 cursor[-1] += 1
             elif not self._leave(cursor):
-                return
+                return cursor[0] == self._end and not any(cursor[1:])
 
     def _leave(self, cursor: list[int]) -> bool:
         # Only a node whose deeper indices are all 0 can be left above the last level: the cursor

@@ -45,8 +45,7 @@ class LineSplitter:
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*\s|[。！？]+[」』”’]*|\n[ \t]*\n")
 _WORD = re.compile(r"(\S+)$")
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof sr jr st mt vs etc fig eq vol pp ed al approx dept inc ltd co corp "
-    "jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e cf viz a.m p.m u.s u.k".split()
+    ["mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "mt", "vs", "etc", "fig", "eq", "vol", "pp", "ed", "al", "approx", "dept", "inc", "ltd", "co", "corp", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "e.g", "i.e", "cf", "viz", "a.m", "p.m", "u.s", "u.k"]
 )
 _FINAL = re.compile(r"[。！？]")
 

@@ -13,9 +13,10 @@ import attrs
 
 from alto._aio import current_call
 from alto._declare import bind_resources, check_input
+from alto._declare.nested import own_resources
 from alto._run.call import Call
 from alto._run.handles import StreamHandle
-from alto._run.map import MapHandle, Progress
+from alto._run.map import MapHandle, Progress, map_requests
 from alto._run.node import Node
 from alto._run.request import Request
 from alto._run.resources import Resources, with_handles
@@ -91,14 +92,13 @@ class App:
         capacity: int,
         max_held_items: int,
     ) -> None:
-        for name, value in (("capacity", capacity), ("max_held_items", max_held_items)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                msg = f"open({name}=...) must be a whole number >= 1, not {value!r}"
-                raise ValueError(msg)
+        _check_count("open(capacity=...)", capacity)
+        _check_count("open(max_held_items=...)", max_held_items)
         self.declaration = declaration
         self.capacity = capacity
         self.max_held_items = max_held_items
-        bind_resources(declaration, resources)  # Refuse at once what cannot work.
+        # Refuse at once what cannot work.
+        bind_resources(declaration, own_resources(declaration, resources))
         self._resources = Resources(declaration, resources)
         self._values = resources
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -191,9 +191,7 @@ class App:
     ) -> MapHandle[Any, Any]:
         """Start a request per input, a bounded number at a time."""
         self._check_open()
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            msg = f"map(concurrency=...) must be a whole number >= 1, not {concurrency!r}"
-            raise ValueError(msg)
+        _check_count("map(concurrency=...)", concurrency)
         if order not in ("input", "completed"):
             msg = f"map(order=...) must be 'input' or 'completed', not {order!r}"
             raise ValueError(msg)
@@ -201,7 +199,7 @@ class App:
         def start(value: object) -> Request:
             return self._begin(unpack(value), order=None, timeout=timeout, priority=0)
 
-        return MapHandle(
+        return map_requests(
             self, inputs, start, concurrency=concurrency, order=order, progress=progress
         )
 
@@ -209,15 +207,17 @@ class App:
         """What it is doing now."""
         stages: dict[str, StageStatistics] = {}
         lanes = [lane for request in self._requests for lane in request.lanes]
+        running: dict[Node, int] = {}
         waiting: dict[Node, int] = {}
         for lane in lanes:
+            running[lane.node] = running.get(lane.node, 0) + lane.active
             waiting[lane.node] = waiting.get(lane.node, 0) + len(lane.ready)
         for installed in self._installed.values():
             own = installed.declaration is self.declaration
             prefix = "" if own else f"{installed.declaration.name}."
             for node in installed.nodes:
                 row = StageStatistics(
-                    running=node.running, waiting=waiting.get(node, 0), done=node.done
+                    running=running.get(node, 0), waiting=waiting.get(node, 0), done=node.done
                 )
                 if own or row.running or row.waiting:
                     stages[prefix + node.plan.name] = row
@@ -229,12 +229,20 @@ class App:
         )
 
     def nested(
-        self, declaration: Declaration, inputs: Sequence[object], call: Call, **options: Any
+        self,
+        declaration: Declaration,
+        inputs: Sequence[object],
+        call: Call,
+        *,
+        order: GroupOrder | None,
+        timeout: float | None,
     ) -> Request:
         """Start a request of another pipeline from inside a call of this app."""
         installed = self._install(declaration)
         _check_inputs(declaration, inputs)
-        request = Request(installed, parent=call, priority=call.priority, **options)
+        request = Request(
+            installed, parent=call, priority=call.priority, order=order, timeout=timeout
+        )
         return self._started(request, inputs)
 
     def spawn_worker(self, worker: Worker) -> None:
@@ -270,9 +278,9 @@ class App:
 
     def _own_values(self, declaration: Declaration) -> Mapping[str, object]:
         # A nested pipeline takes what it needs of the app's resources.
-        wanted = {r.name for node in declaration.nodes for r in node.stage.resources}
         if declaration is self.declaration:
-            return self._values
+            return own_resources(declaration, self._values)
+        wanted = {r.name for node in declaration.nodes for r in node.stage.resources}
         return {name: value for name, value in self._values.items() if name in wanted}
 
     def _begin(
@@ -356,12 +364,16 @@ def _check_inputs(declaration: Declaration, inputs: Sequence[object]) -> None:
         check_input(declaration, spec, value)
 
 
-def _check_options(order: GroupOrder | None, timeout: float | None) -> None:
+def _check_count(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        msg = f"{what} must be a whole number >= 1, not {value!r}"
+        raise ValueError(msg)
+
+
+def _check_options(order: GroupOrder | None, timeout: object) -> None:
     if order not in ("arrival", "ancestry", None):
         msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
         raise ValueError(msg)
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         msg = f"timeout= must be a number of seconds > 0, or None, not {timeout!r}"
         raise ValueError(msg)
-
-

@@ -10,7 +10,6 @@ import anyio
 from alto._aio import Cleanup, current_call
 
 if TYPE_CHECKING:
-    from alto._run.group import Row
     from alto._run.lane import Lane
     from alto._run.request import Request
     from alto.model import Path
@@ -25,28 +24,25 @@ class Call:
     tasks waits inside alto (``park`` … ``unpark``). See ``_core/turns.py``.
     """
 
-    __slots__ = ("_children", "_cleanup", "_holds", "_parks", "_resume", "cancelled", "closing",
-                 "done", "lane", "path", "row", "task", "untidy")  # fmt: skip
+    # Class attributes, not slots: of a call that never waits only three are ever set.
+    cancelled = False
+    """Nobody needs it any more; its outputs are dropped."""
+    closing = False
+    """Its code has ended; what is left is cleaning up, which nothing interrupts."""
+    done = False
+    """It has ended by itself and given all its outputs."""
+    untidy = False
+    """There may be something to close at the end: generations, nested requests."""
+    _holds = True
+    _parks = 0
+    _resume: asyncio.Future[None] | None = None
+    _cleanup: Cleanup | None = None
+    _children: set[Request] | None = None
 
     def __init__(self, lane: Lane, path: Path, task: asyncio.Task[Any] | None) -> None:
         self.lane = lane
         self.path = path
         self.task = task
-        self.cancelled = False
-        """Nobody needs it any more; its outputs are dropped."""
-        self.closing = False
-        """Its code has ended; what is left is cleaning up, which nothing interrupts."""
-        self.done = False
-        """It has ended by itself and given all its outputs."""
-        self.untidy = False
-        """There may be something to close at the end: generations, nested requests."""
-        self.row: Row | None = None
-        """Its groups."""
-        self._holds = True
-        self._parks = 0
-        self._resume: asyncio.Future[None] | None = None
-        self._cleanup: Cleanup | None = None
-        self._children: set[Request] | None = None
 
     @property
     def cleanup(self) -> Cleanup:
@@ -158,10 +154,10 @@ class Call:
             if lane.blocked_by(path) not in (None, waiters):
                 waiters.wake()
 
-    async def close_abandoned(self) -> None:
-        """Close what the stage's code has left early. A checkpoint of the call."""
-        if self._cleanup is not None and self._cleanup.pending:
-            await self._cleanup.close_abandoned()
+    @property
+    def must_close(self) -> bool:
+        """Whether the stage's code has left a generation early, which is to be closed now."""
+        return self._cleanup is not None and self._cleanup.pending
 
     async def tidy(self) -> None:
         """Close everything that must not outlive the call. Cancellation: shielded."""
@@ -179,6 +175,7 @@ class Call:
 
     def end(self) -> None:
         """The call has ended, well or not. Sync; exactly once."""
+        self.closing = True
         lane = self.lane
         node = lane.node
         lane.calls.discard(self)
@@ -189,14 +186,12 @@ class Call:
             node.turns.gave()
             if node.turns.resuming:
                 node.kick()
-        node.running -= 1
         node.done += self.done
         if lane.group_slots:
             lane.leave_row(self.path)
-        request = lane.request
-        request.active -= 1
-        if not request.active:
-            request.check_end()
+        lane.active -= 1
+        if not lane.active:
+            lane.request.check_end()
 
 
 def parking_call() -> Call | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from alto._core.order import Order
 from alto._run.call import parking_call
+from alto._run.ports import GroupPort
 from alto.errors import Closed
 from alto.stream import Group
 
@@ -31,15 +32,15 @@ T_co = TypeVar("T_co", covariant=True)
 class Waiters:
     """Who waits for room at one place: calls with an item in hand, or a lane that may not start.
 
-    All of them belong to the one lane that produces for this place. Room is given to one at a
-    time: whoever takes it passes on what is left, whoever cannot take it passes it on whole.
+    Room is given to one call at a time: whoever takes it passes on what is left, whoever cannot
+    take it passes it on whole. Lanes are told all at once, and look for themselves.
     """
 
-    __slots__ = ("_lane", "_pushers", "some")
+    __slots__ = ("_lanes", "_pushers", "some")
 
     def __init__(self) -> None:
         self._pushers: deque[asyncio.Future[None]] = deque()
-        self._lane: Lane | None = None
+        self._lanes: list[Lane] = []
         self.some = False
         """Whether anybody waits."""
 
@@ -55,25 +56,25 @@ class Waiters:
         """A call waits no more."""
         if granted in self._pushers:
             self._pushers.remove(granted)
-        self.some = bool(self._pushers) or self._lane is not None
+        self.some = bool(self._pushers or self._lanes)
 
     def block(self, lane: Lane) -> None:
         """A lane waits, behind all calls."""
-        self._lane = lane
+        self._lanes.append(lane)
         self.some = True
 
     def wake(self) -> None:
-        """There may be room: tell the first. Calls go before a lane that would start new ones."""
+        """There may be room: tell the first. Calls go before lanes that would start new ones."""
         pushers = self._pushers
         while pushers:
             granted = pushers.popleft()
             if not granted.done():
                 granted.set_result(None)
-                self.some = bool(pushers) or self._lane is not None
+                self.some = bool(pushers or self._lanes)
                 return
         self.some = False
-        if self._lane is not None:
-            lane, self._lane = self._lane, None
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
             lane.unblock()
 
     def wake_all(self) -> None:
@@ -85,14 +86,21 @@ class Waiters:
 class Row:
     """The groups of one call. See the module."""
 
-    __slots__ = ("begun", "groups", "offered", "path", "starving")
+    __slots__ = ("begun", "groups", "lane", "offered", "path", "starving")
 
     def __init__(self, lane: Lane, path: Path) -> None:
+        self.lane = lane
         self.path = path
         self.begun = False
         self.offered = False  # Whether the lane has been told that it can begin.
         self.starving = 0  # Reads of this row that wait for a piece.
         self.groups = tuple(RunGroup[Any](self, lane, port) for port in lane.group_slots)
+
+    def begin(self) -> None:
+        """One of its groups has its first piece, or is complete: its call may be able to start."""
+        if not self.offered:
+            self.offered = True
+            self.lane.begin(self)
 
     def starves(self) -> None:
         """A read waits: no group of this row is full now."""
@@ -105,8 +113,8 @@ class Row:
 class RunGroup(Group[T_co]):
     """The pieces of one parent, for one call."""
 
-    __slots__ = ("_iterated", "_lane", "_reader", "_row", "_slot", "buffer", "complete", "left",
-                 "order", "waiters")  # fmt: skip
+    __slots__ = ("_capacity", "_closure", "_iterated", "_lane", "_reader", "_row", "_slot",
+                 "buffer", "complete", "dropped", "left", "order", "waiters")  # fmt: skip
 
     def __init__(self, row: Row, lane: Lane, slot: int) -> None:
         self._row = row
@@ -116,12 +124,18 @@ class RunGroup(Group[T_co]):
         self._reader: asyncio.Future[None] | None = None
         self.buffer: deque[Any] = deque()
         """Pieces that can be read now."""
-        levels = lane.levels(slot)
+        port = lane.ports[slot]
+        assert isinstance(port, GroupPort)
+        self._capacity = lane.capacity
+        # One of the two says when it is complete.
+        self._closure = port.closure
         self.order: Order[Any] | None = None
-        if lane.node.spec.stage.order == "ancestry":
-            self.order = Order(levels, self.buffer)
+        if port.closure is None:
+            self.order = Order(port.depth - port.top, self.buffer, skip=port.top)
         self.complete = False
         """All pieces there will ever be have arrived."""
+        self.dropped = False
+        """Nobody needs the call that reads it any more."""
         self.left = False
         """Nobody reads it any more."""
         self.waiters = Waiters()
@@ -140,32 +154,55 @@ class RunGroup(Group[T_co]):
         self._iterated = True
         return self._pieces()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether whoever has another piece must wait."""
+    def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002
+        """Whether whoever has another piece must wait. Speaks the language of a port."""
+        if len(self.buffer) < self._capacity:
+            return False
         row = self._row
-        return len(self.buffer) >= self._lane.capacity and row.begun and not row.starving
+        return row.begun and not row.starving and not self.left
 
     @property
     def held(self) -> int:
         """Pieces that have arrived and have not been read."""
         return len(self.buffer) + (len(self.order) if self.order is not None else 0)
 
-    def arrived(self, path: Path, value: Any) -> None:  # noqa: ANN401
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
         """A piece is here."""
-        if self.order is None:
-            self.buffer.append(value)
+        if self.left:
+            return
+        request, buffer = self._lane.request, self.buffer
+        request.held += 1
+        if self.order is not None:
+            complete = self.order.arrived(path, value)
         else:
-            self.order.arrived(path[len(self._row.path) :], value)
-        if self._reader is not None and self.buffer:
+            assert self._closure is not None
+            buffer.append(value)
+            complete = self._closure.arrived(path) is not None
+        if complete:
+            self.finish()
+        elif self._reader is not None and buffer:
             self.wake()
+        if not self._row.offered:
+            self._row.begin()
+        if self.waiters.some and not self.is_full():
+            self.waiters.wake()
+        if request.held > request.max_held:
+            request.overflowed(self._lane)
 
     def counted(self, parent: Path, children: int) -> None:
         """The node at *parent* has that many children."""
+        if self.left:
+            return
         if self.order is not None:
-            self.order.counted(parent[len(self._row.path) :], children)
-            if self._reader is not None and self.buffer:
-                self.wake()
+            complete = self.order.counted(parent, children)
+        else:
+            assert self._closure is not None
+            complete = self._closure.counted(parent, children) is not None
+        if complete:
+            self.finish()
+            self._row.begin()
+        elif self._reader is not None and self.buffer:
+            self.wake()
 
     def finish(self) -> None:
         """All pieces have arrived."""
@@ -181,14 +218,17 @@ class RunGroup(Group[T_co]):
         self.buffer.clear()
         self.order = None
         if not self.complete:
+            if self._closure is not None:
+                self._closure.drop(self._row.path)
             self._lane.release(self._slot, self._row.path)
         self.waiters.wake_all()
         self.wake()
 
     def wake(self) -> None:
         """There is something for the reader."""
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     async def _pieces(self) -> AsyncGenerator[T_co, None]:
         buffer, request = self.buffer, self._lane.request
@@ -204,6 +244,8 @@ class RunGroup(Group[T_co]):
                 if self.complete:
                     return
                 await self._more()
+            if self.dropped:  # As if the call's cancellation had come in this very moment.
+                raise asyncio.CancelledError
             msg = "this Group's call has ended; iterate a Group only inside the call that got it"
             raise Closed(msg)
         finally:

@@ -33,7 +33,10 @@ class StreamHandle(Generic[R]):
 
     __slots__ = ("__weakref__", "_closed", "_finished", "_loop", "_reading", "_request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: object, /) -> None:
+        if not isinstance(request, Request):
+            msg = "a StreamHandle is made by app.stream(...), never by hand"
+            raise TypeError(msg)
         self._request = request
         self._loop = asyncio.get_running_loop()
         self._closed = False
@@ -136,4 +139,3 @@ class StreamHandle(Generic[R]):
             sink.reader = None
         if call is not None:
             await call.unpark()
-

@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from alto._aio import current_call
 from alto._core.demand import Demand
 from alto._core.join import Join
+from alto._run.call import Call
 from alto._run.group import Row, Waiters
 from alto._run.ports import GroupPort, ItemPort, JoinPort, Port
 
 if TYPE_CHECKING:
-    from alto._run.call import Call
     from alto._run.node import Node
     from alto._run.request import Request
     from alto._run.sink import Sink
@@ -37,7 +38,7 @@ __all__ = ("Lane",)
 class Lane:
     """One request at one node. See the module."""
 
-    __slots__ = ("blocked", "calls", "capacity", "demand", "dropped", "fn", "group_slots",
+    __slots__ = ("active", "blocked", "calls", "capacity", "demand", "dropped", "fn", "group_slots",
                  "is_full", "join", "node", "ports", "push", "ready", "request", "resources",
                  "rows", "targets", "told", "waiters")  # fmt: skip
 
@@ -46,21 +47,23 @@ class Lane:
         self.node = node
         self.fn = node.spec.stage.fn
         self.resources = node.resources
-        self.capacity = request.capacity
+        self.capacity: int = request.capacity
         self.ready: deque[tuple[Path, Any]] = deque()
         self.waiters = Waiters()
         """Who waits for room in ``ready``."""
         self.blocked = False
         """Whether the next ready call may not start, since its results would have no room."""
-        self.calls: set[Call] = set()
+        self.active: int = 0
         """Calls that have started and have not ended."""
+        self.calls: set[Call] = set()
+        """Those of them that have suspended, so that somebody could cancel them."""
         self.rows: dict[Path, Row] = {}
         """Groups whose call has not ended."""
         self.dropped: set[Path] = set()
         """Ancestors below which nothing is needed any more."""
         self.demand: Demand | None = None
         """What the consumers of this lane's stream have released; made at need."""
-        self.group_slots = node.group_slots
+        self.group_slots: tuple[int, ...] = node.group_slots
         self.join: Join | None = Join(node.plan.depth, node.join) if node.join else None
         self.ports: tuple[Port, ...] = tuple(self._port(slot) for slot in range(node.arity))
         # Filled by the request once all lanes exist:
@@ -82,10 +85,6 @@ class Lane:
             self.push = targets[0].push
             self.is_full = targets[0].is_full
 
-    def levels(self, slot: int) -> int:
-        """How many levels a group of *slot* gathers."""
-        return self.node.plan.inputs[slot].depth - self.node.plan.depth
-
     # ---- what can start
 
     def offer(self) -> None:
@@ -95,20 +94,20 @@ class Lane:
             self.node.kick()
 
     def take(self) -> tuple[Path, Any] | None:
-        """The next call to start, whose permit is taken, or None if there is none after all."""
+        """The next call to start, whose permit is taken, or None if there is none after all.
+
+        The lane is out of line; the worker sees that it is offered again.
+        """
         ready = self.ready
         if not ready:
             return None
         path = ready[0][0]
-        if (waiters := self.blocked_by(path)) is not None:
+        if self.is_full(path) and (waiters := self.blocked_by(path)) is not None:
             waiters.block(self)
             self.blocked = True
             return None
         start = ready.popleft()
-        self.node.running += 1
-        self.request.active += 1
-        if ready:
-            self.node.turns.offered(self)
+        self.active += 1
         if self.waiters.some:
             self.waiters.wake()
         return start
@@ -161,6 +160,12 @@ class Lane:
                 return target.waiters_for(path)
         return None
 
+    def inlet(self, path: Path) -> tuple[Any, Any]:
+        """``is_full`` and ``push`` for what the generator call at *path* gives."""
+        if len(self.targets) == 1:
+            return self.targets[0].inlet(path)
+        return self.is_full, self.push
+
     def counted(self, path: Path, children: int) -> None:
         """The call at *path* has ended after *children* outputs."""
         for port in self.told:
@@ -212,11 +217,15 @@ class Lane:
             self.join.drop(ancestor)
             self.request.held += self.join.held - held
         running = [call for call in self.calls if call.path[:size] == ancestor]
+        mine = current_call.get()  # A call that has not suspended yet is in no set.
+        if isinstance(mine, Call) and mine.lane is self and mine.path[:size] == ancestor:
+            running.append(mine)
         for call in running:
             call.cancel()
         paths = {call.path for call in running}
         for path in [p for p in self.rows if p[:size] == ancestor]:
             for group in self.rows[path].groups:
+                group.dropped = True
                 group.leave()
             if path not in paths:  # A running call's row goes when the call has ended.
                 del self.rows[path]

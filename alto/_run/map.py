@@ -20,7 +20,7 @@ from alto.errors import AltoError, Closed
 if TYPE_CHECKING:
     from alto._run.app import App
 
-__all__ = ("MapHandle", "Progress", "Result")
+__all__ = ("MapHandle", "Progress", "Result", "map_requests")
 
 In = TypeVar("In")
 R = TypeVar("R")
@@ -64,14 +64,14 @@ class _Feeding:
 
     def __init__(
         self,
-        app: App,
+        start: Callable[[Any], Request],
         *,
-        window: int,
+        concurrency: int,
         ordered: bool,
         report: Callable[[Progress], object] | None,
     ) -> None:
-        self.app = app
-        self.concurrency = window
+        self.start = start
+        self.concurrency = concurrency
         self.ordered = ordered
         self.report = report
         self.running: dict[int, tuple[Request, object]] = {}
@@ -134,29 +134,15 @@ class MapHandle(Generic[In, R]):
     Cancellation: cancelling the task that reads loses no result.
     """
 
-    __slots__ = ("_feeding", "_loop", "_source", "_start")
+    __slots__ = ("_feeding", "_loop", "_source")
 
-    def __init__(
-        self,
-        app: App,
-        source: Iterable[Any] | AsyncIterable[Any],
-        start: Callable[[Any], Request],
-        *,
-        concurrency: int,
-        order: Literal["input", "completed"],
-        progress: bool | Callable[[Progress], object],
-    ) -> None:
-        report = _print_progress if progress is True else progress or None
-        self._feeding = feeding = _Feeding(
-            app, window=concurrency, ordered=order == "input", report=report
-        )
+    def __init__(self, feeding: object, source: Iterator[object] | None, /) -> None:
+        if not isinstance(feeding, _Feeding):
+            msg = "a MapHandle is made by app.map(...), never by hand"
+            raise TypeError(msg)
+        self._feeding = feeding
         self._loop = asyncio.get_running_loop()
-        self._start = start
-        self._source: Iterator[Any] | None = None
-        if isinstance(source, AsyncIterable):
-            app.spawn(_feed, feeding, aiter(source), start)
-        else:
-            self._source = iter(source)
+        self._source = source
 
     def __aiter__(self) -> Self:
         """Itself: results are handed out once."""
@@ -224,7 +210,7 @@ class MapHandle(Generic[In, R]):
             except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
                 feeding.exhausted, feeding.error = True, error
             else:
-                _start_one(feeding, value, self._start)
+                _start_one(feeding, value)
 
     async def _more(self) -> None:
         feeding = self._feeding
@@ -247,11 +233,29 @@ class MapHandle(Generic[In, R]):
             await call.unpark()
 
 
-def _start_one(feeding: _Feeding, value: Any, start: Callable[[Any], Request]) -> None:  # noqa: ANN401
+def map_requests(
+    app: App,
+    source: Iterable[Any] | AsyncIterable[Any],
+    start: Callable[[Any], Request],
+    *,
+    concurrency: int,
+    order: Literal["input", "completed"],
+    progress: bool | Callable[[Progress], object],
+) -> MapHandle[Any, Any]:
+    """Start a request per input of *source*, as results are taken."""
+    report = _print_progress if progress is True else progress or None
+    feeding = _Feeding(start, concurrency=concurrency, ordered=order == "input", report=report)
+    if isinstance(source, AsyncIterable):
+        app.spawn(_feed, feeding, aiter(source))
+        return MapHandle(feeding, None)
+    return MapHandle(feeding, iter(source))
+
+
+def _start_one(feeding: _Feeding, value: object) -> None:
     index = feeding.started
     feeding.started += 1
     try:
-        request = start(value)
+        request = feeding.start(value)
     except AltoError as error:
         feeding.done(index, Result(index=index, input=value, error=error))
         return
@@ -284,9 +288,7 @@ def _result(index: int, value: object, request: Request) -> Result[Any, Any]:
         return Result(index=index, input=value, error=error)
 
 
-async def _feed(
-    feeding: _Feeding, source: AsyncIterator[Any], start: Callable[[Any], Request]
-) -> None:
+async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
     # A task of the app: an async iterable of inputs is pulled beside the requests.
     try:
         while not feeding.closed:
@@ -294,13 +296,13 @@ async def _feed(
                 feeding.feeder = asyncio.get_running_loop().create_future()
                 await feeding.feeder
             if feeding.closed:
-                break
+                break  # type: ignore[unreachable]  # the attribute has changed meanwhile
             try:
                 value = await anext(source)
             except StopAsyncIteration:
                 break
             if not feeding.closed:
-                _start_one(feeding, value, start)
+                _start_one(feeding, value)
     except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
         feeding.error = error
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alto._core.turns import Turns
 from alto._run.worker import Worker
@@ -29,7 +29,7 @@ class Node:
     """
 
     __slots__ = ("arity", "closing", "done", "group_slots", "idle", "join", "leader", "loop",
-                 "plan", "resources", "running", "spawn", "spec", "turns")  # fmt: skip
+                 "plan", "resources", "spawn", "spec", "turns")  # fmt: skip
 
     def __init__(
         self,
@@ -48,8 +48,6 @@ class Node:
         """The worker that is being woken, or runs calls that have not suspended. See worker.py."""
         self.idle: list[Worker] = []
         self.closing = False
-        self.running = 0
-        """Calls that have started and have not ended."""
         self.done = 0
         """Calls that have ended by themselves since the app was opened."""
         self.arity = len(plan.inputs)

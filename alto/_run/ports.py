@@ -37,6 +37,10 @@ class Port:
         """Where to wait while it is full."""
         return self.lane.waiters
 
+    def inlet(self, path: Path) -> tuple[Any, Any]:  # noqa: ARG002
+        """``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        return self.is_full, self.push
+
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
         """An item is here."""
         raise NotImplementedError
@@ -106,13 +110,17 @@ class JoinPort(Port):
 class GroupPort(Port):
     """A parameter that gathers."""
 
-    __slots__ = ("closure", "rank", "top")
+    __slots__ = ("closure", "depth", "rank", "top")
 
     def __init__(self, lane: Lane, slot: int) -> None:
         super().__init__(lane, slot)
         self.top = lane.node.plan.depth
         self.rank = lane.group_slots.index(slot)
-        self.closure = Closure(self.top, lane.node.plan.inputs[slot].depth)
+        self.depth = lane.node.plan.inputs[slot].depth
+        self.closure: Closure | None = None
+        """Counts where pieces come as they arrive; else every group's order does."""
+        if lane.node.spec.stage.order == "arrival":
+            self.closure = Closure(self.top, self.depth)
 
     def is_full(self, path: Path) -> bool:
         """As its group says; without one yet, as the lane's other calls say."""
@@ -121,7 +129,8 @@ class GroupPort(Port):
             if self.dropped and self.is_dropped(path):
                 return False
             return len(self.lane.ready) >= self.lane.capacity
-        return row.groups[self.rank].is_full
+        full: bool = row.groups[self.rank].is_full()
+        return full
 
     def waiters_for(self, path: Path) -> Waiters:
         """Where to wait while it is full."""
@@ -132,37 +141,23 @@ class GroupPort(Port):
         """Put it into its group, and see whether that is complete."""
         if self.dropped and self.is_dropped(path):
             return
-        lane = self.lane
-        key = path[: self.top]
+        lane, key = self.lane, path[: self.top]
         row = lane.rows.get(key)
         if row is None:
             row = lane.row(key)
+        row.groups[self.rank].push(path, value)
+
+    def inlet(self, path: Path) -> tuple[Any, Any]:
+        """All that one generator call gives goes to one group."""
+        key = path[: self.top]
+        row = self.lane.rows.get(key)
+        if row is None:  # Nobody needs it any more.
+            return self.is_full, self.push
         group = row.groups[self.rank]
-        request = lane.request
-        request.held += 1
-        group.arrived(path, value)
-        if not row.begun:
-            self._begin(row)
-        if self.closure.arrived(path) is not None:
-            group.finish()
-        if group.waiters.some and not group.is_full:
-            group.waiters.wake()
-        if request.held > request.max_held:
-            request.overflowed(lane)
+        return group.is_full, group.push
 
     def counted(self, parent: Path, children: int) -> None:
         """An inner node has that many children; with its last piece, a group is complete."""
         if self.dropped and self.is_dropped(parent):
             return
-        row = self.lane.row(parent[: self.top])
-        group = row.groups[self.rank]
-        group.counted(parent, children)
-        if self.closure.counted(parent, children) is not None:
-            group.finish()
-            if not row.begun:
-                self._begin(row)
-
-    def _begin(self, row: Any) -> None:  # noqa: ANN401
-        if not row.offered:
-            row.offered = True
-            self.lane.begin(row)
+        self.lane.row(parent[: self.top]).groups[self.rank].counted(parent, children)

@@ -25,11 +25,11 @@ __all__ = ("Request",)
 class Request:
     """One run of a pipeline, from its input to its last result. Everything in here is sync.
 
-    It has ended when all results are there, or it was stopped, *and* none of its calls runs any
-    more: nothing of a request outlives it.
+    It has ended when all results are there, or it was stopped, *and* none of its calls runs or
+    could start any more: nothing of a request outlives it.
     """
 
-    __slots__ = ("_ended", "_results", "_timer", "active", "capacity", "deadline", "ended",
+    __slots__ = ("_ended", "_results", "_timer", "capacity", "deadline", "ended",
                  "error", "held", "installed", "lanes", "max_held", "on_end", "parent", "priority",
                  "sink", "stopping")  # fmt: skip
 
@@ -51,8 +51,6 @@ class Request:
         """The call that started it, where a stage called a pipeline."""
         self.deadline: float | None = None
         """When its time is over, on the loop's clock."""
-        self.active = 0
-        """Calls that have started and have not ended."""
         self.held = 0
         """Pieces and items in group and join buffers."""
         self.error: RequestError | None = None
@@ -66,7 +64,9 @@ class Request:
         self.sink = Sink(self, plan.depth, order)
         self.lanes = tuple(Lane(self, node) for node in installed.nodes)
         for lane in self.lanes:
-            lane.connect(self._ports(lane.node.plan.consumers), self._ports(lane.node.plan.counts_to))
+            lane.connect(
+                self._ports(lane.node.plan.consumers), self._ports(lane.node.plan.counts_to)
+            )
         if parent is not None:
             self.deadline = parent.deadline
             parent.adopt(self)
@@ -178,7 +178,11 @@ class Request:
 
     def check_end(self) -> None:
         """See whether it has ended, now that no call of it runs or it was told to stop."""
-        if self.active or self.ended or not (self.sink.complete or self.stopping):
+        if self.ended or not (self.sink.complete or self.stopping):
+            return
+        # All results may be there while calls still run whose results go nowhere (the other side of
+        # an empty join). They are waited for: a request makes the calls that a sequential run makes.
+        if any(lane.active or lane.ready for lane in self.lanes):
             return
         self.ended = True
         if self._timer is not None:

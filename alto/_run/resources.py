@@ -86,7 +86,6 @@ def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, o
     return {
         name: LLM(value)
         if isinstance(value, Engine)
-        and not isinstance(value, LLM)
         and LLM in (asked[name], *get_args(asked[name]))
         else value
         for name, value in kwargs.items()

@@ -58,6 +58,10 @@ class Sink:
         """Where to wait while it is full."""
         return self.waiters
 
+    def inlet(self, path: Path) -> tuple[Any, Any]:  # noqa: ARG002
+        """``is_full`` and ``push`` for what one generator call gives."""
+        return self.is_full, self.push
+
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
         """A result is here."""
         if self.request.stopping:

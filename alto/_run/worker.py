@@ -64,11 +64,15 @@ class _Driven:
 class Worker:
     """One task that runs calls of one node."""
 
-    __slots__ = ("_idle", "node", "task")
+    __slots__ = ("_idle", "call", "lane", "node", "task")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.task: asyncio.Task[Any] | None = None
+        self.call: Call | None = None
+        """The call it runs, as long as that has not suspended."""
+        self.lane: Lane | None = None
+        """That call's lane, which is out of line in this time."""
         self._idle: asyncio.Future[None] | None = None
 
     async def main(self) -> None:
@@ -83,8 +87,14 @@ class Worker:
             self._idle.set_result(None)
 
     def suspends(self) -> None:
-        """The worker is about to wait: somebody else may lead."""
+        """The worker is about to wait: its call can be cancelled now, and somebody else may lead."""
+        call, self.call = self.call, None
+        if call is not None:
+            call.lane.calls.add(call)
         node = self.node
+        lane, self.lane = self.lane, None
+        if lane is not None and lane.ready and not lane.blocked:
+            node.turns.offered(lane)
         if node.leader is self:
             node.leader = None
             if node.turns.has_next:
@@ -92,16 +102,11 @@ class Worker:
 
     async def _loop(self) -> None:
         node = self.node
-        next_queue = node.turns.next_queue
-        run = self._run_generator if node.spec.stage.generator else self._run_coroutine
+        turns = node.turns
+        serve = self._generators if node.spec.stage.generator else self._coroutines
         while True:
-            lane = next_queue()
-            if lane is not None:
-                if (start := lane.take()) is None:
-                    node.turns.gave()
-                    continue
-                await run(lane, *start)
-                continue
+            if (lane := turns.next_queue()) is not None:
+                await serve(lane)
             if node.leader is self:
                 node.leader = None
             if node.closing or len(node.idle) >= _MOST_IDLE:
@@ -111,46 +116,70 @@ class Worker:
             node.idle.append(self)
             await self._idle
 
-    async def _run_coroutine(self, lane: Lane, path: tuple[int, ...], args: list[Any]) -> None:
-        call = Call(lane, path, self.task)
-        current_call.set(call)
-        lane.calls.add(call)
-        try:
-            value = await lane.fn(*args, **lane.resources)
-            if not call.cancelled:
-                # A leader has not suspended since the lane saw that there is room.
-                if self.node.leader is not self and lane.is_full(path):
-                    await call.room(path)
-                lane.push(path, value)
-                call.done = True
-        except asyncio.CancelledError as error:
-            self._cancelled(call, error)
-        except Exception as error:  # noqa: BLE001  # the request fails with it
-            lane.request.stage_failed(call, error)
-        if call.untidy:
-            call.closing = True
-            await self._tidy(call)
-        call.end()
+    async def _coroutines(self, lane: Lane | None) -> None:
+        # Serves until nothing can be started. One permit has been taken for *lane*.
+        node, turns, task = self.node, self.node.turns, self.task
+        while lane is not None:
+            if (start := lane.take()) is None:
+                turns.gave()
+                lane = turns.next_queue()
+                continue
+            path, args = start
+            self.call = call = Call(lane, path, task)
+            self.lane = lane
+            current_call.set(call)
+            try:
+                value = await lane.fn(*args, **lane.resources)
+                if not call.cancelled:
+                    # A leader has not suspended since the lane saw that there is room.
+                    if node.leader is not self and lane.is_full(path):
+                        await call.room(path)
+                    lane.push(path, value)
+                    call.done = True
+            except asyncio.CancelledError as error:
+                self._cancelled(call, error)
+            except Exception as error:  # noqa: BLE001  # the request fails with it
+                lane.request.stage_failed(call, error)
+            if call.untidy:
+                call.closing = True
+                await self._tidy(call)
+            self.call = self.lane = None
+            call.end()
+            lane = turns.next_after(lane, bool(lane.ready) and not lane.blocked)
+
+    async def _generators(self, lane: Lane | None) -> None:
+        # As above.
+        turns = self.node.turns
+        while lane is not None:
+            if (start := lane.take()) is None:
+                turns.gave()
+                lane = turns.next_queue()
+            else:
+                await self._run_generator(lane, *start)
+                lane = turns.next_after(lane, bool(lane.ready) and not lane.blocked)
 
     async def _run_generator(self, lane: Lane, path: tuple[int, ...], args: list[Any]) -> None:
-        call = Call(lane, path, self.task)
+        self.call = call = Call(lane, path, self.task)
+        self.lane = lane
         current_call.set(call)
-        lane.calls.add(call)
         outputs = lane.fn(*args, **lane.resources)
+        is_full, push = lane.is_full, lane.push
         children = 0
         try:
             async for value in outputs:
                 if call.cancelled:
                     break
                 child = (*path, children)
-                if lane.is_full(child):
+                if is_full(child):
                     await call.room(child)
-                lane.push(child, value)
+                push(child, value)
                 children += 1
-                if call.untidy:
-                    await call.close_abandoned()
-                if call.cancelled:
-                    break
+                if children == 1:  # From here on it is known where all of them go.
+                    is_full, push = lane.inlet(path)
+                if call.untidy and call.must_close:
+                    await call.cleanup.close_abandoned()
+                if call.cancelled:  # By what it pushed, for example.
+                    break  # type: ignore[unreachable]  # the attribute has changed meanwhile
             else:
                 if not call.cancelled:
                     lane.counted(path, children)
@@ -164,6 +193,7 @@ class Worker:
             await self._close(call, outputs)
         if call.untidy:
             await self._tidy(call)
+        self.call = self.lane = None
         call.end()
 
     @staticmethod
