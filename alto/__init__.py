@@ -1,0 +1,115 @@
+"""Pipelines of language models and plain code that stream partial results from stage to stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alto import text as text
+from alto._app import App as App
+from alto._run import AppStatistics as AppStatistics
+from alto._run import MapHandle as MapHandle
+from alto._run import Progress as Progress
+from alto._run import Result as Result
+from alto._run import StageStatistics as StageStatistics
+from alto._run import StreamHandle as StreamHandle
+from alto._stage import Stage as Stage
+from alto._stage import stage as stage
+from alto.errors import AltoError as AltoError
+from alto.errors import BufferExceeded as BufferExceeded
+from alto.errors import Closed as Closed
+from alto.errors import DeadlineExceeded as DeadlineExceeded
+from alto.errors import EngineDied as EngineDied
+from alto.errors import EngineError as EngineError
+from alto.errors import EngineStartError as EngineStartError
+from alto.errors import GenerationFailed as GenerationFailed
+from alto.errors import GraphError as GraphError
+from alto.errors import InputError as InputError
+from alto.errors import InvalidRequest as InvalidRequest
+from alto.errors import PromptTooLong as PromptTooLong
+from alto.errors import RequestError as RequestError
+from alto.errors import ResourceError as ResourceError
+from alto.errors import StageError as StageError
+from alto.llm import LLM as LLM
+from alto.llm import Generation as Generation
+from alto.model import Chunk as Chunk
+from alto.model import Completion as Completion
+from alto.model import EngineStatistics as EngineStatistics
+from alto.model import FinishReason as FinishReason
+from alto.model import GenerateRequest as GenerateRequest
+from alto.model import Message as Message
+from alto.model import Path as Path
+from alto.model import Prompt as Prompt
+from alto.model import Usage as Usage
+from alto.pipeline import Pipeline as Pipeline
+from alto.pipeline import pipeline as pipeline
+from alto.protocols import Engine as Engine
+from alto.stream import Group as Group
+from alto.stream import Stream as Stream
+
+if TYPE_CHECKING:
+    from alto.engines.vllm import VLLM as VLLM
+
+    __version__: str
+
+__all__ = (
+    "AltoError",
+    "App",
+    "AppStatistics",
+    "BufferExceeded",
+    "Chunk",
+    "Closed",
+    "Completion",
+    "DeadlineExceeded",
+    "Engine",
+    "EngineDied",
+    "EngineError",
+    "EngineStartError",
+    "EngineStatistics",
+    "FinishReason",
+    "GenerateRequest",
+    "Generation",
+    "GenerationFailed",
+    "GraphError",
+    "Group",
+    "InputError",
+    "InvalidRequest",
+    "LLM",
+    "MapHandle",
+    "Message",
+    "Path",
+    "Pipeline",
+    "Progress",
+    "Prompt",
+    "PromptTooLong",
+    "RequestError",
+    "ResourceError",
+    "Result",
+    "Stage",
+    "StageError",
+    "StageStatistics",
+    "Stream",
+    "StreamHandle",
+    "Usage",
+    "VLLM",
+    "pipeline",
+    "stage",
+    "text",
+)
+
+
+def __getattr__(name: str) -> object:
+    """What is dear to import, or to look up, at its first use."""
+    if name == "VLLM":
+        from alto.engines.vllm import VLLM  # noqa: PLC0415  # not for those who have an engine
+
+        return VLLM
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  # 10 ms that few need
+
+        return version("alto-llm")
+    msg = f"module 'alto' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

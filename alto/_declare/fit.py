@@ -1,0 +1,234 @@
+"""Whether a type fits another: an edge is refused only where it is provably wrong.
+
+The rules are those of the type checkers where both types are known, and lenient where something
+is not: ``Any``, type variables, bare generics, what a Protocol's methods take. Type arguments are
+compared covariantly, also where a checker would insist on equality.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from collections.abc import Iterable
+from enum import Enum
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Never,
+    NewType,
+    NoReturn,
+    Protocol,
+    Union,
+    Unpack,
+    get_args,
+    get_origin,
+    is_typeddict,
+)
+
+__all__ = ("CALLABLE", "PROMOTED", "class_of", "fits", "is_protocol", "is_union", "missing_members", "plain",
+           "protocol_methods")  # fmt: skip
+
+PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}
+"""What the checkers take for subclasses of a class."""
+
+ONE_ARGUMENT: tuple[type, ...] = (
+    abc.AsyncIterable, abc.AsyncIterator, abc.Collection, abc.Container, abc.Iterable, abc.Iterator,
+    abc.MutableSequence, abc.MutableSet, abc.Reversible, abc.Sequence, abc.Set,
+)  # fmt: skip
+"""Generics whose argument is the type of an element."""
+
+MAPPINGS: tuple[type, ...] = (abc.Mapping, abc.MutableMapping, dict)
+
+CALLABLE: object = abc.Callable
+"""A class to Python, a special form to the checkers."""
+
+ELEMENTS: dict[type, type] = {str: str, bytes: int, bytearray: int, range: int}
+"""What iterating over a class without arguments gives."""
+
+
+def plain(tp: object, /) -> object:
+    """*tp* without what says nothing about values: ``Annotated``, aliases."""
+    while True:
+        if get_origin(tp) is Annotated:
+            tp = get_args(tp)[0]
+        elif type(tp).__name__ == "TypeAliasType":  # Python 3.12: `type X = ...`.
+            tp = getattr(tp, "__value__", Any)
+        else:
+            return NoneType if tp is None else tp
+
+
+def is_union(tp: object, /) -> bool:
+    """Whether *tp* is ``A | B`` or ``Union[A, B]``."""
+    origin = get_origin(tp)
+    return origin is Union or origin is UnionType
+
+
+def class_of(tp: object, /) -> type | None:
+    """The class of *tp*'s values; None where there is no one class."""
+    origin = get_origin(tp) or tp
+    return origin if isinstance(origin, type) and origin is not Any else None
+
+
+def is_protocol(cls: type, /) -> bool:
+    """Whether *cls* is a Protocol, which says what values can do rather than what they are."""
+    return bool(getattr(cls, "_is_protocol", False))
+
+
+def fits(given: object, wanted: object, /) -> bool:
+    """Whether a value of type *given* may stand where *wanted* is asked for.
+
+    Returns:
+        False only where it is provably wrong.
+    """
+    given, wanted = plain(given), plain(wanted)
+    if wanted is object or given is Never or given is NoReturn:
+        return True
+    if is_union(given):
+        return all(fits(one, wanted) for one in get_args(given))
+    if get_origin(given) is Literal:
+        return all(_value_fits(value, wanted) for value in get_args(given))
+    if is_union(wanted):
+        return any(fits(given, one) for one in get_args(wanted)) or _members_fit(given, wanted)
+    if get_origin(wanted) is Literal:
+        return class_of(given) is None or _members_fit(given, wanted)
+    if isinstance(given, NewType):
+        return given is wanted or fits(given.__supertype__, wanted)
+    if isinstance(wanted, NewType):
+        return class_of(given) is None
+    given_class, wanted_class = class_of(given), class_of(wanted)
+    if given_class is None or wanted_class is None:
+        return True
+    return _class_fits(given, given_class, wanted, wanted_class)
+
+
+def _value_fits(value: object, wanted: object) -> bool:
+    # One value of a Literal.
+    if is_union(wanted):
+        return any(_value_fits(value, plain(one)) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return any(type(one) is type(value) and one == value for one in get_args(wanted))
+    return fits(type(value), wanted)
+
+
+def _members_fit(given: object, wanted: object) -> bool:
+    # bool and enums are the union of their values.
+    if given is bool:
+        return all(_value_fits(value, wanted) for value in (True, False))
+    if given is NoneType:
+        return _value_fits(None, wanted)
+    if isinstance(given, type) and issubclass(given, Enum):
+        return all(_value_fits(value, wanted) for value in given)
+    return False
+
+
+def _class_fits(given: object, given_class: type, wanted: object, wanted_class: type) -> bool:
+    if is_protocol(wanted_class):
+        return not missing_members(given_class, wanted_class)
+    if is_typeddict(wanted_class):
+        return is_typeddict(given_class) or given_class in MAPPINGS
+    try:
+        below = issubclass(given_class, wanted_class)
+    except TypeError:  # A metaclass that does not say.
+        return True
+    if not below:
+        return issubclass(given_class, PROMOTED.get(wanted_class, ()))
+    return _arguments_fit(given, get_args(wanted), wanted_class)
+
+
+def _arguments_fit(given: object, wanted: tuple[object, ...], cls: type) -> bool:
+    if not wanted or cls is CALLABLE:
+        return True
+    if cls is tuple and class_of(given) is tuple:
+        return _tuples_fit(get_args(given), wanted)
+    have = _arguments_as(given, cls)
+    if have is None or len(have) != len(wanted):
+        return True
+    if cls in (abc.Generator, abc.AsyncGenerator, abc.Coroutine):
+        have = have[:1]  # The others travel the other way.
+    flipped = [getattr(p, "__contravariant__", False) for p in getattr(cls, "__parameters__", ())]
+    flipped += [False] * len(wanted)
+    return all(
+        turned or fits(one, other)
+        for one, other, turned in zip(have, wanted, flipped, strict=False)
+    )
+
+
+def _tuples_fit(given: tuple[object, ...], wanted: tuple[object, ...]) -> bool:
+    if not given:
+        return True
+    if len(wanted) == 2 and wanted[1] is Ellipsis:
+        return all(fits(one, wanted[0]) for one in given if one is not Ellipsis)
+    if len(given) == 2 and given[1] is Ellipsis:
+        return all(fits(given[0], one) for one in wanted)
+    if any(map(_is_unpacked, (*given, *wanted))):
+        return True
+    return len(given) == len(wanted) and all(map(fits, given, wanted))
+
+
+def _arguments_as(tp: object, cls: type) -> tuple[object, ...] | None:
+    # The arguments of `cls` where `tp`, a subclass, is seen as one; None: nobody knows.
+    own, args = class_of(tp), get_args(tp)
+    assert own is not None
+    if own is cls:
+        return args or None
+    if cls in ONE_ARGUMENT and own in ELEMENTS:
+        return (ELEMENTS[own],)
+    if own.__module__ in ("builtins", "collections", "collections.abc"):
+        return _builtin_as(own, args, cls)
+    known = dict(zip(getattr(own, "__parameters__", ()), args, strict=False))
+    for base in vars(own).get("__orig_bases__", own.__bases__):
+        base_class = class_of(base)
+        if base_class is not None and issubclass(base_class, cls):
+            filled = tuple(known.get(arg, Any) if _is_variable(arg) else arg
+                           for arg in get_args(base))  # fmt: skip
+            return _arguments_as(base_class[filled] if filled else base, cls)  # type: ignore[index]
+    return None
+
+
+def _builtin_as(own: type, args: tuple[object, ...], cls: type) -> tuple[object, ...] | None:
+    if own is tuple and args and cls in ONE_ARGUMENT:
+        elements = tuple(arg for arg in args if arg is not Ellipsis)
+        return (Union[elements],) if elements else None  # noqa: UP007  # built at run time
+    if cls in ONE_ARGUMENT and args and own is not abc.ItemsView:
+        return args[:1]
+    if cls in MAPPINGS and len(args) == len(("key", "value")):
+        return args
+    return None
+
+
+def _is_unpacked(tp: object) -> bool:
+    return get_origin(tp) is Unpack or getattr(tp, "__unpacked__", False) is True
+
+
+def _is_variable(tp: object) -> bool:
+    return hasattr(tp, "__bound__")  # TypeVar, ParamSpec
+
+
+def missing_members(cls: type, protocol: type, /) -> list[str]:
+    """Methods that *protocol* asks for and that instances of *cls* provably do not have.
+
+    An instance may get a method in ``__init__`` or through ``__getattr__``, so only what Python
+    looks up on the class, and classes without a dictionary, prove anything.
+    """
+    if cls is protocol or is_protocol(cls) or hasattr(cls, "__getattr__"):
+        return []
+    closed = cls.__dictoffset__ == 0
+    return [name for name in protocol_methods(protocol)
+            if not hasattr(cls, name) and (closed or name.startswith("__"))]  # fmt: skip
+
+
+def protocol_methods(protocol: type, /) -> list[str]:
+    """Methods and properties in the body of *protocol* and of the protocols it extends."""
+    return sorted(set(_methods(protocol.__mro__)))
+
+
+def _methods(classes: Iterable[type]) -> Iterable[str]:
+    of_any_class = {"__annotate__", "__annotate_func__", "__class_getitem__", "__init__",
+                    "__init_subclass__", "__new__", "__subclasshook__"}  # fmt: skip
+    for cls in classes:
+        if is_protocol(cls) and cls is not Protocol:
+            for name, value in vars(cls).items():
+                is_method = callable(value) or isinstance(value, property)
+                if is_method and name not in of_any_class:
+                    yield name

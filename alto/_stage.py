@@ -1,0 +1,260 @@
+"""Stages: what ``@stage`` makes of an async function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
+from functools import update_wrapper
+from types import MappingProxyType
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    TypeVarTuple,
+    cast,
+    final,
+    get_args,
+    overload,
+)
+
+from alto._declare import check_resource
+from alto._declare.names import Unresolved
+from alto._declare.resources import refuse_unknown
+from alto._declare.shape import check_concurrency, check_name
+from alto._declare.source import Source, local_names, stage_source
+from alto._declare.trace import call_stage
+from alto._spec import GroupOrder, StageSpec
+from alto.errors import GraphError, ResourceError
+from alto.stream import Group, Stream
+
+__all__ = ("DEFAULT_CONCURRENCY", "Stage", "StageDecorator", "stage")
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+P = ParamSpec("P")
+Ins = TypeVarTuple("Ins")
+Rest = TypeVarTuple("Rest")
+
+AsyncFunction: TypeAlias = Callable[P, Coroutine[Any, Any, R] | AsyncIterable[R]]
+"""Any: what a coroutine is sent while it waits, which is its loop's affair."""
+
+DEFAULT_CONCURRENCY: Final = 32
+"""Calls of a stage that run at once, where it does not say."""
+
+
+@final
+class Stage(Generic[*Ins, R_co]):
+    """An async function as a part of pipelines; made by :data:`stage`.
+
+    ``Stage[str, Passage]`` takes a stream of ``str`` and gives a stream of ``Passage``; with more
+    stream parameters their types stand before the last one: ``Stage[str, Passage, Verdict]``.
+
+    Calling it in a pipeline function, on one stream for each positional parameter, gives the stream
+    of its results. ``by=`` names the stream whose items the groups are gathered by, where that is
+    not the direct parent.
+
+    Raises:
+        GraphError: From a call: outside a pipeline, or on streams that do not fit; the message
+            names stage, parameter and remedy.
+    """
+
+    def __init__(self, source: Source[StageSpec], bound: Mapping[str, object], /) -> None:
+        self._source = source
+        self._bound = MappingProxyType(dict(bound))
+        update_wrapper(cast("Callable[..., object]", self), source.shape.fn)  # see the overloads
+
+    def __repr__(self) -> str:
+        shape = self._source.shape
+        bound = f", bound: {', '.join(self._bound)}" if self._bound else ""
+        return f"<Stage {shape.name!r} {shape}{bound}>"
+
+    @property
+    def name(self) -> str:
+        """Its name in messages and statistics: the function's, unless ``@stage(name=...)``."""
+        return self._source.shape.name
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The plain function, for unit tests: ``await search.fn("a query", index=fake)``."""
+        return self._source.shape.fn  # Any: its parameters are not kept in the stage's type.
+
+    def bind(self, /, **resources: object) -> Stage[*Ins, R_co]:
+        """The same stage with resources fixed, which ``open()`` then does not give.
+
+        Raises:
+            ResourceError: It has no such resource, has it bound already, or the value is provably
+                of a wrong type.
+        """
+        names = [parameter.name for parameter in self._source.shape.resources]
+        for name in resources:
+            if name not in names:
+                refuse_unknown(name, names, f"stage {self.name!r}")
+            if name in self._bound:
+                msg = (
+                    f"stage {self.name!r}: resource {name!r} is bound already; "
+                    f"bind it once, on the stage as it was declared"
+                )
+                raise ResourceError(msg)
+        try:
+            specs = self._source.resolve().resources
+        except Unresolved:
+            specs = ()  # The types are checked when the pipeline is opened.
+        for spec in specs:
+            if spec.name in resources:
+                check_resource(self.name, spec, resources[spec.name])
+        return Stage(self._source, {**self._bound, **resources})
+
+    @overload
+    def __call__(
+        self: Stage[A, R], a: Stream[A], /, *, by: Stream[object] | None = None
+    ) -> Stream[R]: ...
+    @overload
+    def __call__(
+        self: Stage[A, B, R], a: Stream[A], b: Stream[B], /, *, by: Stream[object] | None = None
+    ) -> Stream[R]: ...
+    @overload
+    def __call__(
+        self: Stage[A, B, C, R], a: Stream[A], b: Stream[B], c: Stream[C], /, *,
+        by: Stream[object] | None = None,
+    ) -> Stream[R]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self: Stage[A, B, C, D, *Rest, R], a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D],
+        /, *more: Stream[object], by: Stream[object] | None = None,
+    ) -> Stream[R]: ...  # fmt: skip
+    def __call__(
+        self, /, *streams: object, by: object = None, **keywords: object
+    ) -> Stream[Any]:  # Any: see the overloads.
+        """Use it in the pipeline that is being read; see the class."""
+        return call_stage(self._source.resolve, self.name, self._bound, streams, by, keywords)
+
+
+@final
+class StageDecorator:
+    """Makes a stage of an async function, whose signature is the whole declaration.
+
+    * **Positional parameters are streams.** ``x: T``: one call per item. ``xs: Group[T]``: one call
+      per parent, with all that descends from it. With several, one call per item of the deepest
+      stream; shallower ones are repeated for what descends from them. Up to three are typed.
+    * **Keyword-only parameters are resources**, given once in ``open()`` or with ``Stage.bind``.
+    * ``async def`` with ``-> R`` gives exactly one result per call; an async generator with
+      ``-> AsyncIterator[R]`` gives any number, each leaving when it is yielded.
+
+    Used bare, ``@alto.stage``, or with options::
+
+        @alto.stage(concurrency=4)
+        async def search(query: str, *, index: Index) -> list[Passage]: ...
+
+    The annotations are looked up at once; where they name something defined further down, at the
+    first use.
+
+    Args:
+        concurrency: Most calls that run at once in one open pipeline, over all requests. Calls
+            that wait inside alto do not count.
+        order: ``"ancestry"``: groups hand out their pieces as a sequential program would make
+            them; ``"arrival"``: as they come.
+        name: What messages and statistics call it; by default the function's name.
+
+    Raises:
+        GraphError: No stage can be made of the function; the message names the stage, the
+            parameter and the remedy.
+    """
+
+    def __init__(
+        self, *, concurrency: int = DEFAULT_CONCURRENCY, order: GroupOrder = "ancestry",
+        name: str | None = None,
+    ) -> None:  # fmt: skip
+        check_name("stage", name)
+        check_concurrency(concurrency)
+        if order not in get_args(GroupOrder):
+            msg = f"@stage(order=...) must be 'ancestry' or 'arrival', not {order!r}"
+            raise GraphError(msg)
+        self._concurrency = concurrency
+        self._order: GroupOrder = order
+        self._name = name
+
+    def __repr__(self) -> str:
+        name = "" if self._name is None else f", name={self._name!r}"
+        return f"stage(concurrency={self._concurrency}, order={self._order!r}{name})"
+
+    # The order matters: more parameters before fewer, which take the rest for resources; Group[T]
+    # before T, which takes anything.
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[Any, Any, Any, Any, P], R], /
+    ) -> Stage[Any, Any, Any, Any, *tuple[Any, ...], R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[Group[A], Group[B], Group[C], P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[Group[A], Group[B], C, P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[Group[A], B, Group[C], P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[Group[A], B, C, P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[A, Group[B], Group[C], P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[A, Group[B], C, P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[A, B, Group[C], P], R], /
+    ) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, B, C, P], R], /) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(
+        self, fn: AsyncFunction[Concatenate[Group[A], Group[B], P], R], /
+    ) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[Group[A], B, P], R], /) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, Group[B], P], R], /) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, B, P], R], /) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[Group[A], P], R], /) -> Stage[A, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, P], R], /) -> Stage[A, R]: ...
+    @overload
+    def __call__(
+        self, /, *, concurrency: int = ..., order: GroupOrder = ..., name: str | None = ...
+    ) -> StageDecorator: ...
+    def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: the overloads say.
+        """Make a stage of *fn*, or with options a decorator; see the class."""
+        if options:
+            if fn is not None:
+                msg = "write the options of @stage in a call of their own: `stage(...)(fn)`"
+                raise GraphError(msg)
+            return StageDecorator(**options)
+        if fn is None:
+            return self
+        source = stage_source(
+            fn, local_names(sys._getframe(1)), name=self._name,  # noqa: SLF001  # the caller's
+            concurrency=self._concurrency, order=self._order,
+        )  # fmt: skip
+        made: Stage[Any, Any] = Stage(source, {})
+        return made
+
+
+stage: Final = StageDecorator()
+"""Makes a stage of an async function; see :class:`StageDecorator`."""

@@ -1,0 +1,145 @@
+"""What flows: the stream that a pipeline function handles, the group that a stage gathers."""
+
+from __future__ import annotations
+
+import builtins
+from abc import abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, final
+
+import attrs
+
+__all__ = ("Group", "Stream", "Symbol", "symbol_of")
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Symbol:
+    """What a stream stands for while a pipeline is being read."""
+
+    tracer: object
+    """Who reads the pipeline; streams of two readings do not mix."""
+    pipeline: str
+    """Name of the pipeline, for messages."""
+    number: int
+    """The stream's number in the declaration: the pipeline's inputs first, then one per node."""
+    type: object
+    """Type of one item, as annotated."""
+    shown: str
+    """The type as people write it."""
+    label: str
+    """Where it comes from, for messages: ``input 'question'``, ``stage 'answer'``."""
+
+
+@final
+class Stream(Generic[T_co]):
+    """The items that will flow between two stages; what a pipeline function handles.
+
+    A stream is symbolic: a pipeline function is read once, before anything runs, so a stream holds
+    no items. Pass it to stages, operators and other pipelines, or return it. Everything that needs
+    an item happens inside a stage; iterating, awaiting, comparing or testing a stream raises
+    ``TypeError``. Streams are made by alto, never by you.
+    """
+
+    __slots__ = ("_symbol",)
+
+    def __init__(self, symbol: Symbol, /) -> None:
+        self._symbol = symbol
+
+    def __repr__(self) -> str:
+        symbol = self._symbol
+        return f"<Stream[{symbol.shown}] from {symbol.label} of pipeline {symbol.pipeline!r}>"
+
+    if (
+        not TYPE_CHECKING
+    ):  # pragma: no branch  # The checkers refuse these by themselves; here the remedy is said.
+
+        def __iter__(self) -> NoReturn:
+            self._refuse("iterated over", "take its items one by one in a stage (`x: T`)")
+
+        def __aiter__(self) -> NoReturn:
+            self._refuse("iterated over", "iterate a Group inside a stage (`xs: Group[T]`)")
+
+        def __await__(self) -> NoReturn:
+            self._refuse(
+                "awaited", "pass it to a stage, or run the pipeline with `await app.run()`"
+            )
+
+        def __bool__(self) -> NoReturn:  # noqa: PLE0304  # raises
+            self._refuse("tested for truth", "test its items inside a stage")
+
+        def __len__(self) -> NoReturn:  # noqa: PLE0303  # raises
+            self._refuse("counted", "count its items in a stage over a Group")
+
+        def __contains__(self, item: object) -> NoReturn:
+            self._refuse("searched", "look at its items inside a stage")
+
+        def __getitem__(self, key: object) -> NoReturn:
+            self._refuse("indexed", "index its items inside a stage")
+
+        def __eq__(self, other: object) -> NoReturn:
+            self._refuse("compared", "compare its items inside a stage (or streams with `is`)")
+
+        __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
+        __hash__ = object.__hash__
+
+        def __call__(self, *_: object, **__: object) -> NoReturn:
+            """Refused."""
+            self._refuse("called", "call a stage on it: `stage(stream)`")
+
+        def __getattr__(self, name: str) -> NoReturn:
+            msg = (
+                f"a Stream has no attribute {name!r}: it stands for items that do not exist yet; "
+                f"use the attributes of its items inside a stage"
+            )
+            raise AttributeError(msg)
+
+        def _refuse(self, done: str, remedy: str) -> NoReturn:
+            msg = (
+                f"{self!r} cannot be {done}: a pipeline function is read once, before any item "
+                f"exists; {remedy}"
+            )
+            raise TypeError(msg)
+
+
+def symbol_of(stream: Stream[object], /) -> Symbol:
+    """What *stream* stands for."""
+    return stream._symbol  # noqa: SLF001  # one noun, two names
+
+
+class Group(AsyncIterable[T_co]):
+    """The pieces of one parent, as they are made; what a stage over ``Group[T]`` gets.
+
+    An async iterable that may be iterated once. It ends when the group is complete, that is, when
+    every stage above has given all the parent's pieces; an empty group ends at once. Pieces come in
+    ancestry order, or with ``@stage(order="arrival")`` as they are made.
+
+    Leaving the iteration early (``break``) cancels what only this group was waiting for, down to
+    the engine's generation.
+
+    ``alto.testing.group`` makes one from a list, for unit tests of a stage's plain function.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        """Iterate over the pieces, once.
+
+        Raises:
+            Closed: It was iterated before, or its call has ended.
+
+        Cancellation: no piece is lost; the group is left.
+        """
+        ...
+
+    async def list(self) -> builtins.list[T_co]:
+        """All pieces, when the group is complete.
+
+        Raises:
+            Closed: It was iterated before, or its call has ended.
+
+        Cancellation: the group is left.
+        """
+        return [piece async for piece in self]
