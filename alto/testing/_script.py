@@ -1,0 +1,268 @@
+"""What a `Scripted` engine says: lines, how one is found for a prompt, how one is cut to a request.
+
+Values in, decisions out: no clock and no engine here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Protocol, TypeAlias, final
+
+import attrs
+
+from alto.model import Chunk, FinishReason, GenerateRequest, Message, Prompt, Usage
+
+__all__ = ("Answers", "Line", "Lines", "Performance", "Script", "ScriptError", "perform")
+
+
+class ScriptError(AssertionError):
+    """A prompt that the script does not foresee, or a line that nobody asked for."""
+
+
+def _chunks(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@lru_cache(maxsize=4096)
+def _chunk(text: str) -> Chunk:
+    return Chunk(text=text, token_ids=(zlib.crc32(text.encode()) & 0xFFFF,))
+
+
+def _say(texts: Iterable[str]) -> tuple[Chunk, ...]:
+    return tuple(map(_chunk, texts))
+
+
+@final
+@attrs.frozen
+class Line:
+    """What the engine says to one prompt.
+
+    Every chunk counts as one token; its id is made up, and equal for equal texts.
+    """
+
+    chunks: tuple[str, ...] = attrs.field(converter=_chunks)
+    """The pieces; one text is one piece."""
+    match: str | Callable[[str], bool] | None = attrs.field(default=None, kw_only=True)
+    """Which prompts it answers: those with this text in them, those for which this is true; None:
+    any. A chat is matched as ``role: content`` lines, token ids as numbers with spaces between."""
+    delay: float | None = attrs.field(default=None, kw_only=True)
+    """Seconds before each chunk; None: the engine's."""
+    first_delay: float | None = attrs.field(default=None, kw_only=True)
+    """Seconds before the first chunk; None: the same as *delay*."""
+    fail_at: int | None = attrs.field(default=None, kw_only=True)
+    """Fail in place of the chunk with this index; the number of chunks: fail after the last."""
+    error: Exception | None = attrs.field(default=None, kw_only=True)
+    """What it fails with; None: a ``GenerationFailed``."""
+    finish_reason: FinishReason = attrs.field(default="stop", kw_only=True)
+    """Why it ends, where nothing in the request cuts it short."""
+    cached_tokens: int = attrs.field(default=0, kw_only=True)
+    """What the engine claims to have found in its cache, at most the prompt."""
+    said: tuple[Chunk, ...] = attrs.field(
+        init=False,
+        repr=False,
+        eq=False,
+        default=attrs.Factory(lambda self: _say(self.chunks), takes_self=True),
+    )
+    """The chunks, built once."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse delays in the past and failures beyond the end."""
+        if (self.delay or 0) < 0 or (self.first_delay or 0) < 0:
+            msg = "a delay must be >= 0 seconds"
+            raise ValueError(msg)
+        if self.fail_at is None and self.error is not None:
+            msg = "a line with an error needs fail_at, the index of the chunk that it replaces"
+            raise ValueError(msg)
+        if self.fail_at is not None and not 0 <= self.fail_at <= len(self.chunks):
+            msg = f"fail_at must be from 0 to {len(self.chunks)}, not {self.fail_at}"
+            raise ValueError(msg)
+
+    def fits(self, prompt: str, /) -> bool:
+        """Whether this line answers *prompt*."""
+        if self.match is None:
+            return True
+        return self.match in prompt if isinstance(self.match, str) else bool(self.match(prompt))
+
+    def describe(self) -> str:
+        """The line in a few words, for messages."""
+        text = shorten("".join(self.chunks))
+        return text if self.match is None else f"{text} for {self.match!r}"
+
+
+Said: TypeAlias = Line | str | Sequence[str]
+Lines: TypeAlias = Sequence[Said] | Mapping[str, Said] | Callable[[str], Said]
+
+
+def _as_line(value: Said) -> Line:
+    return value if isinstance(value, Line) else Line(value)
+
+
+def shorten(text: str, width: int = 80) -> str:
+    """*text* as a literal, its middle left out where it is long."""
+    if len(text) > width:
+        text = f"{text[: width // 2]}…{text[-width // 2 :]}"
+    return repr(text)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt of any kind as one text, as lines see it."""
+    if isinstance(prompt, str):
+        return prompt
+    parts = [f"{p.role}: {p.content}" if isinstance(p, Message) else str(p) for p in prompt]
+    return ("\n" if isinstance(prompt[0], Message) else " ").join(parts)
+
+
+def count_tokens(prompt: Prompt) -> int:
+    """Length of a prompt: its ids, or its words."""
+    if isinstance(prompt, str) or isinstance(prompt[0], Message):
+        return len(prompt_text(prompt).split())
+    return len(prompt)
+
+
+class Source(Protocol):
+    """Where an engine finds what to say."""
+
+    def line_for(self, prompt: str, /) -> Line:
+        """The line that answers *prompt*.
+
+        Raises:
+            ScriptError: There is none.
+        """
+        ...
+
+    def leftovers(self) -> list[str]:
+        """Lines that should have been said and were not, in words."""
+        ...
+
+
+@final
+class Script:
+    """Lines in order, each said once, by the first prompt that it fits."""
+
+    def __init__(self, lines: Sequence[Said], /) -> None:
+        if isinstance(lines, str):
+            msg = "give a list of lines; one text alone would be taken letter by letter"
+            raise TypeError(msg)
+        self._lines: list[Line | None] = [_as_line(line) for line in lines]
+        self._first = 0  # Invariant: every line before this one has been said.
+
+    def line_for(self, prompt: str, /) -> Line:
+        """Take the first line that fits."""
+        for index in range(self._first, len(self._lines)):
+            line = self._lines[index]
+            if line is not None and line.fits(prompt):
+                self._lines[index] = None
+                while self._first < len(self._lines) and self._lines[self._first] is None:
+                    self._first += 1
+                return line
+        left = self.leftovers()
+        tail = "its lines are used up" if not left else f"lines left: {'; '.join(left)}"
+        msg = f"no line of the script answers the prompt {shorten(prompt, 400)}; {tail}"
+        raise ScriptError(msg)
+
+    def leftovers(self) -> list[str]:
+        """Lines that have not been said."""
+        return [line.describe() for line in self._lines if line is not None]
+
+
+@final
+class Answers:
+    """Answers any number of prompts, from a mapping or a function."""
+
+    def __init__(self, answers: Mapping[str, Said] | Callable[[str], Said], /) -> None:
+        self._function = answers if callable(answers) else None
+        self._lines = {} if callable(answers) else {k: _as_line(v) for k, v in answers.items()}
+
+    def line_for(self, prompt: str, /) -> Line:
+        """Look it up."""
+        if self._function is not None:
+            return _as_line(self._function(prompt))
+        line = self._lines.get(prompt)
+        if line is None:
+            known = "; ".join(shorten(key) for key in self._lines) or "none"
+            msg = f"no answer is given for the prompt {shorten(prompt, 400)}; known: {known}"
+            raise ScriptError(msg)
+        return line
+
+    def leftovers(self) -> list[str]:
+        """Answers may stay unused."""
+        return []
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Performance:
+    """A line cut to a request."""
+
+    chunks: Sequence[Chunk]
+    """What is said; the last one ends it, unless it fails."""
+    fails: bool
+    """Whether an error comes in place of the next chunk."""
+
+
+def perform(line: Line, request: GenerateRequest, prompt_tokens: int) -> Performance:
+    """Cut *line* to what *request* allows, and put its usage on the last chunk.
+
+    Raises:
+        ScriptError: The line breaks a constraint that the request sets.
+    """
+    said, reason = line.said, line.finish_reason
+    if request.stop:
+        texts = _cut(line.chunks, request.stop)
+        if texts is not None:
+            said, reason = _say(texts), "stop"
+    if request.max_tokens is not None and len(said) > request.max_tokens:
+        said, reason = said[: request.max_tokens], "length"
+    if line.fail_at is not None and line.fail_at <= len(said):
+        return Performance(chunks=said[: line.fail_at], fails=True)
+    if reason != "length":
+        _check_constraint(said, request)
+    last = said[-1] if said else Chunk(text="")
+    ending = Chunk(
+        text=last.text,
+        token_ids=last.token_ids,
+        finish_reason=reason,
+        usage=Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(line.cached_tokens, prompt_tokens),
+            output_tokens=len(said),
+        ),
+    )
+    return Performance(chunks=(*said[:-1], ending), fails=False)
+
+
+def _cut(texts: Sequence[str], stops: Sequence[str]) -> list[str] | None:
+    """*texts* up to the first of *stops*; None: none of them occurs."""
+    whole = "".join(texts)
+    places = [place for place in map(whole.find, stops) if place >= 0]
+    if not places:
+        return None
+    left, kept = min(places), []
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(text)
+        if left <= 0:
+            break
+    return kept
+
+
+def _check_constraint(said: Sequence[Chunk], request: GenerateRequest) -> None:
+    if request.choice is None and request.regex is None and request.json_schema is None:
+        return
+    text, problem = "".join(chunk.text for chunk in said), None
+    if request.choice is not None and text not in request.choice:
+        problem = f"is none of {request.choice!r}"
+    elif request.regex is not None and re.fullmatch(request.regex, text) is None:
+        problem = f"does not match {request.regex!r}"
+    elif request.json_schema is not None:
+        try:
+            json.loads(text)
+        except ValueError as error:
+            problem = f"is no JSON ({error})"
+    if problem is not None:
+        msg = f"the request constrains the output, and the scripted {shorten(text)} {problem}"
+        raise ScriptError(msg)

@@ -1,0 +1,81 @@
+"""One real engine for the tests that need one, since a start takes tens of seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import pytest_asyncio
+
+from alto.engines.tiny import build_tiny_llama
+from alto.engines.vllm import VLLM
+
+_WARNINGS = (
+    # torch, when vLLM imports all of it
+    r"ignore:.*torch\.jit\.:DeprecationWarning",
+    # vLLM leaves the context of its handshake with a new child to the garbage collector
+    "ignore:Unclosed context <zmq:ResourceWarning",
+)
+
+SMALL = {
+    "max_model_len": 512,
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 512,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 64 << 20,
+    "enforce_eager": True,
+}
+"""Engine arguments for the tiny model."""
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let vLLM warn, and leave its tests out where it is not installed."""
+    missing = importlib.util.find_spec("vllm") is None
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            for warning in _WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="vllm is not installed"))
+
+
+@pytest.fixture
+def _no_task_is_left() -> None:
+    """An engine's own tasks outlive a test; the session's loop has them until the engine stops."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny random model."""
+    return str(build_tiny_llama(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def vllm_environment():
+    """Quiet and offline."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, os.environ.get(name, value))
+        yield
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_engine(tiny_model, vllm_environment):
+    """One engine for all tests, perhaps not running; it is stopped after the last of them."""
+    engine = VLLM(tiny_model, **SMALL)
+    yield engine
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def engine(shared_engine):
+    """The shared engine, running; started again if a test has stopped or killed it."""
+    await shared_engine.start()
+    return shared_engine
