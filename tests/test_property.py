@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from alto.errors import RequestError, StageError
 from alto.model import Path
 from alto.testing import DrawnPipeline, pipelines, reference_run, run_virtual
-from alto.testing._drawn import Broken
+from alto.testing._built import Broken
 
 Calls = Counter[tuple[str, Path]]
 
@@ -151,7 +151,8 @@ def test_a_failing_call_fails_its_request_alone(case: DrawnPipeline) -> None:
             fresh = app.statistics()
             results = await at_once(runs(case, app))
             assert app.statistics() == fresh
-        failed, reference = results.pop(victim), expected.pop(victim)
+        failed: BaseException | list[str] = results.pop(victim)
+        reference: Any = expected.pop(victim)
         assert results == expected
         if not needed and not isinstance(failed, BaseException):
             return  # The call that fails was cancelled in time, since nobody needed it.

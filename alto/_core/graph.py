@@ -233,6 +233,8 @@ def _call_levels(
             call = common_prefix(call, own)
         return call[: min(len(own) for _, own in groups) - 1]
     for name, own in items:
+        if len(own) > len(call) and is_prefix(call, own):
+            raise GraphError(_below(node, name, own, what, call, nodes))
         if not is_prefix(own, call):
             raise GraphError(_unrelated(node, name, own, what, call, nodes))
     for name, own in groups:
@@ -249,6 +251,17 @@ def _unrelated(
         f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) and {what} "
         f"({_said(call, nodes)}) have no common ancestry, so there is nothing to match them by; "
         f"gather one of them first (Group[...]), or derive both from one stream"
+    )
+
+
+def _below(
+    node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
+    nodes: Sequence[NodeDecl],
+) -> str:  # fmt: skip
+    return (
+        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) lies below {what} "
+        f"({_said(call, nodes)}), so a call would have many of them; "
+        f"declare it as Group[...], or name a deeper stream with by="
     )
 
 

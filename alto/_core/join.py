@@ -8,8 +8,8 @@ Theory of operation. A stage is called once per path of length ``depth``. A call
 * where the stage has groups: that one of them has begun (a first piece, or it is complete).
 
 The call starts when the last of these is there, exactly once, whatever came first. An item of a
-shallow input is kept until every call that needs it has started: ``counted`` says how many
-children a node between the item and the calls has, and a :class:`Closure` counts the starts.
+shallow input is kept until every call that needs it has started or was dropped: ``counted`` says
+how many children a node between the item and the calls has, and :class:`Uses` keeps the books.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alto._core.closure import Closure
+from alto._core.uses import Uses
 from alto.model import Path
 
 __all__ = ("Join", "Start")
@@ -47,8 +47,8 @@ class Join:
         ValueError: A length is greater than *depth*, or nothing says when to call.
     """
 
-    __slots__ = ("_closures", "_depth", "_full", "_group", "_inputs", "_pending", "_shallow",
-                 "_spent", "_stored", "_waiting", "held")  # fmt: skip
+    __slots__ = ("_depth", "_full", "_group", "_inputs", "_pending", "_shallow",
+                 "_spent", "_stored", "_uses", "_waiting", "held")  # fmt: skip
 
     def __init__(self, depth: int, inputs: Sequence[int | None]) -> None:
         self._depth = depth
@@ -65,7 +65,7 @@ class Join:
         self._stored: dict[tuple[int, Path], Any] = {}
         self._waiting: dict[tuple[int, Path], list[Path]] = {}
         self._pending: dict[Path, _Pending] = {}
-        self._closures = {k: Closure(d, depth) for k, d in self._shallow}
+        self._uses = {k: Uses(d) for k, d in self._shallow}
         # Ancestors without any call below them, whose item is still to come and of no use.
         self._spent: set[tuple[int, Path]] = set()
         self.held = 0
@@ -97,7 +97,7 @@ class Join:
 
     def counted(self, slot: int, parent: Path, children: int, /) -> None:
         """The node at *parent*, below an item of shallow input *slot*, has that many children."""
-        self._release(slot, self._closures[slot].counted(parent, children))
+        self._release(slot, self._uses[slot].counted(parent, children))
 
     def drop(self, ancestor: Path, /) -> list[Path]:
         """Forget every call at and below *ancestor*.
@@ -118,8 +118,11 @@ class Join:
             del self._stored[key]
             self.held -= 1
         self._spent = {k for k in self._spent if k[1][:size] != ancestor}
-        for closure in self._closures.values():
-            closure.drop(ancestor)
+        for slot, uses in self._uses.items():
+            if size <= uses.top:
+                uses.drop(ancestor)
+            else:
+                self._release(slot, uses.done(ancestor))
         return gone
 
     def check(self) -> None:
@@ -128,8 +131,8 @@ class Join:
         full = sum(self._items(p) for p in self._pending.values())
         assert self.held == len(self._stored) + full, (self.held, self._stored, full)
         assert self.held >= 0
-        for closure in self._closures.values():
-            closure.check()
+        for uses in self._uses.values():
+            uses.check()
 
     def _items(self, pending: _Pending) -> int:
         return sum(
@@ -160,8 +163,8 @@ class Join:
             return []
         del self._pending[path]
         self.held -= self._full
-        for slot_, closure in self._closures.items():
-            self._release(slot_, closure.arrived(path))
+        for slot_, uses in self._uses.items():
+            self._release(slot_, uses.done(path))
         return [(path, pending.values)]
 
     def _release(self, slot: int, ancestor: Path | None) -> None:

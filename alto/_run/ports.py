@@ -98,7 +98,8 @@ class JoinPort(Port):
 
     def counted(self, parent: Path, children: int) -> None:
         """A shallow item may have served all calls below it."""
-        if self.dropped and self.is_dropped(parent):
+        lane = self.lane
+        if (self.dropped and self.is_dropped(parent)) or (lane.dropped and lane.is_dropped(parent)):
             return
         join = self.lane.join
         assert join is not None

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alto.testing.checks import check_engine as check_engine
 from alto.testing.clock import Deadlock as Deadlock
 from alto.testing.clock import TaskLeak as TaskLeak
 from alto.testing.clock import VirtualClockLoop as VirtualClockLoop
 from alto.testing.clock import run_virtual as run_virtual
 from alto.testing.group import group as group
 from alto.testing.reference import reference_run as reference_run
+from alto.testing.scripted import Line as Line
+from alto.testing.scripted import Scripted as Scripted
+from alto.testing.scripted import ScriptError as ScriptError
 
 if TYPE_CHECKING:
     from alto.testing.strategies import DrawnPipeline as DrawnPipeline
@@ -23,8 +27,12 @@ __all__ = (
     "Deadlock",
     "DrawnPipeline",
     "Failing",
+    "Line",
+    "ScriptError",
+    "Scripted",
     "TaskLeak",
     "VirtualClockLoop",
+    "check_engine",
     "group",
     "pipelines",
     "reference_run",

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final, get_args
 
 from alto._aio import Cleanup, current_call
 from alto._declare import bind_resources, check_input
+from alto._declare.nested import own_resources
 from alto._spec import Declaration, NodeSpec
 from alto.errors import Closed, StageError
 from alto.llm import LLM
@@ -59,7 +60,7 @@ async def reference_run(
         bound = (value for node in declaration.nodes for value in node.bound.values())
         for value in (*resources.values(), *bound):
             await _start(value, engines)
-        bind_resources(declaration, resources)  # Refuses what nobody asks for.
+        bind_resources(declaration, own_resources(declaration, resources))
         return await _Interpreter(resources).run(declaration, inputs)
 
 

@@ -148,6 +148,7 @@ def test_groups_close_exactly_when_complete_under_any_interleaving() -> None:
     run_state_machine_as_test(ClosureMachine, settings=settings(stateful_step_count=30))
 
 
+@pytest.mark.slow
 @given(forest=forests(), data=st.data())
 def test_all_groups_have_closed_once_when_all_is_told(forest: Forest, data: st.DataObject) -> None:
     """When every event has come, every group has closed once and nothing is kept."""

@@ -75,7 +75,7 @@ def outermost(paths: set[Path]) -> set[Path]:
 @pytest.mark.slow
 def test_paths_are_dead_exactly_when_all_consumers_released_them() -> None:
     """Whatever is released in whatever order, dead is what everybody has let go."""
-    run_state_machine_as_test(DemandMachine, settings=settings(stateful_step_count=20))
+    run_state_machine_as_test(DemandMachine, settings=settings(stateful_step_count=15))
 
 
 def test_an_ancestor_dies_at_once_when_there_is_one_consumer() -> None:

@@ -168,6 +168,7 @@ def declarations(draw: st.DrawFn) -> tuple[int, list[NodeDecl]]:
     return inputs, nodes if complete else rounded_off(inputs, nodes)
 
 
+@pytest.mark.slow
 @given(declaration=declarations())
 def test_depths_are_those_of_the_table(declaration: tuple[int, list[NodeDecl]]) -> None:
     """Calls, items and results have the levels that the rows of the table give them."""
@@ -182,6 +183,7 @@ def test_depths_are_those_of_the_table(declaration: tuple[int, list[NodeDecl]]) 
     assert (made.output, made.depth) == (len(depths) - 1, depths[-1])
 
 
+@pytest.mark.slow
 @given(declaration=declarations())
 def test_streams_know_all_who_take_them(declaration: tuple[int, list[NodeDecl]]) -> None:
     """Every parameter is one consumer of its stream, at its rank; the last one is the result."""
@@ -198,6 +200,7 @@ def test_streams_know_all_who_take_them(declaration: tuple[int, list[NodeDecl]])
             assert consumers[taker.source][taker.rank] == (node.index, slot)
 
 
+@pytest.mark.slow
 @given(declaration=declarations())
 def test_counts_go_to_all_who_need_them(declaration: tuple[int, list[NodeDecl]]) -> None:
     """Who gathers, repeats an item or gives results is told of each level in between, once."""
@@ -211,6 +214,7 @@ def test_counts_go_to_all_who_need_them(declaration: tuple[int, list[NodeDecl]])
     assert sorted(told) == sorted(wanted)
 
 
+@pytest.mark.slow
 @given(declaration=declarations(), data=st.data())
 def test_a_call_is_refused_iff_the_table_has_no_row_for_it(
     declaration: tuple[int, list[NodeDecl]], data: st.DataObject

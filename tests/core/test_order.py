@@ -126,6 +126,7 @@ def test_pieces_leave_exactly_when_certain_under_any_interleaving() -> None:
     run_state_machine_as_test(OrderMachine, settings=settings(stateful_step_count=30))
 
 
+@pytest.mark.slow
 @given(tree=trees(), data=st.data())
 def test_all_pieces_are_out_in_order_when_all_is_told(tree: Tree, data: st.DataObject) -> None:
     """The last event, and no other, completes the group; all is out in order, nothing is kept."""

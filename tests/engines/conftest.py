@@ -18,16 +18,6 @@ _WARNINGS = (
     "ignore:Unclosed context <zmq:ResourceWarning",
 )
 
-SMALL = {
-    "max_model_len": 512,
-    "max_num_seqs": 32,
-    "max_num_batched_tokens": 512,
-    "block_size": 32,
-    "kv_cache_memory_bytes": 64 << 20,
-    "enforce_eager": True,
-}
-"""Engine arguments for the tiny model."""
-
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -58,6 +48,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def small() -> dict[str, object]:
+    """Engine arguments for the tiny model."""
+    return {
+        "max_model_len": 512,
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 512,
+        "block_size": 32,
+        "kv_cache_memory_bytes": 64 << 20,
+        "enforce_eager": True,
+    }
+
+
+@pytest.fixture(scope="session")
 def vllm_environment():
     """Quiet and offline."""
     with pytest.MonkeyPatch.context() as patch:
@@ -67,9 +70,9 @@ def vllm_environment():
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_engine(tiny_model, vllm_environment):
+async def shared_engine(tiny_model, small, vllm_environment):
     """One engine for all tests, perhaps not running; it is stopped after the last of them."""
-    engine = VLLM(tiny_model, **SMALL)
+    engine = VLLM(tiny_model, **small)
     yield engine
     await engine.stop()
 

@@ -39,6 +39,7 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
+
 def _processes():
     """Processes below this one, but for the standard library's own helper."""
     found = set()
@@ -70,33 +71,37 @@ class TestStarts:
             await VLLM(tmp_path / "gone").start()
         assert time.monotonic() - begin < 1
 
-    async def test_an_unknown_model_is_named(self, vllm_environment):
+    async def test_an_unknown_model_is_named(self, small, vllm_environment):
         """A name that the hub does not know, or that cannot be asked for offline."""
         with pytest.raises(EngineStartError, match="no-such-organisation/no-such-model"):
-            await VLLM("no-such-organisation/no-such-model", **SMALL).start()
+            await VLLM("no-such-organisation/no-such-model", **small).start()
 
     async def test_an_unknown_argument_is_named_with_its_neighbours(self, tiny_model):
         """A misspelt engine argument is refused in words that help."""
         with pytest.raises(EngineStartError, match=r"'max_modle_len' \(did you mean max_model_len"):
             await VLLM(tiny_model, max_modle_len=512).start()
 
-    async def test_a_childs_error_is_the_reason(self, tiny_model, tmp_path, vllm_environment):
+    async def test_a_childs_error_is_the_reason(
+        self, tiny_model, small, tmp_path, vllm_environment
+    ):
         """What a child process dies of is in the message, as its last line, and nothing is left."""
         before = _processes()
         broken = shutil.copytree(tiny_model, tmp_path / "broken")
         os.truncate(broken / "model.safetensors", 1000)
         with pytest.raises(EngineStartError) as caught:
-            await VLLM(broken, **SMALL).start()
+            await VLLM(broken, **small).start()
         assert "SafetensorError" in caught.value.reason
         assert "SafetensorError" in caught.value.output[-1]
         assert str(caught.value).endswith(caught.value.output[-1])
         assert _processes() == before
 
     @pytest.mark.parametrize("moment", ["at once", "with a worker"])
-    async def test_a_cancelled_start_leaves_nothing(self, moment, tiny_model, vllm_environment):
+    async def test_a_cancelled_start_leaves_nothing(
+        self, moment, tiny_model, small, vllm_environment
+    ):
         """Cancelled before or after it has made processes, a start leaves none."""
         before = _processes()
-        engine = VLLM(tiny_model, **SMALL)
+        engine = VLLM(tiny_model, **small)
         task = asyncio.ensure_future(engine.start())
         await asyncio.sleep(0.01)
         if moment == "with a worker":

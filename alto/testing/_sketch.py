@@ -1,0 +1,296 @@
+"""Drawing a pipeline: stages one after another, each declared in a way that alto accepts."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import attrs
+from hypothesis import strategies as st
+
+from alto._spec import GroupOrder
+from alto.testing._drawn import Calling, InnerDraw, NodeDraw, PipelineDraw, Reading, StageDraw
+
+__all__ = ("Chooser",)
+
+T = TypeVar("T")
+
+_DEEPEST: Final = 4
+_MOST_ITEMS: Final = 120
+"""Items on one edge in one request, at most."""
+_MOST_CALLS: Final = 400
+"""Calls of pipelines inside one stage in one request, at most."""
+_READINGS: Final[tuple[Reading, ...]] = (
+    "sequential", "reversed", "alternate", "together", "through",
+)  # fmt: skip
+_CALLS: Final[tuple[Calling, ...]] = ("run", "stream", "arrival")
+# Tables that calls choose from; each is drawn whole, which is much quicker than by its entries.
+_FANS: Final = (
+    (2,), (1,), (0, 1), (2, 0), (3, 1), (1, 2, 0), (3,), (0, 0, 3), (4, 0, 1), (5, 2), (5,), (0,),
+)  # fmt: skip
+_DELAYS: Final[tuple[tuple[float | None, ...], ...]] = (
+    (None,), (0.0,), (0.01,), (None, 0.01), (0.1, 0.0), (None, 0.1), (0.03,), (0.1, 0.03, 0.01),
+    (0.1,), (None, None, 0.1), (0.03, None), (0.0, None),
+)  # fmt: skip
+
+
+class Chooser:
+    """Draws stages and pipelines with names of their own."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self._draw = draw
+        self._stages = 0
+        self.inner: list[PipelineDraw] = []
+
+    def one_of(self, *choices: T) -> T:
+        """One of *choices*; failures are shrunk towards the first."""
+        return self._draw(st.sampled_from(choices))
+
+    def integer(self, least: int, most: int) -> int:
+        """A number."""
+        return self._draw(st.integers(least, most))
+
+    def inner_pipeline(self) -> PipelineDraw:
+        """A small pipeline, to be inlined or called; one of those before or a new one."""
+        known = self._draw(st.sampled_from([*self.inner, None]))
+        if known is None:
+            known = self.pipeline(inputs=1, most=3, inner=True)
+            self.inner.append(known)
+        return known
+
+    def pipeline(self, *, inputs: int, most: int, inner: bool) -> PipelineDraw:
+        """A pipeline; an *inner* one is small and has none in it."""
+        sketch = _Sketch(self, inputs, inner=inner)
+        for _ in range(self.one_of(*range(3 if inner else 5))):
+            sketch.open_level()
+        for _ in range(self.integer(1, most)):
+            sketch.add()
+        return sketch.finish("inner" + str(len(self.inner)) if inner else "drawn")
+
+    def fan_out(self, fan: int) -> StageDraw:
+        """A generator over items."""
+        return StageDraw(
+            name=self._name(),
+            groups=(False,),
+            generator=True,
+            fans=self._fans(fan),
+            delays=self._delays(),
+            concurrency=self.one_of(1, 2, 3, 8),
+        )
+
+    def _name(self) -> str:
+        self._stages += 1
+        laps, letter = divmod(self._stages - 1, 26)
+        return "abcdefghijklmnopqrstuvwxyz"[letter] * (1 + laps)
+
+    def _fans(self, most: int) -> tuple[int, ...]:
+        return self.one_of(*(fans for fans in _FANS if max(fans) <= most))
+
+    def _delays(self) -> tuple[float | None, ...]:
+        return self.one_of(*_DELAYS)
+
+    def stage(self, *, groups: tuple[bool, ...], fan: int, calls: int, inner: bool) -> StageDraw:
+        """A stage with these parameters, giving at most *fan* outputs, called *calls* times."""
+        generator = fan > 1 and self.integer(0, 2) > 0
+        order: GroupOrder = "ancestry"
+        reading: Reading = "sequential"
+        take = None
+        if any(groups):
+            order = self.one_of("ancestry", "arrival")
+            readings = _READINGS[:1]
+            if groups.count(True) > 1:
+                readings = _READINGS[:-1]
+            elif generator and order == "ancestry":
+                readings = (_READINGS[0], _READINGS[-1])
+            reading = self._draw(st.sampled_from(readings))
+            if order == "ancestry":
+                take = self.one_of(None, None, None, 1, 2, 0)
+        called = None
+        if not inner and reading != "through" and self.integer(0, 4) == 4:
+            called = self._called(calls, fan if generator else _MOST_ITEMS)
+        return StageDraw(
+            name=self._name(),
+            groups=groups,
+            generator=generator,
+            fans=self._fans(fan) if generator else (1,),
+            delays=self._delays(),
+            concurrency=self.one_of(1, 2, 3, 8),
+            order=order,
+            reading=reading,
+            take=take,
+            inner=called,
+        )
+
+    def _called(self, calls: int, fan: int) -> InnerDraw | None:
+        pipeline = self.inner_pipeline()
+        width = pipeline.widths[-1] if pipeline.widths else 1
+        if width > fan or calls * pipeline.cost > _MOST_CALLS:
+            return None
+        how = self._draw(st.sampled_from(_CALLS))
+        take = self.one_of(None, None, 1, 2, 0) if how == "stream" else None
+        return InnerDraw(pipeline=pipeline, how=how, take=take)
+
+
+class _Sketch:
+    """A pipeline that is being drawn: like the declaration, it knows what levels streams have."""
+
+    def __init__(self, chooser: Chooser, inputs: int, *, inner: bool) -> None:
+        self._chooser = chooser
+        self._inputs = inputs
+        self._inner = inner
+        self._deepest = 2 if inner else _DEEPEST
+        self._most = 6 if inner else _MOST_ITEMS
+        self._nodes: list[NodeDraw] = []
+        self._levels: list[tuple[int, ...]] = [()] * inputs
+        self._open = list(range(inputs))  # Streams that nobody takes yet.
+        self._width: dict[int, int] = {}  # Per level at most how many items.
+        self._cost = 0
+
+    def open_level(self) -> None:
+        """One more generator, on the stream that is the deepest so far."""
+        levels = self._levels[-1]
+        fan = min(5, self._most // self._items(levels))
+        if fan > 1 and len(levels) < self._deepest:
+            self._add((len(self._levels) - 1,), self._chooser.fan_out(fan), None, levels)
+
+    def add(self) -> None:
+        """One more call, of a stage or an inlined pipeline."""
+        chooser = self._chooser
+        if not self._inner and chooser.integer(0, 7) == 7 and self._inlined():
+            return
+        count = chooser.one_of(1, 1, 1, 2, 2, 3)
+        self._call(tuple(self._source() for _ in range(count)))
+
+    def _source(self) -> int:
+        if self._chooser.integer(0, 1):  # Straight on, which makes it deep.
+            return self._open[-1]
+        streams = self._open + [s for s in range(len(self._levels)) if s not in self._open]
+        return self._chooser.one_of(*streams)
+
+    def finish(self, name: str) -> PipelineDraw:
+        """The whole pipeline; what is left over is joined."""
+        while len(self._open) > 1:
+            self._call(tuple(self._open[:2]))
+        levels = self._levels[self._open[0]]
+        return PipelineDraw(
+            name=name,
+            inputs=self._inputs,
+            nodes=tuple(self._nodes),
+            output=self._open[0],
+            widths=tuple(self._width[level] for level in levels),
+            cost=self._cost,
+        )
+
+    def _call(self, sources: tuple[int, ...]) -> None:
+        chooser = self._chooser
+        readings = self._readings(sources)
+        plain = [one for one in readings if not any(one[0])]
+        grouped = [one for one in readings if any(one[0])]
+        if not grouped or (plain and chooser.integer(0, 2)):
+            grouped = plain
+        groups, by, levels = chooser.one_of(*grouped)
+        calls = self._items(levels)
+        fan = min(5, self._most // calls) if len(levels) < self._deepest else 1
+        known = [
+            node.target
+            for node in self._nodes
+            if isinstance(node.target, StageDraw)
+            and node.target.groups == groups
+            and self._fits(node.target, sources, levels)
+        ]
+        stage = None
+        if known and chooser.integer(0, 3) == 3:  # one in four
+            stage = chooser.one_of(*known)
+        if stage is None:
+            stage = chooser.stage(groups=groups, fan=fan, calls=calls, inner=self._inner)
+            if not self._fits(stage, sources, levels):
+                stage = attrs.evolve(stage, fans=(0, 1), inner=None)
+        self._add(sources, stage, by, levels)
+
+    def _add(
+        self, sources: tuple[int, ...], stage: StageDraw, by: int | None, levels: tuple[int, ...]
+    ) -> None:
+        calls = self._items(levels)
+        self._cost += calls * (1 if stage.inner is None else 1 + stage.inner.pipeline.cost)
+        self._nodes.append(NodeDraw(target=stage, sources=sources, by=by))
+        if stage.generator:
+            self._width[len(self._levels)] = max(1, self._outputs(stage, sources, levels))
+            levels = (*levels, len(self._levels))
+        self._note(sources, levels)
+
+    def _inlined(self) -> bool:
+        source = self._chooser.one_of(*self._open)
+        inner = self._chooser.inner_pipeline()
+        base = self._levels[source]
+        calls = self._items(base)
+        width = calls * (inner.widths[-1] if inner.widths else 1)
+        if len(base) + 2 > self._deepest or width > self._most:
+            return False
+        opened = [1000 * len(self._levels) + k for k in range(len(inner.widths))]
+        self._width |= {n: calls * one for n, one in zip(opened, inner.widths, strict=True)}
+        self._cost += calls * inner.cost
+        self._nodes.append(NodeDraw(target=inner, sources=(source,)))
+        self._note((source,), (*base, *opened))
+        return True
+
+    def _note(self, sources: tuple[int, ...], levels: tuple[int, ...]) -> None:
+        self._open = [stream for stream in self._open if stream not in sources]
+        self._open.append(len(self._levels))
+        self._levels.append(levels)
+
+    def _items(self, levels: tuple[int, ...]) -> int:
+        return self._width[levels[-1]] if levels else 1
+
+    def _fits(self, stage: StageDraw, sources: tuple[int, ...], levels: tuple[int, ...]) -> bool:
+        if (
+            stage.inner is not None
+            and self._items(levels) * stage.inner.pipeline.cost > _MOST_CALLS
+        ):
+            return False
+        if not stage.generator:
+            return True
+        return len(levels) < self._deepest and (self._outputs(stage, sources, levels) <= self._most)
+
+    def _outputs(self, stage: StageDraw, sources: tuple[int, ...], levels: tuple[int, ...]) -> int:
+        """At most how many outputs a generator gives in one request."""
+        most = max(stage.fans)
+        if stage.inner is not None:
+            widths = stage.inner.pipeline.widths
+            most = max(most, widths[-1] if widths else 1)
+        if stage.reading == "through":
+            return most * self._items(self._levels[sources[stage.groups.index(True)]])
+        return most * self._items(levels)
+
+    def _readings(
+        self, sources: tuple[int, ...]
+    ) -> list[tuple[tuple[bool, ...], int | None, tuple[int, ...]]]:
+        """Every way to declare a stage over *sources*: which are groups, by=, levels of a call."""
+        found: list[tuple[tuple[bool, ...], int | None, tuple[int, ...]]] = []
+        own = [self._levels[source] for source in sources]
+        anchors = dict.fromkeys([None, *(self._levels.index(one) for one in self._levels)])
+        for number in range(2 ** len(sources)):
+            groups = tuple(bool(number >> k & 1) for k in range(len(sources)))
+            items = [one for one, group in zip(own, groups, strict=True) if not group]
+            pieces = [one for one, group in zip(own, groups, strict=True) if group]
+            for by in anchors if pieces else [None]:
+                if by is not None:
+                    levels = self._levels[by]
+                elif items:
+                    levels = max(items, key=len)
+                else:
+                    levels = _common(pieces)
+                if all(levels[: len(one)] == one for one in items) and all(
+                    len(one) > len(levels) and one[: len(levels)] == levels for one in pieces
+                ):
+                    found.append((groups, by, levels))
+        return found
+
+
+def _common(pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The levels at which groups alone are gathered: what they share, one less than each."""
+    shortest = min(map(len, pieces))
+    if not shortest:
+        return ()
+    size = 0
+    while size < shortest - 1 and len({one[size] for one in pieces}) == 1:
+        size += 1
+    return pieces[0][:size]

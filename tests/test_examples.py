@@ -1,0 +1,40 @@
+"""The examples run, as a reader would run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.vllm
+@pytest.mark.realtime
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_verify_answer_gives_its_first_verdict_before_the_answer_is_complete() -> None:
+    """The main job runs on a real engine, and streams: verdicts arrive while the model writes."""
+    done = subprocess.run(  # our own example
+        [sys.executable, str(EXAMPLES / "verify_answer.py"), "Where does the Danube end?"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    _, question, shown = done.stdout.partition("Where does the Danube end?")
+    assert question, done.stdout
+    events = re.findall(r"^ *([\d.]+) s +(\w+) +(.*)$", shown, re.MULTILINE)
+    times = [float(seconds) for seconds, _, _ in events]
+    assert times == sorted(times)
+    kinds = [kind for _, kind, _ in events]
+    assert kinds.index("verdict") < kinds.index("answer")
+    assert kinds.count("verdict") == kinds.count("claim") >= 3
+    claims = [what for _, kind, what in events if kind == "claim"]
+    verdicts = [what.split(": ", 1) for _, kind, what in events if kind == "verdict"]
+    assert sorted(claim for _, claim in verdicts) == sorted(claims)
+    assert {label for label, _ in verdicts} <= {"SUPPORTED", "REFUTED", "NOT FOUND"}
