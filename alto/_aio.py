@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import anyio
 
-__all__ = ("Cleanup", "CurrentCall", "current_call")
+__all__ = ("Cleanup", "CurrentCall", "current_call", "uncut")
 
 
 class Cleanup:
@@ -83,3 +84,23 @@ class CurrentCall(Protocol):
 
 current_call: ContextVar[CurrentCall | None] = ContextVar("alto_current_call", default=None)
 """The stage call that runs in this context, if any."""
+
+
+async def uncut(wait: Callable[[], Awaitable[None]], /) -> None:
+    """Wait to the end, whatever cancels the task meanwhile, natively or through a scope.
+
+    *wait* may be called again after it was cut, so cutting it must lose nothing.
+
+    Cancellation: raised when the wait is over.
+    """
+    late: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while True:
+            try:
+                await wait()
+            except asyncio.CancelledError as error:
+                late = error
+            else:
+                break
+    if late is not None:
+        raise late

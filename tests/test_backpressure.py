@@ -29,7 +29,7 @@ class Gauge:
 
 @alto.stage
 async def numbers(n: int) -> AsyncIterator[int]:
-    """0, 1, 2 …"""
+    """0, 1, 2 and so on."""
     for k in range(n):
         yield k
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
@@ -328,10 +329,8 @@ async def test_stage_that_swallows_cancellation() -> None:
     @alto.stage
     async def stubborn(word: str) -> AsyncIterator[str]:
         for letter in word:
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(1)
-            except asyncio.CancelledError:
-                pass
             yield letter
 
     @alto.pipeline

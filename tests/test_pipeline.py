@@ -554,7 +554,7 @@ async def test_stage_error_names_stage_path_and_cause() -> None:
         got = []
         with pytest.raises(alto.StageError) as caught:
             async for letter in app.stream("axb"):
-                got.append(letter)  # noqa: PERF401
+                got.append(letter)
         assert got == ["a"]
         assert (caught.value.stage, caught.value.path) == ("picky", (1,))
         assert isinstance(caught.value.__cause__, ValueError)
@@ -649,10 +649,12 @@ async def test_leaving_a_group_cancels_only_what_it_alone_waited_for() -> None:
 
     @alto.stage
     async def first(letter: str, pieces: alto.Group[str]) -> str:
+        found = ""
         async for piece in pieces:
+            found = piece
             break
         await asyncio.sleep(0.1)
-        return letter + piece
+        return letter + found
 
     @alto.pipeline
     def alone(word: alto.Stream[str]) -> alto.Stream[str]:

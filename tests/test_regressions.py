@@ -116,9 +116,9 @@ async def test_a_producer_that_raises_after_some_items() -> None:
     assert fired == []
     async with opened(bare) as app:
         got = []
-        with pytest.raises(alto.StageError):  # noqa: PT012
+        with pytest.raises(alto.StageError):
             async for number in app.stream(3):
-                got.append(number)  # noqa: PERF401  # so that they are there when it raises
+                got.append(number)  # so that they are there when it raises
         assert got == [0, 1, 2]
 
 

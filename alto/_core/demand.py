@@ -20,7 +20,7 @@ class Demand:
         consumers: How many consumers the stream has, >= 1.
     """
 
-    __slots__ = ("_released", "dead")
+    __slots__ = ("_deepest", "_released", "dead")
 
     def __init__(self, consumers: int) -> None:
         if consumers < 1:
@@ -28,6 +28,8 @@ class Demand:
             raise ValueError(msg)
         # Invariant: no path in one of these sets is an ancestor of another in the same set.
         self._released: list[set[Path]] = [set() for _ in range(consumers)]
+        # Length of the longest path ever released: nothing below that is to be looked for.
+        self._deepest = 0
         self.dead: set[Path] = set()
         """Ancestors that are dead, none of them below another."""
 
@@ -39,17 +41,18 @@ class Demand:
         """
         if self.released(consumer, ancestor):
             return []
-        _add(self._released[consumer], ancestor)
+        self._add(self._released[consumer], ancestor)
         size = len(ancestor)
         # What may be dead now: the ancestor, or what others released below it.
         candidates = {ancestor}
-        for other in self._released:
-            candidates |= {p for p in other if p[:size] == ancestor}
+        if size < self._deepest:
+            for other in self._released:
+                candidates |= {p for p in other if p[:size] == ancestor}
         dead: list[Path] = []
         for path in sorted(candidates, key=len):
             if not _covered(self.dead, path) and all(_covered(r, path) for r in self._released):
                 dead.append(path)
-                _add(self.dead, path)
+                self._add(self.dead, path)
         return dead
 
     def released(self, consumer: int, path: Path, /) -> bool:
@@ -59,6 +62,14 @@ class Demand:
     def is_dead(self, path: Path, /) -> bool:
         """Whether nobody needs *path*."""
         return _covered(self.dead, path)
+
+    def _add(self, paths: set[Path], path: Path) -> None:
+        size = len(path)
+        if size < self._deepest:
+            paths -= {p for p in paths if p[:size] == path}
+        else:
+            self._deepest = size
+        paths.add(path)
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -71,9 +82,3 @@ class Demand:
 
 def _covered(paths: set[Path], path: Path) -> bool:
     return bool(paths) and any(path[:n] in paths for n in range(len(path) + 1))
-
-
-def _add(paths: set[Path], path: Path) -> None:
-    size = len(path)
-    paths -= {p for p in paths if p[:size] == path}
-    paths.add(path)

@@ -199,7 +199,7 @@ def _told(
     return told
 
 
-def _call_levels(
+def _call_levels(  # noqa: C901, PLR0912  # a table of cases, each with its own error
     node: NodeDecl, levels: Sequence[tuple[int, ...]], nodes: Sequence[NodeDecl]
 ) -> tuple[int, ...]:
     items = [(p.name, levels[s]) for p, s in zip(node.params, node.sources, strict=True)

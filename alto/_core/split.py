@@ -45,7 +45,51 @@ class LineSplitter:
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*\s|[。！？]+[」』”’]*|\n[ \t]*\n")
 _WORD = re.compile(r"(\S+)$")
 _ABBREVIATIONS = frozenset(
-    ["mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "mt", "vs", "etc", "fig", "eq", "vol", "pp", "ed", "al", "approx", "dept", "inc", "ltd", "co", "corp", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "e.g", "i.e", "cf", "viz", "a.m", "p.m", "u.s", "u.k"]
+    [
+        "mr",
+        "mrs",
+        "ms",
+        "dr",
+        "prof",
+        "sr",
+        "jr",
+        "st",
+        "mt",
+        "vs",
+        "etc",
+        "fig",
+        "eq",
+        "vol",
+        "pp",
+        "ed",
+        "al",
+        "approx",
+        "dept",
+        "inc",
+        "ltd",
+        "co",
+        "corp",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "sept",
+        "oct",
+        "nov",
+        "dec",
+        "e.g",
+        "i.e",
+        "cf",
+        "viz",
+        "a.m",
+        "p.m",
+        "u.s",
+        "u.k",
+    ]
 )
 _FINAL = re.compile(r"[。！？]")
 
@@ -91,9 +135,8 @@ class SentenceSplitter:
 
     def flush(self) -> list[str]:
         """The text has ended: give what is left."""
-        pieces = self.feed("\n\n")
-        self._tail, self._from = "", 0
-        return pieces
+        tail, self._tail, self._from = self._tail.strip(), "", 0
+        return [tail] if tail else []
 
 
 def _continues(sentence: str, mark: str) -> bool:

@@ -1,8 +1,9 @@
 """The runtime: the task tree of an open pipeline."""
 
-from alto._run.app import App, AppStatistics, StageStatistics, nested_run, nested_stream
+from alto._run.app import App, nested_run, nested_stream
 from alto._run.handles import StreamHandle
 from alto._run.map import MapHandle, Progress, Result
+from alto._run.statistics import AppStatistics, StageStatistics
 
 __all__ = (
     "App",

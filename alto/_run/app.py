@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from functools import partial
+from types import TracebackType
 from typing import Any, Literal, Self, final
 
 import anyio
 import anyio.abc
-import attrs
 
-from alto._aio import current_call
-from alto._declare import bind_resources, check_input
+from alto._aio import current_call, uncut
+from alto._declare import bind_resources
 from alto._declare.nested import own_resources
 from alto._run.call import Call
+from alto._run.checks import (
+    check_count,
+    check_function,
+    check_inputs,
+    check_options,
+    check_priority,
+)
 from alto._run.handles import StreamHandle
 from alto._run.map import MapHandle, Progress, map_requests
 from alto._run.node import Node
 from alto._run.request import Request
 from alto._run.resources import Resources, with_handles
+from alto._run.statistics import AppStatistics, statistics_of
 from alto._run.worker import Worker
 from alto._spec import Declaration, GroupOrder
 from alto.errors import Closed
 
-__all__ = ("App", "AppStatistics", "Installed", "StageStatistics", "nested_run",
-           "nested_stream")  # fmt: skip
-
-
-@attrs.frozen(kw_only=True)
-class StageStatistics:
-    """What one stage is doing at this moment."""
-
-    running: int = 0
-    """Calls that have started and have not ended, those that wait inside alto included."""
-    waiting: int = 0
-    """Calls that have all they need and have not started."""
-    done: int = attrs.field(default=0, eq=False)
-    """Calls that have ended by themselves since the app was opened; not compared."""
-
-
-@attrs.frozen(kw_only=True)
-class AppStatistics:
-    """What an open pipeline is doing at this moment. An idle one equals a fresh one."""
-
-    open_requests: int
-    """Requests that have not ended, those that stages have started included."""
-    stages: Mapping[str, StageStatistics]
-    """By stage; those of pipelines that stages call only while they do something."""
-    open_groups: int
-    """Groups whose call has not ended."""
-    buffered_items: int
-    """Pieces in group and join buffers, and results that nobody has taken."""
+__all__ = ("App", "Installed", "nested_run", "nested_stream")
 
 
 class Installed:
@@ -92,8 +74,8 @@ class App:
         capacity: int,
         max_held_items: int,
     ) -> None:
-        _check_count("open(capacity=...)", capacity)
-        _check_count("open(max_held_items=...)", max_held_items)
+        check_count("open(capacity=...)", capacity)
+        check_count("open(max_held_items=...)", max_held_items)
         self.declaration = declaration
         self.capacity = capacity
         self.max_held_items = max_held_items
@@ -106,7 +88,9 @@ class App:
         self._requests: set[Request] = set()
         self._feeders: set[anyio.CancelScope] = set()
         self._quiet: asyncio.Future[None] | None = None
-        self._state: Literal["new", "open", "closed"] = "new"
+        self._state: Literal["new", "opening", "open", "closed"] = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.Context()
 
     def __repr__(self) -> str:
         state = f"{self._state}, {len(self._requests)} requests"
@@ -121,7 +105,10 @@ class App:
         if self._state != "new":
             msg = f"this app of {self.declaration.name!r} was opened before; call open() again"
             raise Closed(msg)
+        self._state = "opening"
         await self._resources.start()
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._state = "open"
@@ -138,28 +125,54 @@ class App:
 
         Cancellation: shielded.
         """
+        call = current_call.get()
+        if isinstance(call, Call) and not call.closing and call.lane.request in self._requests:
+            msg = "a stage cannot close the app that it works for; let it end, or raise"
+            raise RuntimeError(msg)
         self._state = "closed"
         tasks = self._tasks
         assert tasks is not None
         try:
             for request in list(self._requests):
                 request.cancel()
-            with anyio.CancelScope(shield=True):
-                if self._requests:
-                    self._quiet = asyncio.get_running_loop().create_future()
-                    await self._quiet
+            late = await self._quieten()
             for installed in self._installed.values():
                 for node in installed.nodes:
                     node.close()
             for scope in self._feeders:
                 scope.cancel()
             if isinstance(error, asyncio.CancelledError):
-                return await tasks.__aexit__(kind, error, traceback)
+                await tasks.__aexit__(kind, error, traceback)
+                return None  # Whoever cancelled the caller is to hear of it.
             # What the caller raised is the caller's: it leaves as it is, in no group.
             await tasks.__aexit__(None, None, None)
+            if late is not None:
+                raise late
             return None
         finally:
+            await self._stop_engines(error)
+
+    async def _quieten(self) -> asyncio.CancelledError | None:
+        # Returns a cancellation that came meanwhile.
+        async def quiet() -> None:
+            if self._requests:
+                self._quiet = asyncio.get_running_loop().create_future()
+                await self._quiet
+
+        try:
+            await uncut(quiet)
+        except asyncio.CancelledError as late:
+            return late
+        return None
+
+    async def _stop_engines(self, error: BaseException | None) -> None:
+        # What the caller raised goes before what an engine raises while it stops.
+        try:
             await self._resources.stop()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"while its engines stopped, also: {failure!r}")
 
     def stream(
         self,
@@ -191,7 +204,8 @@ class App:
     ) -> MapHandle[Any, Any]:
         """Start a request per input, a bounded number at a time."""
         self._check_open()
-        _check_count("map(concurrency=...)", concurrency)
+        check_count("map(concurrency=...)", concurrency)
+        check_function("map(progress=...)", progress)
         if order not in ("input", "completed"):
             msg = f"map(order=...) must be 'input' or 'completed', not {order!r}"
             raise ValueError(msg)
@@ -205,28 +219,7 @@ class App:
 
     def statistics(self) -> AppStatistics:
         """What it is doing now."""
-        stages: dict[str, StageStatistics] = {}
-        lanes = [lane for request in self._requests for lane in request.lanes]
-        running: dict[Node, int] = {}
-        waiting: dict[Node, int] = {}
-        for lane in lanes:
-            running[lane.node] = running.get(lane.node, 0) + lane.active
-            waiting[lane.node] = waiting.get(lane.node, 0) + len(lane.ready)
-        for installed in self._installed.values():
-            own = installed.declaration is self.declaration
-            prefix = "" if own else f"{installed.declaration.name}."
-            for node in installed.nodes:
-                row = StageStatistics(
-                    running=running.get(node, 0), waiting=waiting.get(node, 0), done=node.done
-                )
-                if own or row.running or row.waiting:
-                    stages[prefix + node.plan.name] = row
-        return AppStatistics(
-            open_requests=len(self._requests),
-            stages=MappingProxyType(stages),
-            open_groups=sum(len(lane.rows) * len(lane.group_slots) for lane in lanes),
-            buffered_items=sum(r.held + r.sink.held for r in self._requests),
-        )
+        return statistics_of(self.declaration, self._installed.values(), self._requests)
 
     def nested(
         self,
@@ -239,7 +232,7 @@ class App:
     ) -> Request:
         """Start a request of another pipeline from inside a call of this app."""
         installed = self._install(declaration)
-        _check_inputs(declaration, inputs)
+        check_inputs(declaration, inputs)
         request = Request(
             installed, parent=call, priority=call.priority, order=order, timeout=timeout
         )
@@ -248,7 +241,9 @@ class App:
     def spawn_worker(self, worker: Worker) -> None:
         """Start a worker's task."""
         assert self._tasks is not None
-        self._tasks.start_soon(worker.main, name=f"alto {worker.node.plan.name}")
+        name = f"alto {worker.node.plan.name}"
+        # Stages see the context variables of whoever opened the app, not of some request.
+        self._context.copy().run(partial(self._tasks.start_soon, worker.main, name=name))
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
         """Start a task that is cancelled when the app closes."""
@@ -288,8 +283,9 @@ class App:
         priority: int,
     ) -> Request:  # fmt: skip
         self._check_open()
-        _check_inputs(self.declaration, inputs)
-        _check_options(order, timeout)
+        check_inputs(self.declaration, inputs)
+        check_options(order, timeout)
+        check_priority(priority)
         installed = self._install(self.declaration)
         request = Request(installed, order=order, timeout=timeout, priority=priority)
         return self._started(request, inputs)
@@ -307,6 +303,17 @@ class App:
                 f"use it inside `async with {self.declaration.name}.open(...) as app:`"
             )
             raise Closed(msg)
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if not here:
+            msg = (
+                f"this app of {self.declaration.name!r} belongs to the event loop that opened it, "
+                f"and was called from outside; from another thread use "
+                f"asyncio.run_coroutine_threadsafe(app.run(...), loop)"
+            )
+            raise RuntimeError(msg)
 
 
 def nested_stream(
@@ -354,26 +361,6 @@ def _nested(
             f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"
         )
         raise Closed(msg)
-    _check_options(order, timeout)
+    check_options(order, timeout)
     app = call.lane.request.installed.app
     return app.nested(declaration, inputs, call, order=order, timeout=timeout)
-
-
-def _check_inputs(declaration: Declaration, inputs: Sequence[object]) -> None:
-    for spec, value in zip(declaration.inputs, inputs, strict=True):
-        check_input(declaration, spec, value)
-
-
-def _check_count(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"{what} must be a whole number >= 1, not {value!r}"
-        raise ValueError(msg)
-
-
-def _check_options(order: GroupOrder | None, timeout: object) -> None:
-    if order not in ("arrival", "ancestry", None):
-        msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
-        raise ValueError(msg)
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        msg = f"timeout= must be a number of seconds > 0, or None, not {timeout!r}"
-        raise ValueError(msg)

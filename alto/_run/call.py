@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from alto._aio import Cleanup, current_call
+from alto._aio import Cleanup, current_call, uncut
 
 if TYPE_CHECKING:
     from alto._run.lane import Lane
@@ -92,9 +92,16 @@ class Call:
             node.turns.gave()
             node.kick()
 
-    def unpark_nowait(self) -> None:
-        """The wait was cancelled: no permit is needed to clean up."""
-        self._parks -= 1
+    async def unpark_cut(self) -> None:
+        """The wait was cut short: by the end of the call, or by a time limit within the stage.
+
+        A call that is to end needs no permit to clean up; one that goes on does.
+        """
+        if self.cancelled or self.closing:
+            self._parks -= 1
+            return
+        with anyio.CancelScope(shield=True):
+            await self.unpark()
 
     async def unpark(self) -> None:
         """The wait is over: get a permit again, unless another task of the call still waits.
@@ -140,11 +147,11 @@ class Call:
             try:
                 await granted
             except asyncio.CancelledError:
-                self.unpark_nowait()
                 if granted.done() and not granted.cancelled():
                     waiters.wake()
                 else:
                     waiters.remove(granted)
+                await self.unpark_cut()
                 raise
             try:
                 await self.unpark()
@@ -163,13 +170,11 @@ class Call:
         """Close everything that must not outlive the call. Cancellation: shielded."""
         if self._children:
             self.park()
-            try:
-                with anyio.CancelScope(shield=True):
-                    for child in list(self._children):
-                        child.cancel()
-                        await child.wait_ended()
-            finally:
-                self.unpark_nowait()
+            for child in list(self._children):
+                child.cancel()
+            for child in list(self._children):
+                await uncut(child.wait_ended)
+            self._parks -= 1
         if self._cleanup is not None:
             await self._cleanup.close_all()
 
@@ -178,7 +183,7 @@ class Call:
         self.closing = True
         lane = self.lane
         node = lane.node
-        lane.calls.discard(self)
+        lane.calls.pop(self.path, None)
         if self.cancelled and self.task is not None and self.task.cancelling():
             self.task.uncancel()
         if self._holds:

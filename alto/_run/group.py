@@ -263,7 +263,7 @@ class RunGroup(Group[T_co]):
             await reader
         except BaseException:
             if call is not None:
-                call.unpark_nowait()
+                await call.unpark_cut()
             raise
         finally:
             self._reader = None

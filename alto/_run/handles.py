@@ -7,8 +7,7 @@ import contextlib
 from types import TracebackType
 from typing import Generic, Self, TypeVar, final
 
-import anyio
-
+from alto._aio import uncut
 from alto._run.call import parking_call
 from alto._run.request import Request
 from alto.errors import Closed
@@ -91,11 +90,16 @@ class StreamHandle(Generic[R]):
 
         Cancellation: shielded.
         """
+        call = parking_call()
+        while call is not None:
+            if call.lane.request is self._request:
+                msg = "a stage cannot close the request that it works for, and wait; raise instead"
+                raise RuntimeError(msg)
+            call = call.lane.request.parent
         self._closed = True
         self._request.cancel()
         self._request.sink.wake()
-        with anyio.CancelScope(shield=True):
-            await self._request.wait_ended()
+        await uncut(self._request.wait_ended)
 
     async def list(self) -> list[R]:
         """All results that have not been read, in the order of the handle."""
@@ -103,8 +107,8 @@ class StreamHandle(Generic[R]):
 
     def __del__(self) -> None:
         # May run anywhere, also inside a machine's step: act in a step of its own.
-        request = self._request
-        if not request.ended and not request.stopping:
+        request = getattr(self, "_request", None)
+        if request is not None and not request.ended and not request.stopping:
             with contextlib.suppress(RuntimeError):  # The loop is closed: so is the request.
                 self._loop.call_soon_threadsafe(request.cancel)
 
@@ -132,7 +136,7 @@ class StreamHandle(Generic[R]):
             await reader
         except BaseException:
             if call is not None:
-                call.unpark_nowait()
+                await call.unpark_cut()
             raise
         finally:
             self._reading = False

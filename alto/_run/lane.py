@@ -17,6 +17,7 @@ that runs, or at the reader of the request.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alto._aio import current_call
@@ -55,7 +56,7 @@ class Lane:
         """Whether the next ready call may not start, since its results would have no room."""
         self.active: int = 0
         """Calls that have started and have not ended."""
-        self.calls: set[Call] = set()
+        self.calls: dict[Path, Call] = {}
         """Those of them that have suspended, so that somebody could cancel them."""
         self.rows: dict[Path, Row] = {}
         """Groups whose call has not ended."""
@@ -200,7 +201,14 @@ class Lane:
         if producer.demand is None:
             producer.demand = Demand(len(producer.targets))
         for dead in producer.demand.release(source.rank, ancestor):
-            producer.drop(dead)
+            self.request.drop_soon(producer, dead)
+
+    def _below(self, ancestor: Path) -> Callable[[Mapping[Path, object]], list[Path]]:
+        # The paths of calls at or below an ancestor. Most often it is one: then without a search.
+        size = len(ancestor)
+        if size == self.node.plan.depth:
+            return lambda paths: [ancestor] if ancestor in paths else []
+        return lambda paths: [p for p in paths if p[:size] == ancestor]
 
     def drop(self, ancestor: Path) -> None:
         """Nobody needs what this lane gives at or below *ancestor* any more: stop making it."""
@@ -216,14 +224,15 @@ class Lane:
             held = self.join.held
             self.join.drop(ancestor)
             self.request.held += self.join.held - held
-        running = [call for call in self.calls if call.path[:size] == ancestor]
+        below = self._below(ancestor)
+        running = [self.calls[path] for path in below(self.calls)]
         mine = current_call.get()  # A call that has not suspended yet is in no set.
         if isinstance(mine, Call) and mine.lane is self and mine.path[:size] == ancestor:
             running.append(mine)
         for call in running:
             call.cancel()
         paths = {call.path for call in running}
-        for path in [p for p in self.rows if p[:size] == ancestor]:
+        for path in below(self.rows):
             for group in self.rows[path].groups:
                 group.dropped = True
                 group.leave()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, final
 import anyio
 import attrs
 
+from alto._aio import uncut
 from alto._run.call import parking_call
 from alto._run.request import Request
 from alto.errors import AltoError, Closed
@@ -83,6 +84,8 @@ class _Feeding:
         self.closed = False
         self.reader: asyncio.Future[None] | None = None
         self.feeder: asyncio.Future[None] | None = None
+        self.fed: asyncio.Future[None] | None = None
+        self.scope: anyio.CancelScope | None = None
 
     @property
     def has_room(self) -> bool:
@@ -103,9 +106,11 @@ class _Feeding:
         self.line.append(index)
         if self.report is not None:
             ended = self.started - len(self.running)
-            self.report(
-                Progress(started=self.started, succeeded=ended - self.failed, failed=self.failed)
-            )
+            told = Progress(started=self.started, succeeded=ended - self.failed, failed=self.failed)
+            try:
+                self.report(told)
+            except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
+                self.report, self.exhausted, self.error = None, True, error
         self.wake()
 
     def pop(self) -> Result[Any, Any] | None:
@@ -119,7 +124,14 @@ class _Feeding:
         self.closed = True
         for request, _ in list(self.running.values()):
             request.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
         self.wake()
+
+    async def wait_fed(self) -> None:
+        """Wait until nothing is pulled from the inputs any more."""
+        if self.fed is not None:
+            await asyncio.shield(self.fed)
 
 
 @final
@@ -190,13 +202,13 @@ class MapHandle(Generic[In, R]):
         feeding = self._feeding
         requests = [request for request, _ in feeding.running.values()]
         feeding.cancel()
-        with anyio.CancelScope(shield=True):
-            for request in requests:
-                await request.wait_ended()
+        for request in requests:
+            await uncut(request.wait_ended)
+        await uncut(feeding.wait_fed)
 
     def __del__(self) -> None:
-        feeding = self._feeding
-        if feeding.running or not feeding.exhausted:
+        feeding = getattr(self, "_feeding", None)
+        if feeding is not None and (feeding.running or not feeding.exhausted):
             with contextlib.suppress(RuntimeError):  # The loop is closed: so are the requests.
                 self._loop.call_soon_threadsafe(feeding.cancel)
 
@@ -225,7 +237,7 @@ class MapHandle(Generic[In, R]):
             await reader
         except BaseException:
             if call is not None:
-                call.unpark_nowait()
+                await call.unpark_cut()
             raise
         finally:
             feeding.reader = None
@@ -246,6 +258,7 @@ def map_requests(
     report = _print_progress if progress is True else progress or None
     feeding = _Feeding(start, concurrency=concurrency, ordered=order == "input", report=report)
     if isinstance(source, AsyncIterable):
+        feeding.fed = asyncio.get_running_loop().create_future()
         app.spawn(_feed, feeding, aiter(source))
         return MapHandle(feeding, None)
     return MapHandle(feeding, iter(source))
@@ -290,26 +303,36 @@ def _result(index: int, value: object, request: Request) -> Result[Any, Any]:
 
 async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
     # A task of the app: an async iterable of inputs is pulled beside the requests.
+    assert feeding.fed is not None
     try:
-        while not feeding.closed:
-            while not feeding.has_room and not feeding.closed:
-                feeding.feeder = asyncio.get_running_loop().create_future()
-                await feeding.feeder
+        with anyio.CancelScope() as feeding.scope:
             if feeding.closed:
-                break  # type: ignore[unreachable]  # the attribute has changed meanwhile
-            try:
-                value = await anext(source)
-            except StopAsyncIteration:
-                break
-            if not feeding.closed:
-                _start_one(feeding, value)
+                feeding.scope.cancel()
+            await _pull(feeding, source)
+    except asyncio.CancelledError:
+        feeding.error = Closed("the app was closed before all inputs of this map were taken")
+        raise
     except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
         feeding.error = error
     finally:
         feeding.exhausted = True
+        with anyio.CancelScope(shield=True):
+            if (close := getattr(source, "aclose", None)) is not None:
+                await close()
+        feeding.fed.set_result(None)
         feeding.wake()
-        if (close := getattr(source, "aclose", None)) is not None:
-            await close()
+
+
+async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
+    while True:
+        while not feeding.has_room:
+            feeding.feeder = asyncio.get_running_loop().create_future()
+            await feeding.feeder
+        try:
+            value = await anext(source)
+        except StopAsyncIteration:
+            return
+        _start_one(feeding, value)
 
 
 def _print_progress(progress: Progress) -> None:

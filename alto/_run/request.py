@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import anyio
-
+from alto._aio import uncut
 from alto._run.call import parking_call
 from alto._run.lane import Lane
 from alto._run.sink import Sink
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alto._run.call import Call
     from alto._run.ports import Port
     from alto._spec import GroupOrder
+    from alto.model import Path
 
 __all__ = ("Request",)
 
@@ -29,7 +30,7 @@ class Request:
     could start any more: nothing of a request outlives it.
     """
 
-    __slots__ = ("_ended", "_results", "_timer", "capacity", "deadline", "ended",
+    __slots__ = ("_drops", "_ended", "_results", "_timer", "capacity", "deadline", "ended",
                  "error", "held", "installed", "lanes", "max_held", "on_end", "parent", "priority",
                  "sink", "stopping")  # fmt: skip
 
@@ -58,6 +59,7 @@ class Request:
         """It failed or was cancelled: nothing new is started, nothing is kept."""
         self.ended = False
         self.on_end: Callable[[Request], None] | None = None
+        self._drops: deque[tuple[Lane, Path]] = deque()
         self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         plan = installed.declaration.plan
@@ -88,6 +90,15 @@ class Request:
         """The lane whose stream has that number; None for an input of the pipeline."""
         index = source - len(self.installed.declaration.plan.inputs)
         return self.lanes[index] if index >= 0 else None
+
+    def drop_soon(self, lane: Lane, ancestor: Path) -> None:
+        """Nobody needs what *lane* gives below *ancestor*. One after the other: graphs are deep."""
+        self._drops.append((lane, ancestor))
+        if len(self._drops) == 1:
+            while self._drops:
+                lane, ancestor = self._drops[0]
+                lane.drop(ancestor)
+                self._drops.popleft()
 
     def overflowed(self, lane: Lane) -> None:
         """It holds more than it may."""
@@ -145,11 +156,10 @@ class Request:
         try:
             await self.wait_ended()
         except BaseException:
-            if call is not None:
-                call.unpark_nowait()
             self.cancel()
-            with anyio.CancelScope(shield=True):
-                await self.wait_ended()
+            await uncut(self.wait_ended)
+            if call is not None:
+                await call.unpark_cut()
             raise
         if call is not None:
             await call.unpark()
@@ -172,7 +182,7 @@ class Request:
     def _stop(self) -> None:
         self.stopping = True
         for lane in self.lanes:
-            lane.drop(())
+            self.drop_soon(lane, ())
         self.sink.waiters.wake_all()
         self.check_end()
 

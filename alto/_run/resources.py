@@ -59,11 +59,25 @@ class Resources:
             raise errors[0]
 
     async def stop(self) -> None:
-        """Stop what was started here. Cancellation: shielded."""
+        """Stop what was started here. Cancellation: shielded.
+
+        Raises:
+            Exception: What an engine raised; all have been asked to stop.
+        """
+        errors: list[Exception] = []
+
+        async def stop(engine: Engine) -> None:
+            try:
+                await engine.stop()
+            except Exception as error:  # noqa: BLE001  # raised below, without a group around it
+                errors.append(error)
+
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 while self._started:
-                    tasks.start_soon(self._started.pop().stop)
+                    tasks.start_soon(stop, self._started.pop())
+        if errors:
+            raise errors[0]
 
 
 def _engine(value: object) -> Engine | None:
@@ -85,8 +99,7 @@ def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, o
     asked = {r.name: r.type for r in spec.stage.resources}
     return {
         name: LLM(value)
-        if isinstance(value, Engine)
-        and LLM in (asked[name], *get_args(asked[name]))
+        if isinstance(value, Engine) and LLM in (asked[name], *get_args(asked[name]))
         else value
         for name, value in kwargs.items()
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alto._core.closure import Closure
 from alto._core.order import Order
 from alto._run.group import Waiters
+from alto.errors import BufferExceeded
 
 if TYPE_CHECKING:
     from alto._run.request import Request
@@ -70,6 +71,11 @@ class Sink:
             self.kept.append((path, value))
         elif self._order is not None:
             self._order.arrived(path, value)
+            if len(self._order) > self.request.max_held:
+                self.request.fail(
+                    BufferExceeded("the request's own results", self.request.max_held)
+                )
+                return
         else:
             self.buffer.append(value)
         if self._closure is None or self._closure.arrived(path) is not None:

@@ -79,7 +79,16 @@ class Worker:
         """Run calls until the app ends."""
         self.task = asyncio.current_task()
         with anyio.CancelScope(shield=True):
-            await _Driven(self, self._loop())
+            try:
+                await _Driven(self, self._loop())
+            finally:
+                node = self.node
+                if self in node.idle:  # Cancelled by the loop, which is going down.
+                    node.idle.remove(self)
+                if node.leader is self:
+                    node.leader = None
+                if node.turns.has_next and not node.closing:
+                    node.kick()
 
     def wake(self) -> None:
         """Stop being idle. No effect on a worker that has not begun yet."""
@@ -90,7 +99,7 @@ class Worker:
         """The worker is about to wait: its call can be cancelled now, and somebody else may lead."""
         call, self.call = self.call, None
         if call is not None:
-            call.lane.calls.add(call)
+            call.lane.calls[call.path] = call
         node = self.node
         lane, self.lane = self.lane, None
         if lane is not None and lane.ready and not lane.blocked:
@@ -104,7 +113,7 @@ class Worker:
         node = self.node
         turns = node.turns
         serve = self._generators if node.spec.stage.generator else self._coroutines
-        while True:
+        while not self._is_cancelled():
             if (lane := turns.next_queue()) is not None:
                 await serve(lane)
             if node.leader is self:
@@ -136,16 +145,26 @@ class Worker:
                         await call.room(path)
                     lane.push(path, value)
                     call.done = True
-            except asyncio.CancelledError as error:
-                self._cancelled(call, error)
-            except Exception as error:  # noqa: BLE001  # the request fails with it
-                lane.request.stage_failed(call, error)
+            except BaseException as error:  # noqa: BLE001  # the request fails with it
+                self._failed(call, error)
             if call.untidy:
                 call.closing = True
                 await self._tidy(call)
             self.call = self.lane = None
             call.end()
             lane = turns.next_after(lane, bool(lane.ready) and not lane.blocked)
+            if lane is not None and self._is_cancelled():
+                self._give_up(lane)
+                return
+
+    def _is_cancelled(self) -> bool:
+        # By somebody else than alto, for the calls that alto cancels take it back at their end.
+        return self.task is not None and self.task.cancelling() > 0
+
+    def _give_up(self, lane: Lane) -> None:
+        # The task is cancelled: the permit it has for *lane* goes to another worker.
+        self.node.turns.gave()
+        lane.offer()
 
     async def _generators(self, lane: Lane | None) -> None:
         # As above.
@@ -157,68 +176,99 @@ class Worker:
             else:
                 await self._run_generator(lane, *start)
                 lane = turns.next_after(lane, bool(lane.ready) and not lane.blocked)
+                if lane is not None and self._is_cancelled():
+                    self._give_up(lane)
+                    return
 
-    async def _run_generator(self, lane: Lane, path: tuple[int, ...], args: list[Any]) -> None:
+    async def _run_generator(  # noqa: C901, PLR0912  # one loop, on the path of every item
+        self, lane: Lane, path: tuple[int, ...], args: list[Any]
+    ) -> None:
         self.call = call = Call(lane, path, self.task)
         self.lane = lane
         current_call.set(call)
         outputs = lane.fn(*args, **lane.resources)
         is_full, push = lane.is_full, lane.push
         children = 0
+        waits, in_hand = False, None
+        thrown: BaseException | None = None
         try:
             async for value in outputs:
                 if call.cancelled:
                     break
                 child = (*path, children)
                 if is_full(child):
+                    waits, in_hand = True, value
                     await call.room(child)
+                    waits = False
                 push(child, value)
                 children += 1
                 if children == 1:  # From here on it is known where all of them go.
                     is_full, push = lane.inlet(path)
                 if call.untidy and call.must_close:
                     await call.cleanup.close_abandoned()
+                if not children & 0xFF:  # A generator that never waits must not stop the clock.
+                    await asyncio.sleep(0)
                 if call.cancelled:  # By what it pushed, for example.
                     break  # type: ignore[unreachable]  # the attribute has changed meanwhile
             else:
                 if not call.cancelled:
                     lane.counted(path, children)
                     call.done = True
-        except asyncio.CancelledError as error:
-            self._cancelled(call, error)
-        except Exception as error:  # noqa: BLE001  # the request fails with it
-            lane.request.stage_failed(call, error)
+        except BaseException as error:  # noqa: BLE001  # the request fails with it
+            thrown = error
+        if waits and not call.cancelled and isinstance(thrown, asyncio.CancelledError):
+            # A time limit of the stage struck at its `yield`, while the output waited for room.
+            push((*path, children), in_hand)
+            thrown = await self._interrupted(call, outputs, thrown, children + 1)
         call.closing = True
         if not call.done:
-            await self._close(call, outputs)
+            await self._close(call, outputs, thrown)
         if call.untidy:
             await self._tidy(call)
         self.call = self.lane = None
         call.end()
 
     @staticmethod
-    def _cancelled(call: Call, error: asyncio.CancelledError) -> None:
-        task = call.task
-        if not call.cancelled and task is not None and task.cancelling():
-            call.end()  # The loop itself is going down.
+    def _failed(call: Call, error: BaseException) -> None:
+        # Its own cancellation is how a cancelled call ends; anything else fails the request. A task
+        # that somebody else cancelled ends after this call: see _is_cancelled.
+        if call.cancelled and isinstance(error, asyncio.CancelledError):
+            return
+        call.lane.request.stage_failed(call, error)
+        if isinstance(error, KeyboardInterrupt | SystemExit):  # The program is to end.
+            call.end()
             raise error
-        if not call.cancelled:  # The stage awaited something that somebody else cancelled.
-            call.lane.request.stage_failed(call, error)
 
     @staticmethod
-    async def _close(call: Call, outputs: Any) -> None:  # noqa: ANN401
+    async def _interrupted(
+        call: Call,
+        outputs: Any,  # noqa: ANN401  # any async generator
+        error: BaseException,
+        children: int,
+    ) -> BaseException:
+        # Let the generator see what struck it: a time limit turns it into an end or a TimeoutError.
+        try:
+            await outputs.athrow(error)
+        except StopAsyncIteration:
+            call.lane.counted(call.path, children)
+            call.done = True
+            return error
+        except BaseException as seen:  # noqa: BLE001  # the request fails with it
+            return seen
+        return RuntimeError("the stage went on to yield after it was cancelled at a yield")
+
+    @staticmethod
+    async def _close(call: Call, outputs: Any, error: BaseException | None) -> None:  # noqa: ANN401
+        if error is not None:
+            Worker._failed(call, error)
         try:
             await outputs.aclose()
-        except asyncio.CancelledError as error:
-            Worker._cancelled(call, error)
-        except Exception as error:  # noqa: BLE001  # the request fails with it
-            call.lane.request.stage_failed(call, error)
+        except BaseException as late:  # noqa: BLE001  # the request fails with it
+            Worker._failed(call, late)
 
     @staticmethod
     async def _tidy(call: Call) -> None:
         try:
             await call.tidy()
-        except asyncio.CancelledError as error:
-            Worker._cancelled(call, error)
-        except Exception as error:  # noqa: BLE001  # the request fails with it
-            call.lane.request.stage_failed(call, error)
+        except BaseException as error:  # noqa: BLE001  # the request fails with it
+            Worker._failed(call, error)

@@ -1,1 +1,3 @@
 """Adapters to real engines. Nothing below this floor imports them."""
+
+__all__ = ()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -28,11 +29,17 @@ from alto.errors import EngineStartError
 
 __all__ = ("Launch", "LaunchCancelled", "Started", "shut_down")
 
-_START_METHOD: Final = "VLLM_WORKER_MULTIPROC_METHOD"
+_VARIABLES: Final = {
+    # Not forked: this process has threads, and perhaps a GPU that it has used.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # On a CPU workers do not go before they are told to, and the engine's end waits for them.
+    "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
+}
 _GRACE: Final = 5.0
 """Seconds that processes of a failed start get to go by themselves before they are killed."""
-_PATIENCE: Final = 1.0
-"""The same, for a cancelled start, which somebody is waiting for."""
+_TELL_ALL, _KILL_ALL = 1.0, 4.0
+"""Seconds into a cancellation, which somebody waits for, after which its processes' own children are
+told to go, and all are killed."""
 
 
 class LaunchCancelled(Exception):
@@ -66,7 +73,8 @@ class Launch:
         self._thread = 0
         self._children_before: frozenset[int] = frozenset()
         self._family: dict[int, Any] = {}
-        self._kill_at = 0.0
+        self._cancelled_at = 0.0
+        self._told = 0
         self._started: Started | None = None
 
     def run(self) -> None:
@@ -124,24 +132,34 @@ class Launch:
             self._cancelled = True
             stage = self._stage
         if stage == "building":
-            children = self._new_children()
-            for child in children:
-                self._remember(child)
-            now = time.monotonic()
-            self._kill_at = self._kill_at or now + _PATIENCE
-            impatient = now > self._kill_at  # vLLM minds SIGTERM only once it serves
-            for process in self._family.values() if impatient else children:
-                with _gone_is_fine():
-                    process.kill() if impatient else process.terminate()
+            self._tell_to_go()
         return stage != "reading"
 
+    def _tell_to_go(self) -> None:
+        """Ever more firmly: vLLM's first process minds SIGTERM only once it serves."""
+        children = self._new_children()
+        for child in children:
+            self._remember(child)
+        now = time.monotonic()
+        self._cancelled_at = self._cancelled_at or now
+        elapsed = now - self._cancelled_at
+        family = tuple(self._family.values())
+        if elapsed > _KILL_ALL:
+            _signal(family, signal.SIGKILL)
+        elif self._told == 1 and elapsed > _TELL_ALL:
+            _signal(family, signal.SIGTERM)
+            self._told = 2
+        elif self._told == 0 and children:
+            _signal(children, signal.SIGTERM)
+            self._told = 1
+
     def _build(self, output: ChildOutput) -> Any:  # noqa: ANN401  # vLLM is not typed here
-        with _spawning(), main_module_left_alone():
+        with _launch_environment(), main_module_left_alone():
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
             arguments = self._checked_arguments(AsyncEngineArgs)
-            with output, _interrupts_blocked():
+            with _interrupts_blocked(), output:  # in this order: else the tracker keeps a pipe
                 settings = AsyncEngineArgs(**arguments)
                 self._stop_if_cancelled()
                 config = settings.create_engine_config()
@@ -217,7 +235,9 @@ def shut_down(started: Started) -> None:
     family = tuple(member for process in started.processes for member in _family(process))
     engine, started.engine = started.engine, None
     try:
-        engine.shutdown()
+        # time for the processes to free what they share, or it would stay until this program ends
+        patient = "timeout" in inspect.signature(engine.shutdown).parameters
+        engine.shutdown(**({"timeout": 2 * _GRACE} if patient else {}))
     finally:
         _end(family, grace=1.0)
         _close_sockets(engine)
@@ -256,9 +276,7 @@ def _end(processes: tuple[Any, ...], *, grace: float) -> None:
         if not left or (killed and time.monotonic() > deadline):
             return
         if not killed and time.monotonic() > deadline:
-            for process in left:
-                with _gone_is_fine():
-                    process.kill()
+            _signal(left, signal.SIGKILL)
             deadline, killed = time.monotonic() + grace + 1.0, True
         time.sleep(0.01)
 
@@ -272,12 +290,12 @@ def _is_alive(process: Any) -> bool:  # noqa: ANN401  # psutil is not typed
         return False
 
 
-@contextlib.contextmanager
-def _gone_is_fine() -> Iterator[None]:
+def _signal(processes: Sequence[Any], number: int) -> None:
     import psutil
 
-    with contextlib.suppress(psutil.Error):
-        yield
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
 
 
 def _children(thread: int) -> frozenset[int]:
@@ -304,26 +322,29 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 @final
-class _StartMethod:
-    """Counts the launches that need the environment variable which this program has not set."""
+class _Environment:
+    """Counts the launches that need variables which this program has not set."""
 
     lock = threading.Lock()
-    users = 0
+    users: Final[dict[str, int]] = {}
 
 
 @contextlib.contextmanager
-def _spawning() -> Iterator[None]:
-    """Children are spawned, not forked: this process has threads, and perhaps a used GPU."""
-    with _StartMethod.lock:
-        ours = _StartMethod.users > 0 or _START_METHOD not in os.environ
-        if ours:
-            _StartMethod.users += 1
-            os.environ[_START_METHOD] = "spawn"
+def _launch_environment() -> Iterator[None]:
+    """Variables that an engine's processes inherit, where the program has not chosen itself."""
+    mine = []
+    with _Environment.lock:
+        for name, value in _VARIABLES.items():
+            if name in _Environment.users or name not in os.environ:
+                mine.append(name)
+                _Environment.users[name] = _Environment.users.get(name, 0) + 1
+                os.environ[name] = value
     try:
         yield
     finally:
-        if ours:
-            with _StartMethod.lock:
-                _StartMethod.users -= 1
-                if _StartMethod.users == 0:
-                    os.environ.pop(_START_METHOD, None)
+        with _Environment.lock:
+            for name in mine:
+                _Environment.users[name] -= 1
+                if _Environment.users[name] == 0:
+                    del _Environment.users[name]
+                    os.environ.pop(name, None)

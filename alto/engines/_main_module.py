@@ -50,9 +50,9 @@ def main_module_left_alone() -> Iterator[None]:
                 spawn.get_preparation_data = _Wrapped.original
 
 
-def _preparation_data(*args: Any, **kwargs: Any) -> dict[str, Any]:  # Any: passed through
+def _preparation_data(name: str) -> dict[str, Any]:
     assert _Wrapped.original is not None
-    data = _Wrapped.original(*args, **kwargs)
+    data = _Wrapped.original(name)
     if threading.get_ident() in _Wrapped.threads:
         for key in _KEYS:
             data.pop(key, None)

@@ -51,14 +51,15 @@ async def test_an_engine_that_was_not_started_is_closed():
 @pytest.mark.parametrize("given", [None, "fork"])
 def test_children_are_spawned_unless_the_program_chose(monkeypatch, given):
     """The variable is ours while an engine starts, and the program's before and after."""
-    monkeypatch.delenv(_launch._START_METHOD, raising=False)
+    name = "VLLM_WORKER_MULTIPROC_METHOD"
+    monkeypatch.delenv(name, raising=False)
     if given is not None:
-        monkeypatch.setenv(_launch._START_METHOD, given)
-    with _launch._spawning():
-        with _launch._spawning():
-            assert os.environ[_launch._START_METHOD] == (given or "spawn")
-        assert os.environ[_launch._START_METHOD] == (given or "spawn")
-    assert os.environ.get(_launch._START_METHOD) == given
+        monkeypatch.setenv(name, given)
+    with _launch._launch_environment():
+        with _launch._launch_environment():
+            assert os.environ[name] == (given or "spawn")
+        assert os.environ[name] == (given or "spawn")
+    assert os.environ.get(name) == given
 
 
 def test_children_are_found_by_the_thread_that_made_them():

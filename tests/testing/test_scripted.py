@@ -336,9 +336,9 @@ class TestFailures:
         engine = Scripted([Line(["a", "b", "c"], fail_at=2)], slots=1, delay=delay)
         async with engine:
             got = []
-            with pytest.raises(GenerationFailed, match="scripted failure"):  # noqa: PT012
+            with pytest.raises(GenerationFailed, match="scripted failure"):
                 async for chunk in engine.generate(_ask()):
-                    got.append(chunk)  # noqa: PERF401  # what came before the error counts
+                    got.append(chunk)  # what came before the error counts
             assert [(c.text, c.finish_reason) for c in got] == [("a", None), ("b", None)]
             assert engine.statistics() == EngineStatistics()
         assert asyncio.get_running_loop().time() == 3 * delay
