@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 import alto
-from alto.testing import run_virtual
+from alto.testing import Scripted, run_virtual
 
 
 @alto.stage
@@ -756,3 +756,49 @@ async def test_open_takes_the_resources_of_pipelines_that_stages_call() -> None:
     async with p.open() as app:
         with pytest.raises(alto.StageError, match="mark"):
             await app.run("ab")
+
+
+async def mark_it(letter: str) -> str:
+    """A plain function that runs a pipeline."""
+    [result] = await marking.run(letter)
+    return result
+
+
+async def test_pipelines_are_found_through_helpers_and_resources() -> None:
+    """A nested pipeline may be called by a helper, or be a resource; its engines are started."""
+
+    @alto.stage
+    async def by_helper(letter: str) -> str:
+        return await mark_it(letter)
+
+    @alto.stage
+    async def by_resource(letter: str, *, inner: alto.Pipeline[str, str]) -> str:
+        [result] = await inner.run(letter)
+        return result
+
+    @alto.stage
+    async def say(letter: str, *, llm: alto.LLM) -> str:
+        return await llm.text(letter)
+
+    engine = Scripted({"a": ["A"]})
+
+    @alto.pipeline
+    def speaking(letter: alto.Stream[str]) -> alto.Stream[str]:
+        return say.bind(llm=engine)(letter)
+
+    @alto.pipeline
+    def p(word: alto.Stream[str]) -> alto.Stream[str]:
+        return by_helper(word)
+
+    @alto.pipeline
+    def q(word: alto.Stream[str]) -> alto.Stream[str]:
+        return by_resource(word)
+
+    async with p.open(mark="!") as app:
+        assert await app.run("a") == ["a!"]
+    async with q.open(mark="?", inner=marking) as other:
+        assert await other.run("a") == ["a?"]
+    async with q.open(inner=speaking) as third:
+        assert await third.run("a") == ["A"]
+    with pytest.raises(alto.Closed):
+        engine.check_health()

@@ -1,18 +1,19 @@
 """Pipelines that stages call, and the resources that those need.
 
 Which pipelines a stage will call is known only when it runs. But ``open()`` must tell a resource
-for one of them from a name that is spelt wrongly. So it looks at which pipelines the code of the
-stages mentions by name. This decides nothing but whether a name is accepted.
+for one of them from a name that is spelt wrongly, and start the engines that are bound in them. So
+it looks at which pipelines the code of the stages mentions by name, directly or in plain functions
+that it mentions, and which are given as resources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import CodeType, ModuleType
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FunctionType, ModuleType
 
 from alto._spec import Declaration
 
-__all__ = ("own_resources",)
+__all__ = ("mentioned", "own_resources")
 
 
 def own_resources(
@@ -22,44 +23,62 @@ def own_resources(
     asked = _asked(declaration)
     if asked.issuperset(resources):
         return resources
-    nested = {
-        name for other in _mentioned(declaration, {id(declaration)}) for name in _asked(other)
-    }
+    others = mentioned(declaration, resources.values())
+    nested = {name for other in others for name in _asked(other)}
     return {name: v for name, v in resources.items() if name in asked or name not in nested}
+
+
+def mentioned(declaration: Declaration, resources: Iterable[object]) -> list[Declaration]:
+    """Pipelines that its stages, or those of such pipelines, mention or get; without itself."""
+    found: dict[int, Declaration] = {id(declaration): declaration}
+    line = [declaration]
+    given = list(resources)
+    while line:
+        nodes = line.pop().nodes
+        values = [v for node in nodes for v in (node.stage.fn, *node.bound.values())]
+        for other in _pipelines([*values, *given]):
+            if id(other) not in found:
+                found[id(other)] = other
+                line.append(other)
+    return list(found.values())[1:]
 
 
 def _asked(declaration: Declaration) -> set[str]:
     return {spec.name for node in declaration.nodes for spec in node.stage.resources}
 
 
-def _mentioned(declaration: Declaration, seen: set[int]) -> Iterator[Declaration]:
-    for node in declaration.nodes:
-        for value in _values(node.stage.fn):
-            kind = type(value)
-            if (kind.__module__, kind.__name__) != ("alto.pipeline", "Pipeline"):
-                continue
+def _pipelines(values: list[object]) -> Iterator[Declaration]:
+    seen: set[int] = set()
+    while values:
+        value = values.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        kind = type(value)
+        if (kind.__module__, kind.__name__) == ("alto.pipeline", "Pipeline"):
             other = value.declaration  # type: ignore[attr-defined]  # a floor above this one
-            if isinstance(other, Declaration) and id(other) not in seen:
-                seen.add(id(other))
+            if isinstance(other, Declaration):
                 yield other
-                yield from _mentioned(other, seen)
+        elif isinstance(value, FunctionType):
+            values.extend(_named_in(value))
 
 
-def _values(fn: Callable[..., object]) -> Iterator[object]:
-    code = getattr(fn, "__code__", None)
-    if not isinstance(code, CodeType):
-        return
-    for cell in getattr(fn, "__closure__", None) or ():
+def _named_in(fn: FunctionType) -> Iterator[object]:
+    for cell in fn.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:  # Not filled yet.
             continue
-    names, known = set(_names(code)), getattr(fn, "__globals__", {})
+    names, known = set(_names(fn.__code__)), fn.__globals__
     for name in names & set(known):
         value = known[name]
+        if isinstance(value, FunctionType) and value.__module__ != fn.__module__:
+            continue  # A library's function: its code mentions no pipeline of ours.
         yield value
         if isinstance(value, ModuleType):
-            yield from (vars(value)[other] for other in names & set(vars(value)))
+            members = vars(value)
+            yield from (m for other in names & set(members)
+                        if not isinstance(m := members[other], FunctionType))  # fmt: skip
 
 
 def _names(code: CodeType) -> Iterator[str]:

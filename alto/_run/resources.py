@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import anyio
 
+from alto._declare.nested import mentioned
 from alto.errors import Closed
 from alto.llm import LLM
 from alto.protocols import Engine
@@ -25,7 +26,9 @@ class Resources:
     """
 
     def __init__(self, declaration: Declaration, values: Mapping[str, object]) -> None:
-        given = [*values.values(), *(v for node in declaration.nodes for v in node.bound.values())]
+        pipelines = [declaration, *mentioned(declaration, values.values())]
+        bound = [v for p in pipelines for node in p.nodes for v in node.bound.values()]
+        given = [*values.values(), *bound]
         engines = {id(e): e for e in map(_engine, given) if e is not None}
         self._engines = list(engines.values())
         self._started: list[Engine] = []

@@ -90,7 +90,7 @@ class _Interpreter:
             items: _Items = {}
             for path in paths:
                 args = [
-                    group(_below(streams[s], path))
+                    group(_Pieces(_below(streams[s], path)))
                     if param.group
                     else streams[s][path[: len(levels[s])]]
                     for param, s in zip(node.stage.params, sources, strict=True)
@@ -181,6 +181,22 @@ class _Results:
     async def list(self) -> list[Any]:
         """All results that have not been read."""
         return [result async for result in self]
+
+
+@final
+class _Pieces:
+    """A group's pieces; unlike an async generator it has nothing to close when it is left."""
+
+    def __init__(self, pieces: Sequence[object]) -> None:
+        self._left = iter(pieces)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> object:
+        for piece in self._left:
+            return piece
+        raise StopAsyncIteration
 
 
 def _below(items: _Items, path: Path) -> list[Any]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,7 +127,7 @@ class TestStarts:
 
 
 async def test_the_contract_holds(shared_engine):
-    """The engine goes through the whole contract, and leaves no process.
+    """The engine goes through the whole contract, and leaves no process and no thread.
 
     The tests below start it again, so the contract's own second start is left out.
     """
@@ -145,6 +146,7 @@ async def test_the_contract_holds(shared_engine):
         timeout=240,
     )
     assert _processes() == before
+    await _until(lambda: not any(t.name.startswith("alto-") for t in threading.enumerate()))
 
 
 class TestGenerating:

@@ -147,6 +147,23 @@ async def test_the_first_error_in_sequential_order_counts() -> None:
     assert str(caught.value.cause) == "a"
 
 
+async def test_a_group_that_is_left_early_leaves_no_task() -> None:
+    """Nothing has to be closed behind it."""
+
+    @alto.stage
+    async def first(pieces: alto.Group[str]) -> str:
+        async for piece in pieces:
+            return piece
+        return ""
+
+    @alto.pipeline
+    def left(text: alto.Stream[str]) -> alto.Stream[str]:
+        return first(letters(text))
+
+    assert await reference_run(left, "ab") == ["a"]
+    assert await reference_run(left, "") == [""]
+
+
 async def test_wrong_inputs_are_refused() -> None:
     """As ``app.run`` does."""
     with pytest.raises(alto.InputError):
