@@ -1,0 +1,25 @@
+# Needs Python 3.11 or newer, pip and make. PYTHON=... names another interpreter than python3.
+.PHONY: demo test setup lint docs bench clean
+
+demo:   ## an answer, streamed claim by claim through a tiny model on this machine
+	@scripts/setup demo
+	.venv/bin/python examples/verify_answer.py
+
+test: setup   ## every test
+	.venv/bin/python -m pytest
+
+setup:  ## .venv with everything a developer needs; a second run does nothing
+	@scripts/setup dev
+
+lint: setup   ## what CI checks without running anything
+	@scripts/check
+
+docs: setup   ## build/docs/index.html
+	.venv/bin/python -m sphinx -n -W --keep-going -q -b html docs build/docs
+
+bench: setup   ## cost per item beside other libraries, as JSON
+	.venv/bin/python -m bench.overhead
+
+clean:  ## back to a fresh clone
+	rm -rf .venv build dist .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

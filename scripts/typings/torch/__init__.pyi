@@ -1,0 +1,4 @@
+# Hides torch from pyright, which else reads thousands of files for the sake of a few lines.
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
