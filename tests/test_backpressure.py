@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -261,3 +262,46 @@ async def test_requests_take_turns() -> None:
         assert await app.run(3) == [3]
         assert loop.time() - start < 10
         await large.aclose()
+
+
+async def test_room_that_is_not_taken_is_passed_on() -> None:
+    """Whoever was told of room at a stage, and finds its own group has some, passes it on."""
+
+    def is_odd(word: str, salt: int) -> bool:
+        return zlib.crc32(f"{word}{salt}".encode()) % 2 == 1
+
+    @alto.stage(concurrency=1)
+    async def two(word: str) -> AsyncIterator[str]:
+        for k in range(2):
+            yield f"{word}{k}"
+
+    @alto.stage(concurrency=1)
+    async def one_or_three(word: str) -> AsyncIterator[str]:
+        for k in range(3 if is_odd(word, 0) else 1):
+            await asyncio.sleep(0)
+            yield f"{word}{k}"
+
+    @alto.stage(concurrency=1)
+    async def two_or_five(word: str) -> AsyncIterator[str]:
+        for k in range(5 if is_odd(word, 7) else 2):
+            yield f"{word}{k}"
+
+    @alto.stage(concurrency=8)
+    async def threefold(one: str, two: str, three: str) -> str:
+        await asyncio.sleep(0.01)
+        return one
+
+    @alto.stage(concurrency=1)
+    async def joined(words: alto.Group[str]) -> str:
+        return "+".join([word async for word in words])
+
+    @alto.pipeline
+    def p(word: alto.Stream[str]) -> alto.Stream[str]:
+        pieces = two_or_five(one_or_three(two(word)))
+        return joined(threefold(pieces, pieces, pieces))
+
+    async with p.open(capacity=1) as app:
+        fresh = app.statistics()
+        results = await asyncio.gather(*(app.run(f"r{k}") for k in range(2)))
+        assert all(results)
+        assert app.statistics() == fresh

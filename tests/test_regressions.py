@@ -390,6 +390,32 @@ async def test_two_thousand_pieces_with_a_cap_of_eight() -> None:
     assert most == 8
 
 
+async def test_room_that_a_piece_did_not_take_is_passed_on() -> None:
+    """A piece that waits for room and then goes to its group leaves the room to who is next."""
+
+    @alto.stage(concurrency=3)
+    async def late(x: int) -> AsyncIterator[int]:
+        await anyio.sleep(x // 2)
+        yield x
+
+    @alto.stage(concurrency=1)
+    async def one_by_one(x: int) -> int:
+        await anyio.sleep(0.1 * (x + 1))
+        return x
+
+    @alto.stage(concurrency=1)
+    async def slow(xs: alto.Group[int], x: int) -> list[int]:
+        await anyio.sleep(2)
+        return [x, *await xs.list()]
+
+    @alto.pipeline
+    def both(n: alto.Stream[int]) -> alto.Stream[list[int]]:
+        numbers = count_to(n)
+        return slow(late(numbers), one_by_one(numbers))
+
+    assert await run_both(both, 3) == [[0, 0], [1, 1], [2, 2]]
+
+
 async def test_a_pipeline_that_calls_itself_with_one_permit() -> None:
     """A recursion never waits for the permit that its own caller holds."""
 

@@ -10,6 +10,7 @@ import anyio
 from alto._aio import Cleanup, current_call, uncut
 
 if TYPE_CHECKING:
+    from alto._run.group import Waiters
     from alto._run.lane import Lane
     from alto._run.request import Request
     from alto.model import Path
@@ -139,6 +140,7 @@ class Call:
         """
         lane = self.lane
         again = False
+        waited_at: Waiters | None = None
         while (waiters := lane.blocked_by(path)) is not None:
             granted = lane.node.loop.create_future()
             waiters.add(granted, first=again)  # Somebody was quicker: keep the place in the line.
@@ -158,8 +160,13 @@ class Call:
             except asyncio.CancelledError:
                 waiters.wake()
                 raise
+            waited_at = waiters
             if lane.blocked_by(path) not in (None, waiters):
                 waiters.wake()
+        if waited_at is not None:
+            # The item may not take the room that it was told of: its group may have come to be
+            # meanwhile, and have room of its own. So the next one looks too.
+            waited_at.wake()
 
     @property
     def must_close(self) -> bool:

@@ -38,6 +38,8 @@ class Chooser:
 
     def __init__(self, draw: st.DrawFn) -> None:
         self._draw = draw
+        self.sparse = draw(st.booleans())
+        """Whether generators may give nothing, and groups be left early. Else all is needed."""
         self._stages = 0
         self.inner: list[PipelineDraw] = []
 
@@ -83,7 +85,9 @@ class Chooser:
         return "abcdefghijklmnopqrstuvwxyz"[letter] * (1 + laps)
 
     def _fans(self, most: int) -> tuple[int, ...]:
-        return self.one_of(*(fans for fans in _FANS if max(fans) <= most))
+        return self.one_of(
+            *(fans for fans in _FANS if max(fans) <= most and (self.sparse or min(fans)))
+        )
 
     def _delays(self) -> tuple[float | None, ...]:
         return self.one_of(*_DELAYS)
@@ -102,7 +106,7 @@ class Chooser:
             elif generator and order == "ancestry":
                 readings = (_READINGS[0], _READINGS[-1])
             reading = self._draw(st.sampled_from(readings))
-            if order == "ancestry":
+            if order == "ancestry" and self.sparse:
                 take = self.one_of(None, None, None, 1, 2, 0)
         called = None
         if not inner and reading != "through" and self.integer(0, 4) == 4:
@@ -126,7 +130,7 @@ class Chooser:
         if width > fan or calls * pipeline.cost > _MOST_CALLS:
             return None
         how = self._draw(st.sampled_from(_CALLS))
-        take = self.one_of(None, None, 1, 2, 0) if how == "stream" else None
+        take = self.one_of(None, None, 1, 2, 0) if how == "stream" and self.sparse else None
         return InnerDraw(pipeline=pipeline, how=how, take=take)
 
 
@@ -203,7 +207,8 @@ class _Sketch:
         if stage is None:
             stage = chooser.stage(groups=groups, fan=fan, calls=calls, inner=self._inner)
             if not self._fits(stage, sources, levels):
-                stage = attrs.evolve(stage, fans=(0, 1), inner=None)
+                fans = (0, 1) if chooser.sparse else (1,)
+                stage = attrs.evolve(stage, fans=fans, inner=None)
         self._add(sources, stage, by, levels)
 
     def _add(

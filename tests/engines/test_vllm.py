@@ -127,10 +127,7 @@ class TestStarts:
 
 
 async def test_the_contract_holds(shared_engine):
-    """The engine goes through the whole contract, and leaves no process and no thread.
-
-    The tests below start it again, so the contract's own second start is left out.
-    """
+    """The engine goes through the whole contract, and leaves no process and no thread."""
     await shared_engine.stop()
     before = _processes()
     await check_engine(
@@ -142,7 +139,7 @@ async def test_the_contract_holds(shared_engine):
             GenerateRequest(prompt="x", temperature=9.0),
             GenerateRequest(prompt="x", regex="["),
         ],
-        restart=False,
+        restart=False,  # the tests below start it again
         timeout=240,
     )
     assert _processes() == before
