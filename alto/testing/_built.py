@@ -32,12 +32,12 @@ class Probe:
         """How often each stage was called at each path, over all requests."""
         self.heard: list[tuple[str, Words]] = []
         """What each call was given, as far as it has read it."""
-        self.barren = False
+        self.barren: bool = False
         """Whether a generator gave nothing at all; what it was to be joined with is then for
         nothing, and may be cancelled."""
         self.fuse: tuple[str, Words] | None = None
         """The call that fails, by its stage and what it is given."""
-        self.after = 0
+        self.after: int = 0
         """How many outputs it gives before, as far as it has so many."""
 
     def reset(self) -> None:
