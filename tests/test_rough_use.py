@@ -494,3 +494,18 @@ def test_handles_are_not_made_by_hand() -> None:
         alto.StreamHandle(1)
     with pytest.raises(TypeError, match=r"app\.map"):
         alto.MapHandle(1, None)
+
+
+@pytest.mark.realtime
+@pytest.mark.timeout(20)
+def test_a_loop_that_goes_down_around_an_open_app_ends() -> None:
+    """A program that forgets to close its app still ends: workers heed the loop's cancellation."""
+
+    async def main() -> None:
+        app = count.open()
+        await app.__aenter__()
+        handle = app.stream(1)
+        await asyncio.sleep(0.05)
+        del handle
+
+    asyncio.run(main())

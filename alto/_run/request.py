@@ -30,7 +30,7 @@ class Request:
     could start any more: nothing of a request outlives it.
     """
 
-    __slots__ = ("_drops", "_ended", "_results", "_timer", "capacity", "deadline", "ended",
+    __slots__ = ("_drops", "_ended", "_timer", "capacity", "deadline", "ended",
                  "error", "held", "installed", "lanes", "max_held", "on_end", "parent", "priority",
                  "sink", "stopping")  # fmt: skip
 

@@ -116,6 +116,7 @@ class Worker:
         while not self._is_cancelled():
             if (lane := turns.next_queue()) is not None:
                 await serve(lane)
+                continue
             if node.leader is self:
                 node.leader = None
             if node.closing or len(node.idle) >= _MOST_IDLE:
