@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import anyio
 
+from alto.model import Origin
+
 __all__ = ("Cleanup", "CurrentCall", "current_call", "uncut")
 
 
@@ -79,6 +81,11 @@ class CurrentCall(Protocol):
     @property
     def deadline(self) -> float | None:
         """When the request's time is over, on the loop's clock; None: never."""
+        ...
+
+    @property
+    def origin(self) -> Origin | None:
+        """Who asks, for engines that schedule; None where nobody knows."""
         ...
 
 

@@ -8,6 +8,8 @@
     ├── InputError            (TypeError)      a request's input is not what the pipeline declares
     ├── InvalidRequest        (ValueError)     a generation was asked for with impossible parameters
     │   └── PromptTooLong                      the prompt does not fit the model's context
+    ├── OutputError           (ValueError)     a typed output is not what its schema says
+    │   └── OutputTruncated                    it hit max_tokens before it was complete
     ├── Closed                                 you closed it, or left it early
     ├── RequestError                           one request failed; other requests go on
     │   ├── StageError                         a stage raised; the cause is in ``__cause__``
@@ -37,6 +39,8 @@ __all__ = (
     "GraphError",
     "InputError",
     "InvalidRequest",
+    "OutputError",
+    "OutputTruncated",
     "PromptTooLong",
     "RequestError",
     "ResourceError",
@@ -83,6 +87,40 @@ class PromptTooLong(InvalidRequest):
         super().__init__(
             f"{length} does not fit a context of {limit} tokens; "
             f"shorten it or raise the engine's max_model_len{tail}"
+        )
+
+
+class OutputError(AltoError, ValueError):
+    """A model's output cannot be read as the type that was asked for.
+
+    Attributes:
+        text: The output, as far as it came.
+        items: The items of it that were complete, in order.
+    """
+
+    def __init__(self, reason: str, /, *, text: str, items: Sequence[object] = ()) -> None:
+        self.text = text
+        self.items: tuple[object, ...] = tuple(items)
+        super().__init__(reason)
+
+
+class OutputTruncated(OutputError):
+    """A typed output ended before it was complete: raise ``max_tokens``.
+
+    Attributes:
+        max_tokens: What the generation was allowed; None: the rest of the model's context.
+    """
+
+    def __init__(
+        self, max_tokens: int | None, /, *, text: str, items: Sequence[object] = ()
+    ) -> None:
+        self.max_tokens = max_tokens
+        limit = "the model's context" if max_tokens is None else f"max_tokens={max_tokens}"
+        super().__init__(
+            f"the output reached {limit} before its JSON was complete, after {len(items)} whole "
+            f"item(s); raise max_tokens, or ask for less",
+            text=text,
+            items=items,
         )
 
 

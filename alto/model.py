@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -13,12 +13,18 @@ from alto.errors import InvalidRequest
 __all__ = (
     "Chunk",
     "Completion",
+    "EmbedRequest",
+    "Embedding",
+    "EngineCapacity",
     "EngineStatistics",
     "FinishReason",
     "GenerateRequest",
     "Message",
+    "Origin",
     "Path",
     "Prompt",
+    "StreamedPrompt",
+    "TokenLogprob",
     "Usage",
 )
 
@@ -43,16 +49,64 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or a chat that the model's own template turns into text."""
 
 
+@attrs.frozen
+class StreamedPrompt:
+    """A text prompt whose end is still being written.
+
+    The prompt is *head* followed by every text that *tail* gives. An engine that can computes the
+    part that is there while the rest is written; any other waits for all of it.
+    """
+
+    head: str
+    """What is there already; may be empty."""
+    tail: AsyncIterable[str]
+    """The rest, piece by piece: an :class:`alto.Group`, or any other source of texts. Read once."""
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """Which call of which stage asks for a generation: what is known before its first token."""
+
+    stage: str
+    """Name of the stage, numbered where a pipeline uses it more than once."""
+    request: int
+    """Number of the outermost request, unique in this process."""
+    path: Path
+    """Ancestry of the call, from the outermost request down."""
+    arrived: float
+    """When the outermost request began, in seconds on the loop's clock."""
+    deadline: float | None = None
+    """When the request's time is over, in seconds on the loop's clock; None: never."""
+    depth: int = 0
+    """How far downstream the stage is: stages come after those that they take streams from."""
+
+
+@attrs.frozen
+class TokenLogprob:
+    """How likely the model found one token that it said."""
+
+    token_id: int
+    """The token."""
+    logprob: float
+    """Natural logarithm of its probability."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at this place with theirs, likeliest first."""
+
+
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What a generation has cost so far, in tokens."""
+    """What a generation has cost so far."""
 
     prompt_tokens: int = 0
     """Length of the prompt."""
     cached_tokens: int = 0
     """Part of the prompt that the engine found in its prefix cache."""
     output_tokens: int = 0
-    """Tokens generated up to and including this chunk."""
+    """Tokens generated up to and including this chunk; of all samples, where there are several."""
+    queue_time: float = attrs.field(default=0.0, eq=False)
+    """Seconds from asking for it until an engine began to work on it; not compared."""
+    first_token_time: float = attrs.field(default=0.0, eq=False)
+    """Seconds from asking for it until its first token; not compared."""
 
 
 @attrs.define(frozen=False, kw_only=True)
@@ -70,12 +124,16 @@ class Chunk:
     finish_reason: FinishReason | None = None
     """Set on the last chunk, and only there."""
     usage: Usage | None = None
-    """Set at least on the last chunk."""
+    """Set at least on the last chunk of the generation."""
+    index: int = 0
+    """Which of several samples (``n``) it belongs to; each has a last chunk of its own."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each of its tokens, where they were asked for."""
 
 
 @attrs.frozen(kw_only=True)
 class Completion:
-    """A whole generation."""
+    """A whole generation, or one of its samples."""
 
     text: str
     """Everything that was said."""
@@ -84,7 +142,9 @@ class Completion:
     finish_reason: FinishReason
     """Why it ended."""
     usage: Usage
-    """What it cost."""
+    """What it cost; of all samples together, where there are several."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each token, where they were asked for."""
 
 
 def _positive(name: str, value: int | None) -> None:
@@ -106,8 +166,8 @@ class GenerateRequest:
         InvalidRequest: A parameter is out of its range; the message says which and why.
     """
 
-    prompt: Prompt
-    """Text, token ids or chat messages."""
+    prompt: Prompt | StreamedPrompt
+    """Text, token ids or chat messages, or a text whose end is still being written."""
     max_tokens: int | None = 256
     """At most this many tokens are generated; None: up to the end of the model's context."""
     temperature: float = 0.0
@@ -128,10 +188,27 @@ class GenerateRequest:
     """Constrain the output to JSON of this schema."""
     priority: int = 0
     """Lower runs earlier, where the engine schedules by priority."""
+    n: int = 1
+    """Samples to generate for the same prompt."""
+    logprobs: int | None = None
+    """With each token, its log-probability and those of this many of the likeliest; None: none."""
+    lora: str | None = None
+    """Name of the LoRA adapter to use; None: the bare model."""
+    prefix: Prompt | None = None
+    """Head that the prompts of one template share: what *prompt* begins with. A hint for placement
+    that changes no output."""
+    resume: bool = False
+    """Whether another engine may go on with it where an engine died in the middle."""
+    origin: Origin | None = attrs.field(default=None, eq=False)
+    """The call that asks; None: nobody in a pipeline. Not compared."""
 
     def __attrs_post_init__(self) -> None:
         """Check every field; see the class."""
-        _check_prompt(self.prompt)
+        if isinstance(self.prompt, StreamedPrompt):
+            _check_streamed(self.prompt, self)
+        else:
+            _check_prompt(self.prompt)
+        _check_extras(self)
         _positive("max_tokens", self.max_tokens)
         for name in ("temperature", "top_p"):
             _number(name, getattr(self, name))
@@ -151,6 +228,64 @@ class GenerateRequest:
         if self.choice is not None and not (self.choice and _texts(self.choice)):
             msg = f"choice must hold at least one text, and no empty one, not {self.choice!r}"
             raise InvalidRequest(msg)
+
+
+def _check_streamed(prompt: StreamedPrompt, request: GenerateRequest) -> None:
+    if not isinstance(prompt.head, str):
+        msg = f"the head of a streamed prompt is text, not {type(prompt.head).__name__}"
+        raise InvalidRequest(msg)
+    if not isinstance(prompt.tail, AsyncIterable):
+        msg = (
+            f"the tail of a streamed prompt is a Group or another async iterable of texts, "
+            f"not {type(prompt.tail).__name__}"
+        )
+        raise InvalidRequest(msg)
+    if request.n != 1:
+        msg = f"a streamed prompt has one sample, not n={request.n}; wait for its text first"
+        raise InvalidRequest(msg)
+
+
+def _check_extras(request: GenerateRequest) -> None:
+    _positive("n", request.n)
+    if request.n is None or request.n > _MOST_SAMPLES:
+        msg = f"n must be from 1 to {_MOST_SAMPLES} samples, not {request.n}"
+        raise InvalidRequest(msg)
+    logprobs = request.logprobs
+    if logprobs is not None and (
+        isinstance(logprobs, bool) or not isinstance(logprobs, int) or not 0 <= logprobs <= 20
+    ):
+        msg = f"logprobs must be a number of tokens from 0 to 20, or None, not {logprobs!r}"
+        raise InvalidRequest(msg)
+    if request.lora is not None and not (isinstance(request.lora, str) and request.lora):
+        msg = f"lora must be the name of an adapter, not {request.lora!r}"
+        raise InvalidRequest(msg)
+    if request.prefix is not None:
+        _check_prefix(request.prefix, request.prompt)
+    if request.resume:
+        constraints = ("choice", "regex", "json_schema")
+        odd = [name for name in constraints if getattr(request, name) is not None]
+        odd += ["n > 1"] if request.n > 1 else []
+        odd += ["stop"] if request.stop else []
+        odd += ["a streamed prompt"] if isinstance(request.prompt, StreamedPrompt) else []
+        if odd:
+            msg = f"a generation with {' and '.join(odd)} cannot be resumed on another engine"
+            raise InvalidRequest(msg)
+
+
+def _check_prefix(prefix: Prompt, prompt: Prompt | StreamedPrompt) -> None:
+    whole = prompt.head if isinstance(prompt, StreamedPrompt) else prompt
+    if isinstance(prefix, str) != isinstance(whole, str) or len(prefix) > len(whole):
+        begins = False
+    elif isinstance(prefix, str):
+        begins = isinstance(whole, str) and whole.startswith(prefix)
+    else:
+        begins = isinstance(prefix, Sequence) and list(whole[: len(prefix)]) == list(prefix)
+    if not begins:
+        msg = "the prompt does not begin with prefix=; give the head that the template's prompts share"
+        raise InvalidRequest(msg)
+
+
+_MOST_SAMPLES = 128
 
 
 def _number(name: str, value: object) -> None:
@@ -194,3 +329,67 @@ class EngineStatistics:
     """Generations that ended by themselves since the start."""
     aborted: int = attrs.field(default=0, eq=False)
     """Generations that were closed before they ended, since the start."""
+    prompt_tokens: int = attrs.field(default=0, eq=False)
+    """Tokens of the prompts of finished generations, since the start."""
+    cached_tokens: int = attrs.field(default=0, eq=False)
+    """Those of them that were found in the prefix cache."""
+    output_tokens: int = attrs.field(default=0, eq=False)
+    """Tokens of finished generations, since the start."""
+    kv_usage: float = attrs.field(default=0.0, eq=False)
+    """Part of the KV cache that running generations hold, 0 to 1; 0 where the engine cannot tell."""
+    preempted: int = attrs.field(default=0, eq=False)
+    """Times that a generation lost its KV memory to others and began anew, since the start."""
+
+
+@attrs.frozen(kw_only=True)
+class EngineCapacity:
+    """What an engine can do at once: the limits that whoever feeds it must know."""
+
+    max_num_seqs: int
+    """Generations that run at once."""
+    max_num_batched_tokens: int
+    """Tokens per step, prompts and outputs together."""
+    kv_tokens: int | None = None
+    """Tokens that the KV cache holds; None: as many as it takes."""
+    block_size: int = 16
+    """Tokens per block of the prefix cache."""
+    max_model_len: int | None = None
+    """The model's context, prompt and output together; None: without a limit."""
+
+
+@attrs.frozen(kw_only=True)
+class EmbedRequest:
+    """A prompt to be turned into a vector, or with *pair* into a score, by an engine that pools.
+
+    Raises:
+        InvalidRequest: The prompt is empty or of no known kind.
+    """
+
+    prompt: Prompt
+    """Text, token ids or chat messages."""
+    pair: str | None = None
+    """Second text, for a cross-encoder: how well does it answer *prompt*?"""
+    tokens: bool = False
+    """Whether to give a vector per token, as late interaction wants it, not one for all."""
+    priority: int = 0
+    """Lower runs earlier, where the engine schedules by priority."""
+    origin: Origin | None = attrs.field(default=None, eq=False)
+    """The call that asks. Not compared."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check the prompt."""
+        _check_prompt(self.prompt)
+        if self.pair is not None and not (isinstance(self.prompt, str) and self.pair):
+            msg = "a pair to be scored is two texts, neither of them empty"
+            raise InvalidRequest(msg)
+
+
+@attrs.frozen(kw_only=True)
+class Embedding:
+    """What an engine that pools gave for one prompt."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    """One vector of the model's width; one for each token where that was asked for; for a pair one
+    of width 1, its score."""
+    prompt_tokens: int = 0
+    """Length of the prompt."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, runtime_checkable
 
-from alto.model import Chunk, EngineStatistics, GenerateRequest
+from alto.model import (
+    Chunk,
+    Embedding,
+    EmbedRequest,
+    EngineCapacity,
+    EngineStatistics,
+    GenerateRequest,
+    Prompt,
+)
 
-__all__ = ("Engine",)
+__all__ = ("CacheListener", "Embedder", "Engine", "Member")
 
 
 @runtime_checkable
@@ -68,5 +76,89 @@ class Engine(Protocol):
         Generations that still run end with ``Closed``. A stopped engine can be started again.
 
         Cancellation: shielded; the engine is stopped when this returns or raises.
+        """
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """An engine that pools: it turns prompts into vectors, or pairs of texts into scores."""
+
+    async def embed(self, request: EmbedRequest, /) -> Embedding:
+        """Run one prompt.
+
+        Raises:
+            InvalidRequest: The engine cannot serve this request, or cannot pool at all.
+            Closed: The engine is not running.
+            EngineDied: The engine died.
+
+        Cancellation: the engine forgets the prompt.
+        """
+        ...
+
+
+class CacheListener(Protocol):
+    """Hears what an engine keeps in its prefix cache. Called in the engine's loop; never raises."""
+
+    def stored(
+        self, parent: int | None, token_ids: Sequence[int], keys: Sequence[int], salt: int = 0, /
+    ) -> None:
+        """Full blocks came to be, each behind the one before it.
+
+        Args:
+            parent: The engine's own name for the block before the first; None: there is none.
+            token_ids: Their tokens, block after block.
+            keys: The engine's own name for each of them, in order.
+            salt: What else they depend on, such as an adapter; see :mod:`alto._core.prefix`.
+        """
+        ...
+
+    def removed(self, keys: Sequence[int], /) -> None:
+        """Blocks were thrown out."""
+        ...
+
+    def cleared(self) -> None:
+        """Everything was thrown out, or events were lost and nothing is known any more."""
+        ...
+
+
+@runtime_checkable
+class Member(Engine, Protocol):
+    """An engine that can be one of a pool: it says what it can do, what it holds, when it dies.
+
+    A pool takes any :class:`Engine`; of one that is no member it knows neither limits nor cache.
+    """
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What it can do at once.
+
+        Raises:
+            Closed: The engine is not running, so it is not known.
+        """
+        ...
+
+    async def encode(self, prompt: Prompt, /) -> Sequence[int]:
+        """The token ids of a prompt, as :meth:`generate` would make them.
+
+        Raises:
+            InvalidRequest: It cannot be tokenised.
+            Closed: The engine is not running.
+            EngineDied: The engine died.
+        """
+        ...
+
+    def listen(self, listener: CacheListener, /) -> bool:
+        """Tell *listener* from now on what the prefix cache holds.
+
+        Returns:
+            Whether the engine can tell; if not, the listener hears nothing.
+        """
+        ...
+
+    async def wait_died(self) -> None:
+        """Wait until the engine has died; for ever, if it is stopped instead.
+
+        Cancellation: nothing happens to the engine.
         """
         ...

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from alto._aio import Cleanup, current_call, uncut
+from alto.model import Origin
 
 if TYPE_CHECKING:
     from alto._run.group import Waiters
@@ -62,6 +63,24 @@ class Call:
     def deadline(self) -> float | None:
         """When the request's time is over, on the loop's clock; None: never."""
         return self.lane.request.deadline
+
+    @property
+    def origin(self) -> Origin:
+        """Who asks, for engines that schedule. Paths of nested requests go on from the call's."""
+        lane, path, depth = self.lane, self.path, self.lane.node.plan.index
+        request = lane.request
+        while (parent := request.parent) is not None:
+            path = (*parent.path, *path)
+            depth += parent.lane.node.plan.index + 1
+            request = parent.lane.request
+        return Origin(
+            stage=lane.request.installed.declaration.name + "." + lane.node.plan.name,
+            request=request.number,
+            path=path,
+            arrived=request.arrived,
+            deadline=lane.request.deadline,
+            depth=depth,
+        )
 
     def adopt(self, request: Request) -> None:
         """*request* was started inside this call and must not outlive it."""

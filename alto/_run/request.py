@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -30,9 +31,11 @@ class Request:
     could start any more: nothing of a request outlives it.
     """
 
-    __slots__ = ("_drops", "_ended", "_timer", "capacity", "deadline", "ended",
-                 "error", "held", "installed", "lanes", "max_held", "on_end", "parent", "priority",
-                 "sink", "stopping")  # fmt: skip
+    __slots__ = ("_drops", "_ended", "_timer", "arrived", "capacity", "deadline", "ended",
+                 "error", "held", "installed", "lanes", "max_held", "number", "on_end", "parent",
+                 "priority", "sink", "stopping")  # fmt: skip
+
+    _numbers = itertools.count()
 
     def __init__(
         self,
@@ -50,6 +53,10 @@ class Request:
         self.priority = priority
         self.parent = parent
         """The call that started it, where a stage called a pipeline."""
+        self.number = next(self._numbers)
+        """Unique in this process."""
+        self.arrived = installed.nodes[0].loop.time() if installed.nodes else 0.0
+        """When it began, on the loop's clock."""
         self.deadline: float | None = None
         """When its time is over, on the loop's clock."""
         self.held = 0

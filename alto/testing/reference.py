@@ -126,6 +126,7 @@ class _Call:
 
     priority = 0
     deadline: float | None = None
+    origin = None
 
     def __init__(self, path: Path, interpreter: _Interpreter) -> None:
         self.path = path
