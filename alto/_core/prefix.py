@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-__all__ = ("chain", "extend")
+__all__ = ("PrefixIndex", "chain", "extend")
 
 _ROOT = 0x616C746F
 
@@ -41,3 +41,218 @@ def extend(parent: int, token_ids: Sequence[int], block_size: int, /) -> tuple[i
         parent = hash((parent, data[start : start + size]))
         names.append(parent)
     return tuple(names)
+
+
+class PrefixIndex:
+    """Which blocks each engine of a pool probably holds.
+
+    Theory of operation. A block name maps to a set of engines, kept as the bits of a number. What
+    an engine holds is *known*, from its own events or from prompts that it has computed, or
+    *pending*: it was given a prompt and has not computed it yet. Both count as held, or the second
+    of two siblings would be sent elsewhere. An engine whose events are heard (*exact*) holds what
+    they say; of any other the least recently used blocks are forgotten beyond its capacity, deepest
+    first, as engines do. A lookup walks all engines at once by bisection, for an engine that holds
+    a block holds those before it; where one does not (its events say so), it is taken to hold none
+    behind the gap that the walk happens to meet.
+
+    Every block would be too many: it keeps one name every 64 tokens or so. :meth:`thin` gives those
+    of a prompt, and all other methods take only such.
+
+    Args:
+        block_size: Tokens per block.
+    """
+
+    __slots__ = ("_capacity", "_exact", "_holders", "_keys", "_known", "_pending", "block_size",
+                 "every")  # fmt: skip
+
+    def __init__(self, block_size: int, /) -> None:
+        self.block_size = block_size
+        self.every = max(1, 64 // block_size)
+        """Blocks per name."""
+        self._holders: dict[int, int] = {}
+        self._known: dict[int, dict[int, None]] = {}
+        self._pending: dict[int, dict[int, int]] = {}
+        self._capacity: dict[int, int | None] = {}
+        self._keys: dict[int, dict[int, tuple[int, int]]] = {}
+        self._exact: set[int] = set()
+
+    def add(self, engine: int, capacity: int | None, /) -> None:
+        """An engine that holds nothing yet has come.
+
+        Args:
+            engine: Its number, >= 0.
+            capacity: Blocks that it can hold; None: all.
+        """
+        self._known[engine] = {}
+        self._pending[engine] = {}
+        self._capacity[engine] = None if capacity is None else max(1, capacity // self.every)
+        self._keys[engine] = {}
+        self._exact.discard(engine)
+
+    def remove(self, engine: int, /) -> None:
+        """An engine has gone."""
+        for name in (*self._known.pop(engine), *self._pending.pop(engine)):
+            self._unset(engine, name)
+        del self._capacity[engine], self._keys[engine]
+        self._exact.discard(engine)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per name."""
+        return self.block_size * self.every
+
+    def thin(self, names: Sequence[int], /) -> tuple[int, ...]:
+        """Those of a prompt's chain that the index keeps."""
+        return tuple(names[self.every - 1 :: self.every])
+
+    def hits(self, names: Sequence[int], engines: int, /) -> list[int]:
+        """How many of a prompt's first names each engine holds, or will.
+
+        Args:
+            names: The prompt's chain, thinned.
+            engines: How many numbers of engines there are.
+
+        Returns:
+            By number of the engine; 0 for one that is not there.
+
+        Cost: logarithmic in the prompt for each different answer, linear in engines.
+        """
+        depths = [0] * engines
+        holders = self._holders
+        first = holders.get(names[0], 0) if names else 0
+        if first:
+            self._walk(names, 0, first, len(names), 0, depths)
+        return depths
+
+    def _walk(self, names: Sequence[int], low: int, at_low: int, high: int, at_high: int,
+              depths: list[int]) -> None:  # fmt: skip
+        # Invariant: the engines of `at_low` hold block `low`, those of `at_high` hold block `high`.
+        while high - low > 1:
+            middle = (low + high) >> 1
+            at_middle = self._holders.get(names[middle], 0) & at_low
+            if at_middle == at_low:
+                low = middle
+            elif at_middle == at_high:
+                high = middle
+            else:
+                self._walk(names, middle, at_middle, high, at_high, depths)
+                high, at_high = middle, at_middle
+        left = at_low & ~at_high
+        while left:
+            bit = left & -left
+            depths[bit.bit_length() - 1] = low + 1
+            left ^= bit
+
+    def sent(self, engine: int, names: Sequence[int], /) -> None:
+        """A prompt was given to an engine, which will compute what it does not hold."""
+        pending, known = self._pending[engine], self._known[engine]
+        bit = 1 << engine
+        holders = self._holders
+        for name in names:
+            if name not in known:
+                pending[name] = pending.get(name, 0) + 1
+                holders[name] = holders.get(name, 0) | bit
+
+    def settled(self, engine: int, names: Sequence[int], /, *, computed: bool) -> None:
+        """A prompt that was sent is pending no more.
+
+        Args:
+            engine: Where it was sent.
+            names: As in :meth:`sent`.
+            computed: Whether the engine has computed it; else it was given up before that.
+        """
+        pending, known = self._pending[engine], self._known[engine]
+        approximate = computed and engine not in self._exact
+        if pending:
+            for name in names:
+                left = pending.get(name, 0) - 1
+                if left > 0:
+                    pending[name] = left
+                elif left == 0:
+                    del pending[name]
+                    if not approximate and name not in known:
+                        self._unset(engine, name)
+        if approximate:
+            bit, holders = 1 << engine, self._holders
+            for name in reversed(names):  # the deepest first: it is forgotten first
+                if known.pop(name, True):
+                    holders[name] = holders.get(name, 0) | bit
+                known[name] = None
+            self._forget(engine)
+
+    def stored(self, engine: int, parent: int | None, token_ids: Sequence[int],
+               keys: Sequence[int], salt: int = 0, /) -> None:  # fmt: skip
+        """An engine says that it holds more blocks; see :class:`alto.protocols.CacheListener`."""
+        own = self._keys[engine]
+        self._listen(engine)
+        if parent is None:
+            depth, names = 0, chain(token_ids, self.block_size, salt=salt)
+        elif parent in own:
+            name, depth = own[parent]
+            names = extend(name, token_ids, self.block_size)
+        else:
+            return  # what it hangs on was never heard of, so nobody can name it
+        known, bit = self._known[engine], 1 << engine
+        for key, name in zip(keys, names, strict=False):
+            depth += 1
+            own[key] = (name, depth)
+            if depth % self.every == 0:
+                known[name] = None
+                self._holders[name] = self._holders.get(name, 0) | bit
+
+    def removed(self, engine: int, keys: Sequence[int], /) -> None:
+        """An engine says that it has thrown blocks out."""
+        self._listen(engine)
+        for key in keys:
+            name, _ = self._keys[engine].pop(key, (None, 0))
+            if name is not None and self._known[engine].pop(name, True) is None:
+                self._drop(engine, name)
+
+    def cleared(self, engine: int, /) -> None:
+        """An engine says that it holds nothing, or nobody knows what it holds."""
+        self._listen(engine)
+        self._keys[engine].clear()
+        names, self._known[engine] = self._known[engine], {}
+        for name in names:
+            self._drop(engine, name)
+
+    def held(self, engine: int, /) -> int:
+        """How many names an engine holds or will."""
+        return len(self._known[engine].keys() | self._pending[engine].keys())
+
+    def _listen(self, engine: int) -> None:
+        if engine not in self._exact:
+            self._exact.add(engine)
+            names, self._known[engine] = self._known[engine], {}
+            for name in names:
+                self._drop(engine, name)
+
+    def _forget(self, engine: int) -> None:
+        known, capacity = self._known[engine], self._capacity[engine]
+        while capacity is not None and len(known) > capacity:
+            name = next(iter(known))
+            del known[name]
+            self._drop(engine, name)
+
+    def _drop(self, engine: int, name: int) -> None:
+        if name not in self._pending[engine]:
+            self._unset(engine, name)
+
+    def _unset(self, engine: int, name: int) -> None:
+        left = self._holders.get(name, 0) & ~(1 << engine)
+        if left:
+            self._holders[name] = left
+        else:
+            self._holders.pop(name, None)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for name, holders in self._holders.items():
+            assert holders, name
+        for engine, known in self._known.items():
+            bit = 1 << engine
+            held = known.keys() | self._pending[engine].keys()
+            assert held == {name for name, bits in self._holders.items() if bits & bit}
+            assert all(count > 0 for count in self._pending[engine].values())
+            capacity = self._capacity[engine]
+            assert engine in self._exact or capacity is None or len(known) <= capacity

@@ -1,0 +1,364 @@
+"""The scheduler: which engine runs a call, and when.
+
+Theory of operation. Calls wait here, not inside an engine. A call is *bound* to an engine when it is
+submitted: the policy chooses one, whether it has room or not, and the call waits in that engine's
+line. An engine with room takes the first of its line. A policy that *rebinds* is asked again then,
+since much may have changed; if it now prefers another engine the call moves to that line. It is also
+asked about the first of the longest line when an engine has room and an empty line. So a call may
+wait for its best engine while another is idle, and is taken as soon as that other one is better.
+
+An engine *has room* while it has less than it can run at once, and a few calls more that are ready
+to follow, less than a few steps' worth of prompt tokens to compute, and KV memory for what it has.
+
+Every event changes the counters in the step in which it is told. Times are arguments. An engine that
+has work and says nothing for ``stall`` seconds is *silent*: its line is bound anew to others, and it
+gets nothing until it is heard again.
+
+Cost: a call costs a constant number of choices (linear in engines), and line operations
+(logarithmic in what waits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+from alto._core.books import EngineBook, Ticket, Work
+from alto._core.ledger import Ledger
+from alto._core.line import Line, order_key
+from alto._core.policies import LeastLoaded, Policy
+from alto.model import EngineCapacity
+
+__all__ = ("Admission", "Watcher")
+
+_FEW = 3
+"""Open siblings from which on those that wait go ahead."""
+_MOVES = 4
+"""Calls that may change lines while one engine takes from its own."""
+_FRESH = 1e-3
+"""Seconds for which a choice stands."""
+
+
+class Watcher(Protocol):
+    """Hears every choice, in the step that makes it."""
+
+    def __call__(
+        self, now: float, ticket: Ticket, engines: Sequence[EngineBook],
+        chosen: EngineBook | None, branch: str, /,
+    ) -> None: ...  # fmt: skip
+
+
+class Admission:
+    """The books of a pool.
+
+    Args:
+        policy: Chooses engines.
+        on_fault: Told once when the policy raises, or names an engine that is not there. The call is
+            then placed by `LeastLoaded`.
+        watcher: Hears every choice.
+        stall: Seconds after which an engine that has work and says nothing is silent.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        on_fault: Callable[[BaseException], None] | None = None,
+        watcher: Watcher | None = None,
+        stall: float = 5.0,
+    ) -> None:
+        self.policy = policy
+        self.watcher = watcher
+        self.stall = stall
+        self.ledger = Ledger()
+        self._on_fault = on_fault
+        self._faulty = False
+        self._fallback = LeastLoaded()
+        self._rebinds = bool(getattr(policy, "rebinds", False))
+        self._by_arrival = getattr(policy, "order", "request") == "arrival"
+        self._usable: list[EngineBook] = []
+        self._homeless = Line()
+        self._groups: dict[Hashable, dict[Ticket, None]] = {}
+        self._number = 0
+        self._waiting = 0
+
+    @property
+    def engines(self) -> tuple[EngineBook, ...]:
+        """The engines that are there."""
+        return tuple(book for book in self.ledger.books if book is not None)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return self._waiting
+
+    # -- engines
+
+    def add_engine(self, name: str, capacity: EngineCapacity, /, *, now: float) -> EngineBook:
+        """An engine has come, and holds nothing."""
+        book = self.ledger.add_engine(name, capacity, now)
+        self._find_usable()
+        return book
+
+    def remove_engine(self, book: EngineBook, /, *, now: float) -> tuple[Ticket, ...]:
+        """An engine has gone. What waits for it is bound to others.
+
+        Returns:
+            The calls that it had and that have not ended; each is to be ended, or submitted again.
+        """
+        self.ledger.remove_engine(book)
+        self._find_usable()
+        self._bind_anew(book.line, now)
+        return tuple(book.tickets)
+
+    def heard(self, book: EngineBook, /, *, now: float) -> None:
+        """An engine has given a sign of life."""
+        book.heard = now
+        if book.silent:
+            book.silent = False
+            self._find_usable()
+
+    # -- calls
+
+    def submit(self, work: Work, /, *, now: float) -> Ticket:
+        """A call has come and waits. Ask :meth:`dispatch` what can start."""
+        template = self.ledger.template(work.template)
+        self._number += 1
+        ticket = Ticket(
+            number=self._number,
+            work=work,
+            prompt_tokens=work.prompt_tokens,
+            template=template,
+            expected_output=template.expected_output(work.max_tokens) * work.n,
+            submitted=now,
+        )
+        if work.group is not None:
+            self._groups.setdefault(work.group, {})[ticket] = None
+        self._set_key(ticket)
+        self._waiting += 1
+        self._bind(ticket, now, "submitted")
+        return ticket
+
+    def resubmit(self, ticket: Ticket, /, *, now: float) -> None:
+        """The engine of a call is gone: it waits again, at its old place."""
+        assert ticket.state in ("prefilling", "decoding")
+        self.ledger.take_off(ticket, computed=False)
+        ticket.state = "waiting"
+        self._waiting += 1
+        self._bind(ticket, now, "again")
+
+    def withdraw(self, ticket: Ticket, /, *, now: float) -> None:
+        """A call that waits is not wanted any more."""
+        assert ticket.state == "waiting"
+        (self._homeless if ticket.engine is None else ticket.engine.line).discard(ticket)
+        self._waiting -= 1
+        ticket.state = "ended"
+        ticket.engine = None
+        self._leave_group(ticket)
+        self._refresh(now)
+
+    def dispatch(self, /, *, now: float) -> list[Ticket]:
+        """The calls that start now; ``ticket.engine`` says where. Ask after every other event."""
+        started: list[Ticket] = []
+        self._refresh(now)
+        if self._homeless.count and self._usable:
+            self._bind_anew(self._homeless, now)
+        again = True
+        while again:
+            again = False
+            for book in self._usable:
+                if book.line.count and book.has_room and self._drain(book, started, now):
+                    again = self._rebinds
+        if self._rebinds and len(self._usable) > 1:
+            self._take_over(started, now)
+        return started
+
+    def first_token(self, ticket: Ticket, /, *, now: float, cached_tokens: int | None) -> None:
+        """The first token of a call has come.
+
+        Args:
+            ticket: The call.
+            now: In seconds.
+            cached_tokens: What of its prompt the engine says it had; None: it does not say.
+        """
+        book = ticket.engine
+        if ticket.state != "prefilling" or book is None:
+            return
+        if book.alive:
+            self.heard(book, now=now)
+        self.ledger.first_token(ticket, now, cached_tokens)
+
+    def ended(self, ticket: Ticket, /, *, now: float, output_tokens: int, completed: bool) -> None:
+        """A call that was started has ended, in whatever way.
+
+        Args:
+            ticket: The call.
+            now: In seconds.
+            output_tokens: What it has generated, all samples together.
+            completed: Whether it ended by itself; else it tells nothing of calls like it.
+        """
+        if ticket.state not in ("prefilling", "decoding"):
+            return
+        book = ticket.engine
+        assert book is not None
+        if completed:
+            self.ledger.completed(ticket, now, output_tokens)
+        if book.alive:
+            self.heard(book, now=now)
+        self.ledger.take_off(ticket, computed=completed)
+        ticket.state = "ended"
+        self._leave_group(ticket)
+
+    def next_wake(self, now: float, /) -> float | None:
+        """When :meth:`dispatch` should be asked even if nothing happens; None: need not be."""
+        times = [
+            book.heard + self.stall
+            for book in self._usable
+            if book.line.count and book.outstanding and book.heard + self.stall > now
+        ]
+        return min(times, default=None)
+
+    # -- choosing
+
+    def _choose(self, ticket: Ticket, now: float, branch: str) -> EngineBook:
+        usable = self._usable
+        self.ledger.look_up(ticket)
+        ticket.chosen = now
+        chosen: EngineBook | None = None
+        try:
+            chosen = self.policy.choose(ticket, usable)
+        except Exception as error:  # noqa: BLE001  # whatever a user's policy raises
+            self._fault(error)
+        else:
+            if chosen is None or chosen not in usable:
+                self._fault(LookupError(f"the policy returned {chosen!r}, which is not among them"))
+                chosen = None
+        if chosen is None:
+            chosen, branch = self._fallback.choose(ticket, usable), "fallback"
+            assert chosen is not None
+        if self.watcher is not None:
+            self.watcher(now, ticket, usable, chosen, branch)
+        return chosen
+
+    def _fault(self, error: BaseException) -> None:
+        if not self._faulty and self._on_fault is not None:
+            self._faulty = True
+            self._on_fault(error)
+
+    def _bind(self, ticket: Ticket, now: float, branch: str) -> None:
+        if not self._usable:
+            ticket.engine = None
+            ticket.uncached = ticket.prompt_tokens
+            self._homeless.push(ticket)
+            return
+        book = self._choose(ticket, now, branch)
+        self._wait_for(ticket, book)
+
+    def _wait_for(self, ticket: Ticket, book: EngineBook) -> None:
+        ticket.engine = book
+        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
+        book.line.push(ticket)
+
+    def _bind_anew(self, line: Line, now: float) -> None:
+        for ticket in line.tickets():
+            line.discard(ticket)
+            self._bind(ticket, now, "moved")
+
+    def _drain(self, book: EngineBook, started: list[Ticket], now: float) -> bool:
+        """Start what *book* has room for. Returns whether another line has grown."""
+        moves = 0
+        while book.line.count and book.has_room:
+            ticket = book.line.pop()
+            if self._rebinds and now - ticket.chosen > _FRESH and moves < _MOVES:
+                better = self._choose(ticket, now, "turn")
+                if better is not book:
+                    self._wait_for(ticket, better)
+                    moves += 1
+                    continue
+                ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
+            self._start(ticket, book, started, now)
+        return moves > 0
+
+    def _take_over(self, started: list[Ticket], now: float) -> None:
+        """Let engines that have room and nobody waiting look at the first of the longest line."""
+        for book in self._usable:
+            tries = _MOVES
+            while tries and not book.line.count and book.has_room:
+                tries -= 1
+                longest = max(self._usable, key=_waiting_for)
+                ticket = longest.line.first()
+                if ticket is None or now - ticket.chosen <= 5 * _FRESH:
+                    return
+                longest.line.discard(ticket)
+                better = self._choose(ticket, now, "idle")
+                if better is not longest and better.has_room and not better.line.count:
+                    ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(better))
+                    self._start(ticket, better, started, now)
+                else:
+                    self._wait_for(ticket, longest)
+                    return
+
+    def _start(self, ticket: Ticket, book: EngineBook, started: list[Ticket], now: float) -> None:
+        self._waiting -= 1
+        self.ledger.start(ticket, book, now)
+        started.append(ticket)
+
+    def _set_key(self, ticket: Ticket) -> None:
+        work, service = ticket.work, 0.0
+        arrived = ticket.submitted if work.arrived is None else work.arrived
+        siblings = 1 if work.group is None else len(self._groups[work.group])
+        if self._by_arrival:
+            arrived, siblings = ticket.submitted, 0
+        if work.deadline is not None:
+            seen = ticket.template.service
+            service = (
+                seen.mean if seen.count else ticket.expected_output * self.ledger.speed.step(1)
+            )
+        ticket.key = order_key(ticket, siblings, arrived, service)
+        if self._by_arrival:
+            ticket.key = (ticket.key[0], 0, ticket.number)
+
+    def _leave_group(self, ticket: Ticket) -> None:
+        group = ticket.work.group
+        members = self._groups.get(group) if group is not None else None
+        if members is None or ticket not in members:
+            return
+        del members[ticket]
+        if not members:
+            del self._groups[group]
+        elif len(members) <= _FEW and not self._by_arrival:
+            for other in members:
+                before = other.key
+                self._set_key(other)
+                other.key = min(before, other.key)
+                if other.state == "waiting" and other.key < before:
+                    (self._homeless if other.engine is None else other.engine.line).moved(other)
+
+    def _find_usable(self) -> None:
+        self._usable = [b for b in self.ledger.books if b is not None and not b.silent]
+
+    def _refresh(self, now: float) -> None:
+        """Find the engines that have work and say nothing."""
+        for book in self._usable:
+            if book.outstanding and now - book.heard > self.stall:
+                book.silent = True
+                self._find_usable()
+                self._bind_anew(book.line, now)
+                return self._refresh(now)
+        return None
+
+    def check(self) -> None:
+        """Assert the invariants. Slow."""
+        waiting = 0
+        for book in self.engines:
+            line = book.line.tickets()
+            assert all(t.engine is book and t.state == "waiting" for t in line)
+            assert book.line.count == sum(t.work.n for t in line)
+            assert book.line.prefill == sum(t.uncached for t in line)
+            waiting += len(line)
+        assert waiting + len(self._homeless.tickets()) == self._waiting
+        self.ledger.check()
+
+
+def _waiting_for(book: EngineBook) -> int:
+    return book.line.count

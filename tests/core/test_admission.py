@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from alto._core.admission import Admission
+from alto._core.books import Work
+from alto._core.line import PRIORITY_SECONDS, STRAGGLER_SECONDS
+from alto._core.policies import (
+    BoundedLoadHash,
+    LeastLoaded,
+    LMetric,
+    PrefixThreshold,
+    PromptAware,
+    RoundRobin,
+    StaticPartition,
+)
+from alto.model import EngineCapacity
+
+POLICIES = (
+    BoundedLoadHash, LeastLoaded, LMetric, PrefixThreshold, PromptAware, RoundRobin,
+    StaticPartition,
+)  # fmt: skip
+SMALL = EngineCapacity(max_num_seqs=3, max_num_batched_tokens=64, kv_tokens=400, block_size=64)
+ROOMY = EngineCapacity(max_num_seqs=1000, max_num_batched_tokens=10**6, block_size=64)
+STALL = 5.0
+
+
+def work(tokens=(1,) * 10, **facts):
+    facts.setdefault("template", "t")
+    facts.setdefault("prompt_tokens", len(tokens))
+    return Work(token_ids=tokens, **facts)
+
+
+class Pool(RuleBasedStateMachine):
+    """Random events, against a model that keeps only who waits and who runs where."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        self.waiting = {}
+        self.running = {}
+        self.orphans = []
+        self.books = []
+        self.faults = []
+
+    @initialize(policy=st.sampled_from(POLICIES), order=st.sampled_from(["request", "arrival"]))
+    def begin(self, policy, order):
+        """A pool without engines."""
+        self.admission = Admission(
+            policy(order=order), on_fault=self.faults.append, stall=STALL
+        )
+
+    @rule(seats=st.integers(1, 20), kv=st.sampled_from([None, 200, 2000]))
+    @precondition(lambda self: len(self.books) < 4)
+    def engine_comes(self, seats, kv):
+        """One more engine."""
+        capacity = EngineCapacity(
+            max_num_seqs=seats, max_num_batched_tokens=64, kv_tokens=kv, block_size=64
+        )
+        name = f"e{len(self.books)}"
+        self.books.append(self.admission.add_engine(name, capacity, now=self.now))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.books)
+    def engine_goes(self, data):
+        """One engine less; its calls are told."""
+        book = self.books.pop(data.draw(st.integers(0, len(self.books) - 1)))
+        had = self.admission.remove_engine(book, now=self.now)
+        assert set(had) == {t for t, where in self.running.items() if where is book}
+        assert not book.alive
+        self.orphans += had
+
+    @rule(data=st.data(), again=st.booleans())
+    @precondition(lambda self: self.orphans)
+    def orphan_goes_on(self, data, again):
+        """A call whose engine has gone waits again, or ends."""
+        ticket = self.orphans.pop(data.draw(st.integers(0, len(self.orphans) - 1)))
+        del self.running[ticket]
+        if again:
+            self.admission.resubmit(ticket, now=self.now)
+            self.waiting[ticket] = None
+        else:
+            self.admission.ended(ticket, now=self.now, output_tokens=0, completed=False)
+
+    @rule(
+        length=st.integers(1, 300), document=st.integers(0, 3), template=st.integers(0, 2),
+        n=st.integers(1, 3), priority=st.integers(-1, 1), group=st.integers(0, 2),
+        deadline=st.sampled_from([None, 1.0, 100.0]), depth=st.integers(0, 2),
+    )  # fmt: skip
+    def call_comes(self, length, document, template, n, priority, group, deadline, depth):
+        """A call of some kind."""
+        what = work(
+            (document,) * length, template=template, n=n, priority=priority, depth=depth,
+            group=(group,) if group else None, parent=group or None, prefix_tokens=length // 4,
+            deadline=None if deadline is None else self.now + deadline, max_tokens=50,
+            arrived=self.now - group,
+        )  # fmt: skip
+        self.waiting[self.admission.submit(what, now=self.now)] = None
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.waiting)
+    def call_leaves(self, data):
+        """A call that waits is not wanted any more."""
+        ticket = data.draw(st.sampled_from(list(self.waiting)))
+        del self.waiting[ticket]
+        self.admission.withdraw(ticket, now=self.now)
+
+    @rule(data=st.data(), cached=st.sampled_from([None, 0, 64]))
+    @precondition(lambda self: self.running)
+    def token_comes(self, data, cached):
+        """The first token of a call, or a later one."""
+        ticket = data.draw(st.sampled_from(list(self.running)))
+        self.admission.first_token(ticket, now=self.now, cached_tokens=cached)
+
+    @rule(data=st.data(), completed=st.booleans())
+    @precondition(lambda self: set(self.running) - set(self.orphans))
+    def call_ends(self, data, completed):
+        """A call on a living engine ends."""
+        live = [t for t in self.running if t not in self.orphans]
+        ticket = data.draw(st.sampled_from(live))
+        del self.running[ticket]
+        self.admission.ended(ticket, now=self.now, output_tokens=20, completed=completed)
+
+    @rule(seconds=st.sampled_from([0.0005, 0.01, 1.0, 6.0]))
+    def time_passes(self, seconds):
+        """The clock moves."""
+        self.now += seconds
+
+    @rule()
+    def dispatch(self):
+        """Nothing over the bounds, and nothing idle below them."""
+        before = {book: (book.outstanding, book.prefill, book.kv) for book in self.books}
+        started = self.admission.dispatch(now=self.now)
+        assert len(set(started)) == len(started)
+        for ticket in started:
+            del self.waiting[ticket]
+            self.running[ticket] = ticket.engine
+            assert ticket.engine in self.books
+        given = {}
+        for ticket in started:
+            given.setdefault(ticket.engine, []).append(ticket)
+        for book, tickets in given.items():
+            assert not book.silent
+            outstanding, prefill, kv = before[book]
+            for ticket in tickets:
+                # Every call was given while there was room.
+                assert outstanding < book.most
+                assert prefill < book.most_prefill
+                limit = book.capacity.kv_tokens
+                assert limit is None or outstanding == 0 or kv < limit
+                outstanding += ticket.work.n
+                prefill += ticket.uncached
+                kv += ticket.charged_kv
+        for book in self.books:
+            assert not (book.has_room and book.line.count), "it has room, and somebody waits for it"
+        if any(not book.silent for book in self.books):
+            assert sum(len(b.line.tickets()) for b in self.books) == len(self.waiting)
+
+    @invariant()
+    def books_agree(self):
+        """The counters are those of a recount, and the policies were never at fault."""
+        assert self.faults == []
+        self.admission.check()
+        assert self.admission.waiting == len(self.waiting)
+        assert set(self.admission.engines) == set(self.books)
+        for book in self.books:
+            mine = [t for t, where in self.running.items() if where is book]
+            assert book.outstanding == sum(t.work.n for t in mine)
+
+    def teardown(self):
+        """When all has ended, all counters are zero."""
+        for ticket in list(self.waiting):
+            self.admission.withdraw(ticket, now=self.now)
+        for ticket in list(self.running):
+            self.admission.ended(ticket, now=self.now, output_tokens=1, completed=True)
+        for book in self.books:
+            assert (book.outstanding, book.prefill, book.kv, book.outputs) == (0, 0, 0, 0.0)
+            assert (book.line.count, book.line.prefill, book.shared) == (0, 0, {})
+        if hasattr(self, "admission"):
+            assert self.admission.waiting == 0
+            assert self.admission._groups == {}
+            self.admission.check()
+
+
+TestPool = Pool.TestCase
+TestPool.settings = settings(deadline=None, stateful_step_count=60)
+
+
+def started(admission, now=0.0):
+    """Who starts, by depth of their number."""
+    return [ticket.number for ticket in admission.dispatch(now=now)]
+
+
+def one_engine(seats=1, **options):
+    """A pool of one engine with *seats* places and nothing else that binds."""
+    admission = Admission(LeastLoaded(order=options.pop("order", "request")), **options)
+    capacity = EngineCapacity(max_num_seqs=seats, max_num_batched_tokens=10**6, block_size=64)
+    admission.add_engine("only", capacity, now=0.0)
+    return admission
+
+
+def finish(admission, now=0.0):
+    """End all that runs, one place after the other, and say who came next."""
+    order = []
+    while admission.waiting or any(b.tickets for b in admission.engines):
+        for book in admission.engines:
+            for ticket in list(book.tickets):
+                admission.ended(ticket, now=now, output_tokens=1, completed=True)
+        order += started(admission, now)
+    return order
+
+
+class TestOrder:
+    """Who goes first."""
+
+    def test_older_requests_go_first(self):
+        """The age of the request counts, not that of the call."""
+        admission = one_engine()
+        for arrived in (3.0, 1.0, 2.0):
+            admission.submit(work(arrived=arrived), now=5.0)
+        assert started(admission) + finish(admission) == [2, 3, 1]
+
+    def test_first_come_first_served_where_asked(self):
+        """With order="arrival" only the time of submission counts, and priority."""
+        admission = one_engine(order="arrival")
+        for k, arrived in enumerate((3.0, 1.0, 2.0)):
+            admission.submit(work(arrived=arrived, depth=k), now=5.0 + k)
+        admission.submit(work(priority=-1), now=9.0)
+        assert started(admission) + finish(admission) == [4, 1, 2, 3]
+
+    def test_deeper_stages_go_first_among_equals(self):
+        """Of calls of one age the one further downstream."""
+        admission = one_engine()
+        for depth in (0, 2, 1):
+            admission.submit(work(arrived=1.0, depth=depth), now=5.0)
+        assert started(admission) + finish(admission) == [2, 3, 1]
+
+    def test_priority_is_worth_a_minute_and_no_more(self):
+        """A more urgent call goes before an older one, until that is a minute older."""
+        admission = one_engine()
+        admission.submit(work(arrived=100.0, priority=1), now=100.0)
+        admission.submit(work(arrived=100.0 + PRIORITY_SECONDS - 1), now=160.0)
+        admission.submit(work(arrived=100.0 + PRIORITY_SECONDS + 1), now=160.0)
+        assert started(admission) + finish(admission) == [2, 1, 3]
+
+    def test_a_near_deadline_goes_first(self):
+        """A call with little time left goes before older ones, and the nearer of two first."""
+        admission = one_engine()
+        admission.submit(work(arrived=0.0), now=50.0)
+        admission.submit(work(arrived=49.0, deadline=59.0), now=50.0)
+        admission.submit(work(arrived=49.0, deadline=54.0), now=50.0)
+        admission.submit(work(arrived=49.0, deadline=500.0), now=50.0)
+        assert started(admission) + finish(admission) == [3, 2, 1, 4]
+
+    def test_the_last_of_a_group_goes_first(self):
+        """Of two calls of equal age the one whose siblings are done goes before one with many."""
+        admission = one_engine()
+        for k in range(4):
+            admission.submit(work(arrived=1.0, group="a"), now=1.0)
+            assert k or started(admission) == [1]
+        admission.submit(work(arrived=1.0 + 1.5 * STRAGGLER_SECONDS, group="b"), now=1.1)
+        # Four open siblings in a when the last of them came, one in b.
+        assert finish(admission) == [2, 3, 4, 5]
+
+    def test_calls_left_alone_are_moved_forward(self):
+        """When the siblings of a waiting call end, it passes those that it was behind."""
+        admission = one_engine()
+        blocker = admission.submit(work(arrived=0.0), now=0.0)
+        assert admission.dispatch(now=0.0) == [blocker]
+        many = [admission.submit(work(arrived=1.0, group="a"), now=1.0) for _ in range(6)]
+        other = admission.submit(work(arrived=1.0 + 3 * STRAGGLER_SECONDS), now=1.0)
+        for ticket in many[:5]:
+            admission.withdraw(ticket, now=1.0)
+        assert many[5].key < other.key
+        assert finish(admission) == [many[5].number, other.number]
+
+
+class TestWaiting:
+    """Who waits, and for whom."""
+
+    def test_without_engines_calls_wait_for_the_first(self):
+        """Calls that came before any engine start when there is one."""
+        admission = Admission(PromptAware())
+        tickets = [admission.submit(work(), now=0.0) for _ in range(3)]
+        assert admission.dispatch(now=0.0) == []
+        admission.add_engine("a", ROOMY, now=1.0)
+        assert admission.dispatch(now=1.0) == tickets
+
+    def test_a_call_waits_for_its_best_engine(self):
+        """Where an engine holds a long document, a call waits for it though another is idle."""
+        admission = Admission(PromptAware())
+        seats = EngineCapacity(max_num_seqs=1, max_num_batched_tokens=4096, block_size=64)
+        document = tuple(range(4096))
+        first = admission.submit(work(document, max_tokens=2), now=0.0)
+        for name in "ab":
+            admission.add_engine(name, seats, now=0.0)
+        admission.dispatch(now=0.0)
+        home = first.engine
+        admission.first_token(first, now=0.2, cached_tokens=0)
+        second = admission.submit(work((*document, 1), max_tokens=2), now=0.2)
+        assert admission.dispatch(now=0.2) == []
+        assert second.engine is home
+        admission.ended(first, now=0.3, output_tokens=2, completed=True)
+        assert admission.dispatch(now=0.3) == [second]
+        assert second.uncached == 1
+
+    def test_an_idle_engine_takes_over_what_waits_too_long(self):
+        """When a call's engine turns out to be late, an idle one takes it."""
+        admission = Admission(PromptAware())
+        seats = EngineCapacity(max_num_seqs=1, max_num_batched_tokens=4096, block_size=64)
+        admission.add_engine("a", seats, now=0.0)
+        for _ in range(4):
+            admission.submit(work(max_tokens=100), now=0.0)
+        assert len(admission.dispatch(now=0.0)) == 1
+        late = admission.add_engine("b", seats, now=1.0)
+        assert [t.engine for t in admission.dispatch(now=1.0)] == [late]
+
+    def test_a_silent_engine_gets_nothing_until_it_speaks(self):
+        """What waits for an engine that says nothing goes to others; when it speaks it is back."""
+        admission = Admission(RoundRobin(), stall=STALL)
+        books = [admission.add_engine(name, SMALL, now=0.0) for name in "ab"]
+        for _ in range(12):
+            admission.submit(work(max_tokens=10), now=0.0)
+        running = admission.dispatch(now=0.0)
+        assert [b.line.count for b in books] == [2, 2]
+        admission.heard(books[0], now=4.0)
+        assert admission.next_wake(4.0) == pytest.approx(STALL)
+        admission.dispatch(now=6.0)
+        assert (books[1].silent, books[1].line.count, books[0].line.count) == (True, 0, 4)
+        first = next(t for t in running if t.engine is books[1])
+        admission.first_token(first, now=7.0, cached_tokens=0)
+        assert not books[1].silent
+        admission.check()
+
+    def test_an_idle_engine_is_not_silent(self):
+        """An engine without work has nothing to say."""
+        admission = Admission(RoundRobin(), stall=STALL)
+        book = admission.add_engine("a", SMALL, now=0.0)
+        admission.submit(work(), now=100.0)
+        assert len(admission.dispatch(now=100.0)) == 1
+        admission.dispatch(now=101.0)
+        assert not book.silent
+        assert admission.next_wake(101.0) is None
+
+
+class _Wrong:
+    """A policy that does wrong."""
+
+    def __init__(self, wrong):
+        self.wrong = wrong
+
+    def choose(self, call, engines):
+        return self.wrong(engines)
+
+
+def _raises(engines):
+    raise ZeroDivisionError
+
+
+class TestFaults:
+    """Policies that do wrong."""
+
+    @pytest.mark.parametrize("wrong", [_raises, lambda engines: "a", lambda engines: None])
+    def test_the_call_is_placed_all_the_same_and_the_fault_told_once(self, wrong):
+        """A policy that raises, or names what is not there, is replaced for that call."""
+        faults = []
+        admission = Admission(_Wrong(wrong), on_fault=faults.append)
+        for name in "ab":
+            admission.add_engine(name, SMALL, now=0.0)
+        for _ in range(2):
+            admission.submit(work(), now=0.0)
+        assert [t.engine.name for t in admission.dispatch(now=0.0)] == ["a", "b"]
+        assert len(faults) == 1
+
+    def test_an_engine_that_has_gone_is_no_choice(self):
+        """A policy that sticks to an engine that is gone is a fault."""
+        faults, kept = [], []
+        admission = Admission(
+            _Wrong(lambda engines: (kept or kept.append(engines[0]) or kept)[0]),
+            on_fault=faults.append,
+        )
+        gone = admission.add_engine("a", SMALL, now=0.0)
+        admission.add_engine("b", SMALL, now=0.0)
+        admission.submit(work(), now=0.0)
+        admission.dispatch(now=0.0)
+        for ticket in admission.remove_engine(gone, now=1.0):
+            admission.resubmit(ticket, now=1.0)
+        assert [t.engine.name for t in admission.dispatch(now=1.0)] == ["b"]
+        assert "not among them" in str(faults[0])
