@@ -11,6 +11,7 @@
     ├── OutputError           (ValueError)     a typed output is not what its schema says
     │   └── OutputTruncated                    it hit max_tokens before it was complete
     ├── Closed                                 you closed it, or left it early
+    ├── Overloaded                             too much waits already; ask again later
     ├── RequestError                           one request failed; other requests go on
     │   ├── StageError                         a stage raised; the cause is in ``__cause__``
     │   ├── BufferExceeded                     a request holds more items than its cap
@@ -41,6 +42,7 @@ __all__ = (
     "InvalidRequest",
     "OutputError",
     "OutputTruncated",
+    "Overloaded",
     "PromptTooLong",
     "RequestError",
     "ResourceError",
@@ -126,6 +128,23 @@ class OutputTruncated(OutputError):
 
 class Closed(AltoError):
     """What you used was closed, or left early, before."""
+
+
+class Overloaded(AltoError):
+    """More calls wait for an engine than may; nothing was started.
+
+    Attributes:
+        waiting: Calls that wait.
+        limit: The most that may.
+    """
+
+    def __init__(self, waiting: int, limit: int, /) -> None:
+        self.waiting = waiting
+        self.limit = limit
+        super().__init__(
+            f"{waiting} calls wait for an engine, and no more than {limit} may; "
+            f"ask again later, or raise max_waiting"
+        )
 
 
 class RequestError(AltoError):

@@ -151,9 +151,9 @@ class Admission:
         """A call that waits is not wanted any more."""
         assert ticket.state == "waiting"
         (self._homeless if ticket.engine is None else ticket.engine.line).discard(ticket)
+        self.ledger.unbind(ticket)
         self._waiting -= 1
         ticket.state = "ended"
-        ticket.engine = None
         self._leave_group(ticket)
         self._refresh(now)
 
@@ -255,13 +255,13 @@ class Admission:
         self._wait_for(ticket, book)
 
     def _wait_for(self, ticket: Ticket, book: EngineBook) -> None:
-        ticket.engine = book
-        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
+        self.ledger.bind(ticket, book)
         book.line.push(ticket)
 
     def _bind_anew(self, line: Line, now: float) -> None:
         for ticket in line.tickets():
             line.discard(ticket)
+            self.ledger.unbind(ticket)
             self._bind(ticket, now, "moved")
 
     def _drain(self, book: EngineBook, started: list[Ticket], now: float) -> bool:
@@ -270,12 +270,13 @@ class Admission:
         while book.line.count and book.has_room:
             ticket = book.line.pop()
             if self._rebinds and now - ticket.chosen > _FRESH and moves < _MOVES:
+                self.ledger.unbind(ticket)
                 better = self._choose(ticket, now, "turn")
                 if better is not book:
                     self._wait_for(ticket, better)
                     moves += 1
                     continue
-                ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
+                self.ledger.bind(ticket, book)
             self._start(ticket, book, started, now)
         return moves > 0
 
@@ -290,9 +291,10 @@ class Admission:
                 if ticket is None or now - ticket.chosen <= 5 * _FRESH:
                     return
                 longest.line.discard(ticket)
+                self.ledger.unbind(ticket)
                 better = self._choose(ticket, now, "idle")
                 if better is not longest and better.has_room and not better.line.count:
-                    ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(better))
+                    self.ledger.bind(ticket, better)
                     self._start(ticket, better, started, now)
                 else:
                     self._wait_for(ticket, longest)

@@ -76,7 +76,8 @@ class Ticket:
     """The name of the block 256 tokens behind its declared prefix, or of its last block, if it is not
     within the prefix: calls with the same document have the same."""
     served: int = -1
-    """Number of the engine that last served the same beginning, else the same parent; -1: none."""
+    """Number of the engine that last served the same beginning; where nobody knows the prompt's
+    tokens, that last served a child of the same parent; -1: none."""
     hits: Sequence[int] = ()
     """Tokens that each engine holds of it or soon will, by number of the engine."""
     key: OrderKey = (0.0, 0, 0)

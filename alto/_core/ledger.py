@@ -119,15 +119,30 @@ class Ledger:
             tokens = index.tokens
             ticket.hits = [d * tokens for d in index.hits(ticket.names, len(self.books))]
         served = self._served.get(ticket.beginning, -1) if ticket.beginning is not None else -1
-        if served < 0 and ticket.work.parent is not None:
+        if served < 0 and not ticket.names and ticket.work.parent is not None:
             served = self._served.get(("parent", ticket.work.parent), -1)
         ticket.served = served
 
+    def bind(self, ticket: Ticket, book: EngineBook, /) -> None:
+        """*ticket* is to run on *book*, which counts as holding its prompt from now on."""
+        ticket.engine = book
+        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
+        if self._index is not None:
+            self._index.sent(book.index, ticket.names)
+        self._remember(ticket.beginning, book.index)
+        if ticket.work.parent is not None:
+            self._remember(("parent", ticket.work.parent), book.index)
+
+    def unbind(self, ticket: Ticket, /) -> None:
+        """*ticket*, which has not started, is to run elsewhere, or not at all."""
+        book, ticket.engine = ticket.engine, None
+        if book is not None and book.alive:
+            self._settle(ticket, book, computed=False)
+
     def start(self, ticket: Ticket, book: EngineBook, now: float, /) -> None:
-        """*book* gets *ticket*."""
+        """*book* gets *ticket*, which is bound to it."""
         if not book.outstanding:
             book.heard = now  # it had no reason to speak
-        ticket.engine = book
         ticket.state = "prefilling"
         ticket.dispatched = now
         book.tickets[ticket] = None
@@ -145,11 +160,6 @@ class Ledger:
                 entry[0] += 1
         ticket.charged_kv = int(ticket.uncached + ticket.expected_output)
         book.kv += ticket.charged_kv + shared
-        if self._index is not None:
-            self._index.sent(book.index, ticket.names)
-        self._remember(ticket.beginning, book.index)
-        if ticket.work.parent is not None:
-            self._remember(("parent", ticket.work.parent), book.index)
 
     def take_off(self, ticket: Ticket, /, *, computed: bool) -> None:
         """The engine of *ticket* has it no more. *computed*: whether its prompt was."""

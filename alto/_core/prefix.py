@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-__all__ = ("PrefixIndex", "chain", "extend")
+__all__ = ("PrefixIndex", "chain", "extend", "salt_of")
 
 _ROOT = 0x616C746F
 
@@ -41,6 +41,11 @@ def extend(parent: int, token_ids: Sequence[int], block_size: int, /) -> tuple[i
         parent = hash((parent, data[start : start + size]))
         names.append(parent)
     return tuple(names)
+
+
+def salt_of(adapter: str | None, /) -> int:
+    """What keeps the blocks of an adapter's prompts apart from those of others; 0: no adapter."""
+    return 0 if adapter is None else hash(("adapter", adapter)) or 1
 
 
 class PrefixIndex:

@@ -1,0 +1,331 @@
+"""The engines of a pool: how they are started, watched, replaced and stopped.
+
+An engine that dies is taken out of the scheduler's books at once. Whoever notices first tells: a
+generation on it, or the engine itself where it can (:meth:`alto.Member.wait_died`). It is stopped, so
+that nothing of it is left, and started again; where that fails, again after a pause that doubles.
+Nothing is asked at intervals: a pool that has nothing to do has no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, TypeAlias, final
+
+import anyio
+import anyio.abc
+import attrs
+
+from alto.errors import EngineError
+from alto.model import EngineCapacity, EngineStatistics
+from alto.protocols import Engine, Member
+from alto.sched import EngineBook, Scheduler
+
+__all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "Seat")
+
+EngineState: TypeAlias = Literal["stopped", "starting", "running", "dead", "failed"]
+
+UNLIMITED = EngineCapacity(max_num_seqs=1 << 20, max_num_batched_tokens=1 << 30)
+"""Of an engine that does not say what it can do."""
+
+
+@attrs.frozen(kw_only=True)
+class PoolEngine:
+    """One engine of a pool at this moment."""
+
+    name: str
+    """Unique in its pool."""
+    state: EngineState
+    """``failed`` is an engine that died and could not be started again."""
+    statistics: EngineStatistics
+    """What it is doing."""
+
+
+@attrs.frozen(kw_only=True)
+class PoolProgress:
+    """A change in the life of one engine of a pool."""
+
+    engine: str
+    """Its name."""
+    state: EngineState
+    """What it is now."""
+    seconds: float
+    """Since it was last asked to start."""
+    running: int
+    """Engines of the pool that run now."""
+    total: int
+    """Engines of the pool."""
+    cause: BaseException | None = None
+    """Why it is dead or failed."""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        why = "" if self.cause is None else f": {self.cause}"
+        return (
+            f"{self.engine} is {self.state} after {self.seconds:.1f} s "
+            f"({self.running} of {self.total} run){why}"
+        )
+
+
+@final
+@attrs.define(eq=False, kw_only=True)
+class Seat:
+    """A place in a pool, and the engine in it."""
+
+    engine: Engine
+    name: str
+    state: EngineState = "stopped"
+    book: EngineBook | None = None
+    """Invariant: there while it runs, and only then."""
+    since: float = 0.0
+    cause: BaseException | None = None
+    life: int = 0
+    """How often it was started; tells one life from the next."""
+
+    def statistics(self) -> EngineStatistics:
+        """What its engine is doing."""
+        return self.engine.statistics()
+
+
+@final
+class Members:
+    """The engines of one pool.
+
+    Args:
+        engines: They are not running, or run already.
+        scheduler: Gets and loses their books.
+        replace: Whether an engine that died is started again.
+        attempts: Starts in a row that may fail before an engine is given up.
+        backoff: First and longest pause between two of them, in seconds.
+        start_group: Engines with equal values start one after another.
+        progress: Hears of every change.
+        changed: Called after every change of who runs.
+    """
+
+    def __init__(  # noqa: PLR0913  # a pool's own, handed down
+        self,
+        engines: Sequence[Engine],
+        scheduler: Scheduler,
+        *,
+        replace: bool,
+        attempts: int,
+        backoff: tuple[float, float],
+        start_group: Callable[[Engine], Hashable] | None,
+        progress: bool | Callable[[PoolProgress], object],
+        changed: Callable[[], None],
+    ) -> None:
+        self.seats = [
+            Seat(engine=engine, name=name)
+            for engine, name in zip(engines, _names(engines), strict=True)
+        ]
+        self.scheduler = scheduler
+        self._replace = replace
+        self._attempts = attempts
+        self._backoff = backoff
+        self._start_group = start_group
+        self._progress = _print if progress is True else progress or None
+        self._changed = changed
+        self._mine: list[Seat] = []
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._main: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> list[Seat]:
+        """Those that serve."""
+        return [seat for seat in self.seats if seat.book is not None]
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether some engine runs, or will again."""
+        return any(seat.state in ("running", "starting", "dead") for seat in self.seats)
+
+    def seat_of(self, book: EngineBook) -> Seat | None:
+        """Who has *book*."""
+        return next((seat for seat in self.seats if seat.book is book), None)
+
+    def spawn(self, function: Callable[..., object], *args: object) -> None:
+        """Start a task that ends with the pool."""
+        assert self._tasks is not None
+        self._tasks.start_soon(function, *args)  # type: ignore[arg-type]  # an async function
+
+    async def start(self) -> None:
+        """Start all. If one fails, the others are stopped again, and its error is raised."""
+        ready = asyncio.get_running_loop().create_future()
+        self._main = asyncio.get_running_loop().create_task(self._supervise(ready))
+        errors: list[BaseException] = []
+        groups: dict[Hashable, list[Seat]] = {}
+        for number, seat in enumerate(self.seats):
+            key = number if self._start_group is None else self._start_group(seat.engine)
+            groups.setdefault(key, []).append(seat)
+
+        async def start_in_turn(seats: Sequence[Seat]) -> None:
+            for seat in seats:
+                if errors:
+                    return
+                try:
+                    await self._start(seat)
+                except Exception as error:  # noqa: BLE001  # raised below, without a group around it
+                    errors.append(error)
+
+        try:
+            await ready
+            async with anyio.create_task_group() as tasks:
+                for seats in groups.values():
+                    tasks.start_soon(start_in_turn, seats)
+        except BaseException:
+            await self.stop()
+            raise
+        if errors:
+            await self.stop()
+            raise errors[0]
+
+    async def stop(self) -> None:
+        """Stop all that run or are being started. Shielded."""
+        main, self._main = self._main, None
+        with anyio.CancelScope(shield=True):
+            if main is not None:
+                main.cancel()
+                await asyncio.wait([main])
+            for seat in self.seats:
+                self._take_out(seat, "stopped")
+            errors: list[Exception] = []
+
+            async def stop(seat: Seat) -> None:
+                try:
+                    await seat.engine.stop()
+                except Exception as error:  # noqa: BLE001  # raised below
+                    errors.append(error)
+
+            async with anyio.create_task_group() as tasks:
+                while self._mine:
+                    tasks.start_soon(stop, self._mine.pop())
+        if errors:
+            raise errors[0]
+
+    def died(self, seat: Seat, life: int, cause: BaseException) -> None:
+        """The engine in *seat* has died in its *life*. Telling so twice changes nothing."""
+        if seat.life != life or seat.book is None:
+            return
+        seat.cause = cause
+        self._take_out(seat, "dead" if self._replace else "failed")
+        if self._replace and self._tasks is not None:
+            self.spawn(self._bring_back, seat)
+        self._changed()
+
+    def statistics(self) -> list[PoolEngine]:
+        """Each engine."""
+        return [
+            PoolEngine(name=seat.name, state=seat.state, statistics=seat.statistics())
+            for seat in self.seats
+        ]
+
+    def last_cause(self) -> str:
+        """Why nothing runs any more."""
+        causes = [str(seat.cause) for seat in self.seats if seat.cause is not None]
+        return causes[-1] if causes else "its engines are gone"
+
+    async def _supervise(self, ready: asyncio.Future[None]) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            if not ready.done():
+                ready.set_result(None)
+            await anyio.sleep_forever()
+
+    async def _start(self, seat: Seat) -> None:
+        loop = asyncio.get_running_loop()
+        seat.since = loop.time()
+        self._report(seat, "starting")
+        if seat not in self._mine and not _runs(seat.engine):
+            self._mine.append(seat)
+        try:
+            await seat.engine.start()
+        except Exception as error:
+            seat.cause = error
+            self._report(seat, "failed")
+            raise
+        engine, seat.life = seat.engine, seat.life + 1
+        capacity = engine.capacity if isinstance(engine, Member) else _capacity(engine)
+        book = self.scheduler.add_engine(seat.name, capacity, now=loop.time())
+        seat.book, seat.cause = book, None
+        if isinstance(engine, Member):
+            engine.listen(self.scheduler.listener(book))
+            self.spawn(self._watch, seat, seat.life)
+        self._report(seat, "running")
+        self._changed()
+
+    async def _watch(self, seat: Seat, life: int) -> None:
+        assert isinstance(seat.engine, Member)
+        await seat.engine.wait_died()
+        try:
+            seat.engine.check_health()
+            cause: BaseException = EngineError(seat.name, "it died")
+        except EngineError as error:
+            cause = error
+        except Exception:  # noqa: BLE001  # it was stopped by somebody else
+            return
+        self.died(seat, life, cause)
+
+    async def _bring_back(self, seat: Seat) -> None:
+        pause, longest = self._backoff
+        if seat not in self._mine:
+            self._mine.append(seat)
+        for attempt in range(self._attempts):
+            if attempt:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+            try:
+                await seat.engine.stop()
+                await self._start(seat)
+            except Exception as error:  # noqa: BLE001  # whatever a start may raise; kept, and told
+                seat.cause = error
+            else:
+                return
+        seat.state = "failed"
+        self._changed()
+
+    def _take_out(self, seat: Seat, state: EngineState) -> None:
+        book, seat.book = seat.book, None
+        if book is not None:
+            self.scheduler.remove_engine(book, now=asyncio.get_running_loop().time())
+        if seat.state != state:
+            self._report(seat, state)
+
+    def _report(self, seat: Seat, state: EngineState) -> None:
+        seat.state = state
+        if self._progress is not None:
+            self._progress(
+                PoolProgress(
+                    engine=seat.name,
+                    state=state,
+                    seconds=asyncio.get_running_loop().time() - seat.since,
+                    running=len(self.running),
+                    total=len(self.seats),
+                    cause=seat.cause,
+                )
+            )
+
+
+def _print(progress: PoolProgress) -> None:
+    print(progress, file=sys.stderr, flush=True)  # noqa: T201  # it was asked for
+
+
+def _runs(engine: Engine) -> bool:
+    try:
+        engine.check_health()
+    except Exception:  # noqa: BLE001  # it is to be started, whatever is wrong
+        return False
+    return True
+
+
+def _capacity(engine: Engine) -> EngineCapacity:
+    """Of an engine that is no `Member`: what it says of itself all the same."""
+    capacity = getattr(engine, "capacity", None)
+    return capacity if isinstance(capacity, EngineCapacity) else UNLIMITED
+
+
+def _names(engines: Sequence[Engine]) -> list[str]:
+    """The engines' own names, numbered where they are not unique."""
+    own = [engine.name for engine in engines]
+    return [
+        name if own.count(name) == 1 else f"{name}[{number}]" for number, name in enumerate(own)
+    ]

@@ -1,0 +1,179 @@
+"""What calls of a pool have to say, in tokens, and as the scheduler wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast, final
+
+import attrs
+
+from alto.engines._members import Members
+from alto.errors import Closed, EngineDied, PromptTooLong
+from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
+from alto.protocols import Member
+from alto.sched import Work
+
+__all__ = ("Prompts", "work_of")
+
+_PREFIXES = 64
+"""Declared prefixes whose tokens are remembered."""
+
+
+@final
+class Prompts:
+    """Turns prompts into tokens, with whichever engine runs.
+
+    Args:
+        name: The pool's.
+        members: Its engines.
+        attempts: Engines that are asked.
+    """
+
+    def __init__(self, name: str, members: Members, *, attempts: int) -> None:
+        self._name = name
+        self._members = members
+        self._attempts = attempts
+        self._prefixes: OrderedDict[object, tuple[int, ...]] = OrderedDict()
+        self._wanted: list[asyncio.Future[None]] = []
+        self.closed: Closed | None = None
+        """Why nothing more is taken."""
+
+    def engines_changed(self) -> None:
+        """Engines came or went: whoever waits for one looks again."""
+        for future in self._wanted:
+            if not future.done():
+                future.set_result(None)
+        self._wanted.clear()
+
+    def death(self) -> EngineDied:
+        """Why there is no engine."""
+        return EngineDied(self._name, f"no engine is left: {self._members.last_cause()}")
+
+    def check_hopeful(self) -> None:
+        """Raise if nothing is taken any more, or no engine will ever be there."""
+        if self.closed is not None:
+            raise self.closed
+        if not self._members.hopeful:
+            raise self.death()
+
+    async def prepared(
+        self, request: GenerateRequest, /
+    ) -> tuple[GenerateRequest, Sequence[int] | None]:
+        """The request as engines get it, and its prompt in tokens; None: nobody knows them."""
+        prompt = request.prompt
+        if isinstance(prompt, StreamedPrompt):
+            if any(getattr(s.engine, "streams_prompts", False) for s in self._members.seats):
+                head = await self.encode(prompt.head) if prompt.head else ()
+                return request, head
+            text = prompt.head + "".join([piece async for piece in prompt.tail])
+            prompt = text
+            request = attrs.evolve(request, prompt=text)
+        tokens = await self.encode(prompt)
+        if await self._member() is not None:
+            request = attrs.evolve(request, prompt=tokens, prefix=None)
+            self._check_length(len(tokens))
+        return request, tokens
+
+    def _check_length(self, length: int) -> None:
+        limits = [book.capacity.max_model_len for book in self._members.scheduler.engines]
+        known = [limit for limit in limits if limit is not None]
+        if known and length >= max(known):
+            raise PromptTooLong(length, max(known))
+
+    async def _member(self) -> Member | None:
+        """An engine that tells its tokens, when one runs; None: those of this pool do not."""
+        while True:
+            self.check_hopeful()
+            running = self._members.running
+            for seat in running:
+                if isinstance(seat.engine, Member):
+                    return seat.engine
+            if running:
+                return None
+            future = asyncio.get_running_loop().create_future()
+            self._wanted.append(future)
+            await future
+
+    async def encode(self, prompt: Prompt, /) -> Sequence[int]:
+        """The token ids of a prompt; made up where no engine tells."""
+        for attempt in range(1, self._attempts + 1):
+            member = await self._member()
+            if member is None:
+                return _made_up(prompt)
+            try:
+                return await member.encode(prompt)
+            except EngineDied as error:
+                for seat in self._members.running:
+                    if seat.engine is member:
+                        self._members.died(seat, seat.life, error)
+                if attempt == self._attempts:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def prefix_tokens(self, prefix: Prompt | None, tokens: Sequence[int] | None, /) -> int:
+        """How many of *tokens* are those of the declared prefix."""
+        if prefix is None or tokens is None:
+            return 0
+        key: Any = prefix if isinstance(prefix, str) else tuple(prefix)
+        head = self._prefixes.get(key)
+        if head is None:
+            head = self._prefixes[key] = tuple(await self.encode(prefix))
+            if len(self._prefixes) > _PREFIXES:
+                self._prefixes.popitem(last=False)
+        count = 0
+        for a, b in zip(head, tokens, strict=False):
+            if a != b:
+                break
+            count += 1
+        return count
+
+
+def work_of(  # noqa: PLR0913  # fields of the record that it makes
+    origin: Origin | None,
+    tokens: Sequence[int] | None,
+    *,
+    max_tokens: int | None,
+    priority: int,
+    n: int = 1,
+    salt: int = 0,
+    prefix: Prompt | None = None,
+    prefix_tokens: int = 0,
+) -> Work:
+    """A call as the scheduler wants it; *tokens* None: nobody knows them."""
+    stage, arrived, deadline, depth = "", None, None, 0
+    group = parent = None
+    if origin is not None:
+        stage, arrived, deadline = origin.stage, origin.arrived, origin.deadline
+        depth = origin.depth
+        if origin.path:
+            parent = (origin.request, origin.path[:-1])
+            group = (*parent, stage)
+    key = 0 if prefix is None else hash(prefix if isinstance(prefix, str) else tuple(prefix))
+    return Work(
+        template=(stage, key),
+        prompt_tokens=len(tokens) if tokens else 1,
+        token_ids=tokens,
+        prefix_tokens=prefix_tokens,
+        max_tokens=max_tokens,
+        n=n,
+        priority=priority,
+        arrived=arrived,
+        deadline=deadline,
+        depth=depth,
+        group=group,
+        parent=parent,
+        salt=salt,
+    )
+
+
+def _made_up(prompt: Prompt) -> list[int]:
+    """Numbers for the words of a prompt, so that equal beginnings can be told; ids as they are."""
+    if isinstance(prompt, str):
+        words = prompt.split()
+    elif prompt and isinstance(prompt[0], Message):
+        words = [w for m in cast(Sequence[Message], prompt) for w in (m.role, *m.content.split())]
+    else:
+        return list(cast(Sequence[int], prompt))
+    return [hash(word) & 0x7FFFFFFF for word in words] or [0]

@@ -1,0 +1,1 @@
+"""Simulated pools under seeded loads: what ``python -m bench.scheduling`` runs."""

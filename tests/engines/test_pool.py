@@ -1,0 +1,514 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import attrs
+import pytest
+
+import alto
+from alto.engines.pool import Pool
+from alto.errors import (
+    Closed,
+    DeadlineExceeded,
+    EngineError,
+    EngineStartError,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+)
+from alto.llm import LLM
+from alto.model import (
+    Chunk,
+    EngineCapacity,
+    EngineStatistics,
+    GenerateRequest,
+    Origin,
+    StreamedPrompt,
+)
+from alto.sched import LeastLoaded, PromptAware, RoundRobin
+from alto.testing import Scripted, check_engine
+
+WORDS = ["one ", "two ", "three ", "four "]
+
+
+def says(_prompt):
+    return WORDS
+
+
+class Limited:
+    """A scripted engine that tells its limits and its tokens, as a member does."""
+
+    def __init__(self, *, seats=2, name="limited", delay=1.0, context=50, lines=says):
+        self.inner = Scripted(lines, slots=seats, name=name, delay=delay)
+        self.capacity = EngineCapacity(
+            max_num_seqs=seats, max_num_batched_tokens=1000, max_model_len=context
+        )
+        self.encoded = []
+        self.died = None
+
+    name = property(lambda self: self.inner.name)
+    requests = property(lambda self: self.inner.requests)
+    statistics = property(lambda self: self.inner.statistics)
+    check_health = property(lambda self: self.inner.check_health)
+    stop = property(lambda self: self.inner.stop)
+
+    async def start(self):
+        self.died = asyncio.get_running_loop().create_future()
+        await self.inner.start()
+
+    async def encode(self, prompt):
+        self.inner.check_health()
+        self.encoded.append(prompt)
+        await asyncio.sleep(0)
+        return [ord(letter) for letter in prompt] if isinstance(prompt, str) else list(prompt)
+
+    def generate(self, request):
+        return self.inner.generate(request)
+
+    def listen(self, _listener):
+        return False
+
+    async def wait_died(self):
+        await self.died
+
+    def kill(self):
+        self.inner.kill()
+        self.died.set_result(None)
+
+
+def pool_of(count, **options):
+    made = {name: options.pop(name) for name in ("seats", "delay", "context") if name in options}
+    engines = [Limited(name=f"e{k}", **made) for k in range(count)]
+    return Pool(engines, **options), engines
+
+
+async def ask(pool, prompt="p", **options):
+    return await LLM(pool).text(prompt, **options)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("policy", [PromptAware, RoundRobin, LeastLoaded])
+async def test_a_pool_is_an_engine(count, policy):
+    """A pool keeps the whole contract of an engine, whatever its policy and its size."""
+
+    def make():
+        engines = [Scripted(says, delay=0.1, slots=4, name=f"e{k}") for k in range(count)]
+        return Pool(engines, policy=policy())
+
+    await check_engine(make, expect="".join(WORDS))
+
+
+async def test_a_pool_of_limited_engines_is_an_engine():
+    """The contract holds where engines tell their limits, and calls wait in the pool."""
+    await check_engine(lambda: pool_of(2, seats=2, delay=0.1)[0], expect="".join(WORDS))
+
+
+class TestFeeding:
+    """Who gets what, and when."""
+
+    async def test_engines_are_kept_full_and_not_fuller(self):
+        """While calls wait every engine has all places taken and one call ready to follow, no more."""
+        pool, engines = pool_of(3, seats=2, policy=LeastLoaded())
+        async with pool, asyncio.TaskGroup() as group:
+            for k in range(20):
+                group.create_task(ask(pool, f"{k}"))
+            await asyncio.sleep(0.5)
+            for _ in range(14):
+                await asyncio.sleep(1.0)
+                each = [engine.statistics() for engine in engines]
+                waiting = pool.scheduler.waiting
+                assert waiting == 0 or [(e.running, e.waiting) for e in each] == [(2, 1)] * 3
+                assert all(e.waiting <= 1 for e in each)
+                assert pool.statistics().waiting == waiting + sum(e.waiting for e in each)
+        assert pool.scheduler.waiting == 0
+
+    async def test_a_reader_that_is_away_holds_nobody_up(self):
+        """A generation that nobody reads gives its place to the next when its engine is done."""
+        pool, (engine,) = pool_of(1, seats=1)
+        async with pool:
+            away = pool.generate(GenerateRequest(prompt="away"))
+            assert (await anext(away)).text == "one "
+            assert await ask(pool, "next", max_tokens=1) == "one "
+            assert engine.statistics() == EngineStatistics()
+            rest = [chunk.text async for chunk in away]
+            assert rest == WORDS[1:]
+
+    async def test_without_need_nobody_reads_on(self):
+        """While nobody waits, a chunk is asked of the engine when its reader asks for it."""
+        pool, _ = pool_of(1, seats=2)
+        async with pool:
+            slow = pool.generate(GenerateRequest(prompt="slow"))
+            await anext(slow)
+            tasks = len(asyncio.all_tasks())
+            await asyncio.sleep(10)
+            assert len(asyncio.all_tasks()) == tasks
+            assert len([chunk async for chunk in slow]) == 3
+
+    async def test_leaving_while_the_pool_reads_on_frees_the_place(self):
+        """A reader that comes back only to close leaves nothing behind."""
+        pool, (engine,) = pool_of(1, seats=1)
+        async with pool:
+            away = pool.generate(GenerateRequest(prompt="away"))
+            await anext(away)
+            waiting = asyncio.ensure_future(ask(pool, "next"))
+            await asyncio.sleep(0.5)
+            await away.aclose()
+            assert pool.scheduler.waiting == 0
+            assert await waiting == "".join(WORDS)
+            assert engine.statistics() == EngineStatistics()
+            pool.scheduler.check()
+
+    async def test_a_prompt_is_made_to_tokens_once(self):
+        """Engines get the token ids, and the declared prefix is made to tokens once for all calls."""
+        pool, engines = pool_of(2)
+        async with pool:
+            for end in "abc":
+                await ask(pool, f"head {end}", prefix="head ")
+        encoded = [p for engine in engines for p in engine.encoded]
+        assert sorted(encoded) == ["head ", "head a", "head b", "head c"]
+        given = [r for engine in engines for r in engine.requests]
+        assert sorted(r.prompt for r in given) == [[*b"head a"], [*b"head b"], [*b"head c"]]
+        assert {r.prefix for r in given} == {None}
+
+    async def test_times_are_those_of_the_caller(self):
+        """Waiting in the pool counts as queue time, and the first token is timed from the call on."""
+        pool, _ = pool_of(1, seats=1)
+        async with pool, asyncio.TaskGroup() as group:
+            llm = LLM(pool)
+            tasks = [group.create_task(llm.generate(f"{k}").collect()) for k in range(2)]
+        usages = [task.result().usage for task in tasks]
+        assert [u.queue_time for u in usages] == pytest.approx([0.0, 4.0])
+        assert [u.first_token_time for u in usages] == pytest.approx([1.0, 5.0])
+
+    async def test_older_requests_go_first(self):
+        """Among calls that wait, those of the older request are given first."""
+        pool, (engine,) = pool_of(1, seats=1, delay=0.1)
+        now = asyncio.get_running_loop().time()
+
+        async def call(name, arrived):
+            origin = Origin(stage="s", request=1, path=(), arrived=arrived)
+            request = GenerateRequest(prompt=name, origin=origin)
+            return [chunk async for chunk in pool.generate(request)]
+
+        async with pool, asyncio.TaskGroup() as group:
+            for name, arrived in (("a", 0.0), ("b", -1.0), ("c", -3.0), ("d", -2.0)):
+                group.create_task(call(name, now + arrived))
+        order = ["".join(map(chr, r.prompt)) for r in engine.requests]
+        assert order == ["a", "c", "d", "b"]
+
+    async def test_a_streamed_prompt_is_read_to_its_end(self):
+        """Engines that cannot begin early get the whole prompt."""
+        pool, (engine,) = pool_of(1, delay=0.1)
+
+        async def tail():
+            yield "lo "
+            await asyncio.sleep(1)
+            yield "you"
+
+        async with pool:
+            assert await ask(pool, StreamedPrompt("hel", tail())) == "".join(WORDS)
+        assert engine.requests[0].prompt == [*b"hello you"]
+
+    async def test_chunks_pass_unchanged(self):
+        """But for the last, whose usage has the times, a reader gets the engine's own chunks."""
+        chunks = [Chunk(text="x", token_ids=(1,)), Chunk(text="y", token_ids=(2,))]
+        pool, (engine,) = pool_of(1, delay=0.0)
+
+        async def generate(_request):
+            for chunk in chunks:
+                yield chunk
+            yield Chunk(text="", finish_reason="stop", usage=None)
+
+        engine.generate = generate
+        async with pool:
+            got = [c async for c in pool.generate(GenerateRequest(prompt="p"))]
+        assert [a is b for a, b in zip(got, chunks, strict=False)] == [True, True]
+        assert got[-1].finish_reason == "stop"
+
+
+class TestRefusals:
+    """What never reaches an engine."""
+
+    async def test_a_deadline_that_is_past(self):
+        """A call whose request is out of time costs nothing."""
+        pool, (engine,) = pool_of(1)
+        origin = Origin(stage="s", request=1, path=(), arrived=-5.0, deadline=-1.0)
+        async with pool:
+            with pytest.raises(DeadlineExceeded, match="timeout of 4 s"):
+                await anext(pool.generate(GenerateRequest(prompt="p", origin=origin)))
+        assert (engine.encoded, engine.requests) == ([], ())
+
+    async def test_a_prompt_that_is_too_long(self):
+        """The length is known before an engine is asked, and others go on."""
+        pool, (engine,) = pool_of(1, context=10, delay=0.1)
+        async with pool:
+            with pytest.raises(PromptTooLong) as caught:
+                await ask(pool, "x" * 10)
+            assert (caught.value.prompt_tokens, caught.value.limit) == (10, 10)
+            assert engine.requests == ()
+            assert await ask(pool, "x" * 9)
+
+    async def test_a_full_line(self):
+        """Above max_waiting a call is refused, and says how many wait."""
+        pool, _ = pool_of(1, seats=1, max_waiting=2)
+        async with pool, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(pool, f"{k}")) for k in range(3)]
+            await asyncio.sleep(0.5)
+            with pytest.raises(Overloaded, match="2 calls wait for an engine, and no more than 2"):
+                await ask(pool, "one too many")
+        assert {task.result() for task in tasks} == {"".join(WORDS)}
+
+    async def test_engines_that_cannot_embed(self):
+        """An engine that generates says so, and says what would."""
+        pool = Pool([Limited()])
+        async with pool:
+            with pytest.raises(InvalidRequest, match="runner='pooling'"):
+                await pool.embed(alto.EmbedRequest(prompt="p"))
+            pool.scheduler.check()
+            assert pool.statistics() == EngineStatistics()
+
+    @pytest.mark.parametrize(
+        ("engines", "options", "error"),
+        [
+            ([], {}, "at least one engine"),
+            (["x"], {}, "this is none: 'x'"),
+            ([Scripted], {}, "this is none"),
+            (None, {"attempts": 0}, "attempts must be at least 1"),
+            (None, {"backoff": (0.0, 1.0)}, "first and a longest pause"),
+            (None, {"backoff": (2.0, 1.0)}, "first and a longest pause"),
+            (None, {"max_waiting": -1}, "max_waiting"),
+            (None, {"policy": RoundRobin}, r"such as LeastLoaded\(\)"),
+        ],
+    )
+    def test_what_makes_no_pool(self, engines, options, error):
+        """Wrong settings are refused when the pool is made."""
+        given = [Scripted(says)] if engines is None else engines
+        with pytest.raises((ValueError, TypeError), match=error):
+            Pool(given, **options)
+
+    def test_an_engine_twice(self):
+        """One engine cannot have two places."""
+        engine = Scripted(says)
+        with pytest.raises(ValueError, match="twice"):
+            Pool([engine, engine])
+
+    async def test_another_loop(self):
+        """A pool belongs to the loop that started it."""
+        pool, _ = pool_of(1)
+        async with pool:
+
+            def elsewhere():
+                return asyncio.run(anext(pool.generate(GenerateRequest(prompt="p"))))
+
+            with pytest.raises(EngineError, match="event loop that started it"):
+                await asyncio.to_thread(elsewhere)
+
+
+class TestLife:
+    """Start, stop, and what they say."""
+
+    async def test_progress_can_be_followed(self, capsys):
+        """Each change of an engine is a line, with how many run."""
+        pool, _ = pool_of(2, progress=True)
+        async with pool:
+            pass
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("e1 is stopped")
+        assert sum("is running after 0.0 s" in line for line in lines) == 2
+        assert any("(2 of 2 run)" in line for line in lines)
+
+    async def test_engines_of_a_group_start_one_after_another(self):
+        """Those that share something wait for each other, the others do not."""
+
+        events = []
+
+        def slow(name):
+            engine = Limited(name=name)
+            start = engine.start
+
+            async def begin():
+                events.append(f"+{name}")
+                await asyncio.sleep(1)
+                await start()
+                events.append(f"-{name}")
+
+            engine.start = begin
+            return engine
+
+        pool = Pool([slow("a0"), slow("a1"), slow("b0")], start_group=lambda e: e.name[0])
+        async with pool:
+            assert asyncio.get_running_loop().time() == 2.0
+        assert events == ["+a0", "+b0", "-a0", "+a1", "-b0", "-a1"]
+
+    async def test_one_that_fails_stops_the_others(self):
+        """The first error is raised, and no engine is left running."""
+        pool, engines = pool_of(3)
+
+        async def fail():
+            await asyncio.sleep(1)
+            raise EngineStartError("e1", "no memory")
+
+        engines[1].start = fail
+        with pytest.raises(EngineStartError, match="no memory"):
+            await pool.start()
+        for engine in engines:
+            with pytest.raises(Closed):
+                engine.check_health()
+        with pytest.raises(Closed):
+            pool.check_health()
+
+    async def test_a_cancelled_start_leaves_nothing(self):
+        """Engines that run already when the start is cancelled are stopped again."""
+        pool, engines = pool_of(2)
+
+        async def never():
+            await asyncio.Event().wait()
+
+        engines[1].start = never
+        task = asyncio.ensure_future(pool.start())
+        await asyncio.sleep(1)
+        engines[0].check_health()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(Closed):
+            engines[0].check_health()
+
+    async def test_engines_that_run_already_are_left_running(self):
+        """A pool stops what it has started, and nothing else."""
+        pool, engines = pool_of(2)
+        await engines[0].start()
+        async with pool:
+            await ask(pool)
+        engines[0].check_health()
+        with pytest.raises(Closed):
+            engines[1].check_health()
+        await engines[0].stop()
+
+    async def test_draining_finishes_what_is_there(self):
+        """A draining stop lets calls end, those that wait included, and takes no new ones."""
+        pool, _ = pool_of(1, seats=1)
+        await pool.start()
+        tasks = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(3)]
+        await asyncio.sleep(0.5)
+        stopping = asyncio.ensure_future(pool.stop(drain=True))
+        await asyncio.sleep(0.5)
+        with pytest.raises(Closed, match="being stopped"):
+            await ask(pool, "late")
+        await stopping
+        assert [task.result() for task in tasks] == ["".join(WORDS)] * 3
+        with pytest.raises(Closed, match="start it first"):
+            await ask(pool, "later")
+
+    async def test_a_cancelled_drain_stops_at_once(self):
+        """Whoever does not want to wait any more cancels, and all is stopped."""
+        pool, _ = pool_of(1, seats=1)
+        await pool.start()
+        task = asyncio.ensure_future(ask(pool))
+        await asyncio.sleep(0.5)
+        stopping = asyncio.ensure_future(pool.stop(drain=True))
+        await asyncio.sleep(0.5)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        with pytest.raises(Closed):
+            await task
+        assert pool.statistics() == EngineStatistics()
+
+    async def test_stopping_ends_those_that_wait(self):
+        """Calls that run and calls that wait end with Closed."""
+        pool, _ = pool_of(1, seats=1)
+        await pool.start()
+        tasks = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(3)]
+        await asyncio.sleep(0.5)
+        await pool.stop()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Closed] * 3
+
+    async def test_it_says_what_it_can_do(self):
+        """Its capacity is that of its engines together, with the shortest context."""
+        pool, _ = pool_of(2, seats=3, context=50)
+        with pytest.raises(Closed):
+            _ = pool.capacity
+        async with pool:
+            assert pool.capacity == EngineCapacity(
+                max_num_seqs=6, max_num_batched_tokens=2000, max_model_len=50
+            )
+            assert [e.name for e in pool.engines] == ["e0", "e1"]
+            assert repr(pool) == "<Pool 'pool': 2 of 2 run, 0 waiting>"
+        assert repr(pool) == "<Pool 'pool': 0 of 2 run, stopped>"
+
+    async def test_equal_names_are_numbered(self):
+        """Engines of one name are told apart."""
+        pool = Pool([Scripted(says), Scripted(says)])
+        assert [e.name for e in pool.engines] == ["scripted[0]", "scripted[1]"]
+
+
+class TestPolicies:
+    """Policies that do wrong."""
+
+    async def test_a_policy_that_fails_is_told_once(self):
+        """Calls are placed all the same, and the loop's exception handler hears of it once."""
+
+        class Broken:
+            def choose(self, call, engines):
+                raise ZeroDivisionError
+
+        told = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        pool, _ = pool_of(2, policy=Broken(), delay=0.0)
+        async with pool:
+            assert await ask(pool) == await ask(pool) == "".join(WORDS)
+        assert len(told) == 1
+        assert "policy Broken failed" in told[0]["message"]
+
+
+@alto.stage
+async def pieces(question: str, *, llm: alto.LLM) -> AsyncIterator[str]:
+    async for chunk in llm.generate(question):
+        yield chunk.text
+
+
+@alto.stage
+async def check(piece: str, *, llm: alto.LLM) -> str:
+    return piece + await llm.text(f"check {piece}", max_tokens=1)
+
+
+@alto.pipeline
+def application(question: alto.Stream[str]) -> alto.Stream[str]:
+    return check(pieces(question))
+
+
+async def test_a_pipeline_runs_on_a_pool():
+    """A pipeline starts a pool that it is given, uses it, tells it who asks, and stops it."""
+    decisions = []
+    pool, _ = pool_of(2, recorder=decisions.append)
+    async with application.open(llm=pool) as app:
+        assert await app.run("go") == [word + "one " for word in WORDS]
+        assert app.statistics().open_requests == 0
+    assert {d.facts["template"][0] for d in decisions} == {
+        "application.pieces", "application.check",
+    }  # fmt: skip
+    with pytest.raises(Closed):
+        pool.check_health()
+
+
+async def test_cancelling_at_every_step_leaves_nothing():
+    """Wherever a call is cut, the pool is as before, and its books are empty."""
+    for steps in range(12):
+        pool, engines = pool_of(1, seats=1, delay=0.0)
+        async with pool:
+            fresh = attrs.asdict(pool.statistics())
+            tasks = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(2)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert pool.statistics() == EngineStatistics(**{**fresh, "finished": 0})
+            assert pool.scheduler.waiting == 0
+            assert all(not book.tickets for book in pool.scheduler.engines)
+            pool.scheduler.check()
+            assert await ask(pool, "again") == "".join(WORDS)
+        assert engines[0].statistics() == EngineStatistics()
