@@ -7,8 +7,8 @@ that alto ships, on virtual time. An engine is that of the profile ``scheduling-
 24 places and 40,000 KV tokens instead of 128 and 120,000.
 
 Saturation is the throughput when all requests are there at once, the better of `PromptAware` and
-`LMetric`, measured once per workload, size and setting. A run has ``--requests`` requests, the first
-tenth of which are left out of the figures. Goodput counts requests that are done within four times
+`LMetric`, measured once per workload, size and setting. A run has ``--requests`` requests per engine,
+or as many as come in ``--seconds``; the first tenth of them are left out of the figures. Goodput counts requests that are done within four times
 the workload's unloaded median. Figures are means over the seeds; P99 is that of all seeds together.
 
 The baselines serve first come, first served, as the gateways do that their rules come from; `PromptAware`
@@ -74,7 +74,7 @@ SHARED = ("templates", "documents", "freshdocs", "conflict", "bursty")
 """Workloads where calls share prefixes beyond a short head."""
 GOODPUT_FACTOR = 4.0
 WARM_UP = 0.1
-MINIMUM_SECONDS = 40.0
+MINIMUM_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ class Cell:
     setting: str
     load: float
     requests: int
+    seconds: float
     seeds: int
     order: str
     policies: tuple[str, ...]
@@ -109,7 +110,7 @@ def make(policy: str, order: str) -> Policy:
 
 def todo(cell: Cell, rate: float, seed: int, count: int | None = None) -> list[Request]:
     """The requests of a run."""
-    count = count or max(cell.requests, int(rate * MINIMUM_SECONDS))
+    count = count or max(cell.requests, int(rate * cell.seconds))
     return requests(
         LOADS[cell.workload], rate=rate, count=count, seed=seed,
         block_size=SETTINGS[cell.setting].block_size,
@@ -209,10 +210,10 @@ def decision_cost(engines: int, waiting: int, *, calls: int = 3000, length: int 
     return ((process_time() - begin) / done - names) * 1e6
 
 
-def decisions() -> dict[str, float]:
+def decisions(calls: int) -> dict[str, float]:
     """The cost of scheduling a call, at several sizes."""
     sizes = [(8, 1000), (1, 1000), (4, 1000), (16, 1000), (32, 1000), (8, 100), (8, 10_000)]
-    return {f"engines={e},waiting={w}": decision_cost(e, w) for e, w in sizes}
+    return {f"engines={e},waiting={w}": decision_cost(e, w, calls=calls) for e, w in sizes}
 
 
 def verdicts(workloads: dict[str, dict[str, dict[str, float]]]) -> dict[str, object]:
@@ -264,11 +265,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--loads", nargs="+", type=float, default=[0.6, 0.85, 0.95])
     add("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     add("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
-    add("--requests", type=int, default=100, help="per engine and run, at least 600 in all")
+    add("--requests", type=int, default=150, help="fewest per engine and run")
+    add("--seconds", type=float, default=MINIMUM_SECONDS, help="shortest run, in virtual seconds")
     add("--seeds", type=int, default=4)
     add("--order", choices=("own", "request", "arrival"), default="own")
     add("--jobs", type=int, default=os.cpu_count() or 1)
-    add("--no-decisions", action="store_true", help="leave out the cost of a decision")
+    add("--decisions", type=int, default=3000, help="calls for the cost of one; 0: leave it out")
     add("--out", help="also write the JSON to this file")
     return parser.parse_args(arguments)
 
@@ -279,15 +281,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = [
         Cell(
             workload=workload, engines=engines, setting=setting, load=load,
-            requests=max(600, options.requests * engines) if options.requests >= 50
-            else options.requests * engines,
-            seeds=options.seeds, order=options.order, policies=tuple(options.policies),
+            requests=options.requests * engines,
+            seconds=options.seconds, seeds=options.seeds, order=options.order, policies=tuple(options.policies),
         )
         for engines, workload, load, setting in product(
             options.engines, options.workloads, options.loads, options.settings
         )
     ]  # fmt: skip
-    cost = {} if options.no_decisions else decisions()
+    cost = decisions(options.decisions) if options.decisions else {}
     workloads, about = {}, {}
     with ProcessPoolExecutor(options.jobs) as executor:
         for name, figures, facts in executor.map(measure, cells):

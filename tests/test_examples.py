@@ -38,3 +38,20 @@ def test_verify_answer_gives_its_first_verdict_before_the_answer_is_complete() -
     verdicts = [what.split(": ", 1) for _, kind, what in events if kind == "verdict"]
     assert sorted(claim for _, claim in verdicts) == sorted(claims)
     assert {label for label, _ in verdicts} <= {"SUPPORTED", "REFUTED", "NOT FOUND"}
+
+
+@pytest.mark.slow
+def test_own_policy_shortens_what_it_is_for() -> None:
+    """A policy written in an example runs in a pool, and does for short prompts what it says."""
+    done = subprocess.run(  # our own example, on virtual time
+        [sys.executable, str(EXAMPLES / "own_policy.py")],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    shown = re.findall(r"^(\w+) +short ([\d.]+) s, long ([\d.]+) s$", done.stdout, re.MULTILINE)
+    (default, short, _), (own, own_short, _) = shown
+    assert (default, own) == ("PromptAware", "KeepOneFree")
+    assert float(own_short) < float(short)

@@ -129,9 +129,11 @@ class Ledger:
         ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
         if self._index is not None:
             self._index.sent(book.index, ticket.names)
-        self._remember(ticket.beginning, book.index)
-        if ticket.work.parent is not None:
-            self._remember(("parent", ticket.work.parent), book.index)
+        if ticket.served != book.index:
+            if ticket.names:
+                self._remember(ticket.beginning, book.index)
+            elif ticket.work.parent is not None:
+                self._remember(("parent", ticket.work.parent), book.index)
 
     def unbind(self, ticket: Ticket, /) -> None:
         """*ticket*, which has not started, is to run elsewhere, or not at all."""

@@ -53,7 +53,7 @@ def order_key(ticket: Ticket, siblings: int, arrived: float, service: float) -> 
 class Line:
     """Calls that wait, the first first."""
 
-    __slots__ = ("_heap", "count", "last", "outputs", "prefill")
+    __slots__ = ("_heap", "begin", "count", "last", "outputs", "prefill")
 
     def __init__(self) -> None:
         self._heap: list[tuple[OrderKey, int, Ticket]] = []
@@ -63,6 +63,8 @@ class Line:
         """Prompt tokens that they were charged for."""
         self.outputs = 0.0
         """Tokens that they will probably generate."""
+        self.begin = float("inf")
+        """The earliest key, in seconds; it may be that of a call that has left."""
         self.last = float("-inf")
         """The latest key since the line was empty, in seconds."""
 
@@ -71,7 +73,8 @@ class Line:
         """A line of which only this much is known, for a replay. It is for looking at only."""
         line = cls()
         line._heap.append((first.key, first.version, first))
-        line.count, line.prefill, line.outputs, line.last = count, prefill, outputs, last
+        line.count, line.prefill, line.outputs = count, prefill, outputs
+        line.begin, line.last = first.key[0], last
         return line
 
     def push(self, ticket: Ticket, /) -> None:
@@ -109,6 +112,8 @@ class Line:
         assert ticket is not None
         heappop(self._heap)
         self._leave(ticket)
+        if self.count:
+            self.begin = self._heap[0][0][0]
         return ticket
 
     def tickets(self) -> list[Ticket]:
@@ -125,14 +130,13 @@ class Line:
         due = key[0]
         if due >= self.last:
             return 1.0
-        first = self.first()
-        assert first is not None
-        begin = first.key[0]
-        return 0.0 if due <= begin else (due - begin) / (self.last - begin)
+        return 0.0 if due <= self.begin else (due - self.begin) / (self.last - self.begin)
 
     def _enter(self, ticket: Ticket) -> None:
+        due = ticket.key[0]
         heappush(self._heap, (ticket.key, ticket.version, ticket))
-        self.last = max(self.last, ticket.key[0])
+        self.last = max(self.last, due)
+        self.begin = min(self.begin, due)
 
     def _leave(self, ticket: Ticket) -> None:
         ticket.version += 1
@@ -142,7 +146,7 @@ class Line:
         if self.count == 0:
             self._heap.clear()
             self.outputs = 0.0
-            self.last = float("-inf")
+            self.begin, self.last = float("inf"), float("-inf")
 
 
 def _key(entry: tuple[OrderKey, int, Ticket]) -> tuple[OrderKey, int]:

@@ -29,6 +29,7 @@ STALL = 5.0
 
 
 def work(tokens=(1,) * 10, **facts):
+    """A call with that prompt."""
     facts.setdefault("template", "t")
     facts.setdefault("prompt_tokens", len(tokens))
     return Work(token_ids=tokens, **facts)
@@ -49,9 +50,7 @@ class Pool(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(POLICIES), order=st.sampled_from(["request", "arrival"]))
     def begin(self, policy, order):
         """A pool without engines."""
-        self.admission = Admission(
-            policy(order=order), on_fault=self.faults.append, stall=STALL
-        )
+        self.admission = Admission(policy(order=order), on_fault=self.faults.append, stall=STALL)
 
     @rule(seats=st.integers(1, 20), kv=st.sampled_from([None, 200, 2000]))
     @precondition(lambda self: len(self.books) < 4)
@@ -90,7 +89,9 @@ class Pool(RuleBasedStateMachine):
         n=st.integers(1, 3), priority=st.integers(-1, 1), group=st.integers(0, 2),
         deadline=st.sampled_from([None, 1.0, 100.0]), depth=st.integers(0, 2),
     )  # fmt: skip
-    def call_comes(self, length, document, template, n, priority, group, deadline, depth):
+    def call_comes(  # noqa: PLR0917  # hypothesis gives them by name
+        self, length, document, template, n, priority, group, deadline, depth
+    ):
         """A call of some kind."""
         what = work(
             (document,) * length, template=template, n=n, priority=priority, depth=depth,

@@ -33,6 +33,7 @@ WORDS = ["one ", "two ", "three ", "four "]
 
 
 def says(_prompt):
+    """The same to everything."""
     return WORDS
 
 
@@ -54,36 +55,44 @@ class Limited:
     stop = property(lambda self: self.inner.stop)
 
     async def start(self):
+        """Make it ready."""
         self.died = asyncio.get_running_loop().create_future()
         await self.inner.start()
 
     async def encode(self, prompt):
+        """A token for each letter."""
         self.inner.check_health()
         self.encoded.append(prompt)
         await asyncio.sleep(0)
         return [ord(letter) for letter in prompt] if isinstance(prompt, str) else list(prompt)
 
     def generate(self, request):
+        """As scripted."""
         return self.inner.generate(request)
 
     def listen(self, _listener):
+        """It cannot tell."""
         return False
 
     async def wait_died(self):
+        """Wait for `kill`."""
         await self.died
 
     def kill(self):
+        """Die."""
         self.inner.kill()
         self.died.set_result(None)
 
 
 def pool_of(count, **options):
+    """A pool of so many limited engines, and these."""
     made = {name: options.pop(name) for name in ("seats", "delay", "context") if name in options}
     engines = [Limited(name=f"e{k}", **made) for k in range(count)]
     return Pool(engines, **options), engines
 
 
 async def ask(pool, prompt="p", **options):
+    """The text of one generation."""
     return await LLM(pool).text(prompt, **options)
 
 
@@ -320,7 +329,6 @@ class TestLife:
 
     async def test_engines_of_a_group_start_one_after_another(self):
         """Those that share something wait for each other, the others do not."""
-
         events = []
 
         def slow(name):
@@ -466,17 +474,20 @@ class TestPolicies:
 
 @alto.stage
 async def pieces(question: str, *, llm: alto.LLM) -> AsyncIterator[str]:
+    """What the model says, piece by piece."""
     async for chunk in llm.generate(question):
         yield chunk.text
 
 
 @alto.stage
 async def check(piece: str, *, llm: alto.LLM) -> str:
+    """One more word on a piece."""
     return piece + await llm.text(f"check {piece}", max_tokens=1)
 
 
 @alto.pipeline
 def application(question: alto.Stream[str]) -> alto.Stream[str]:
+    """Both."""
     return check(pieces(question))
 
 
