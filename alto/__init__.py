@@ -25,24 +25,37 @@ from alto.errors import GenerationFailed as GenerationFailed
 from alto.errors import GraphError as GraphError
 from alto.errors import InputError as InputError
 from alto.errors import InvalidRequest as InvalidRequest
+from alto.errors import OutputError as OutputError
+from alto.errors import OutputTruncated as OutputTruncated
+from alto.errors import Overloaded as Overloaded
 from alto.errors import PromptTooLong as PromptTooLong
 from alto.errors import RequestError as RequestError
 from alto.errors import ResourceError as ResourceError
 from alto.errors import StageError as StageError
 from alto.llm import LLM as LLM
 from alto.llm import Generation as Generation
+from alto.llm import TypedGeneration as TypedGeneration
 from alto.model import Chunk as Chunk
 from alto.model import Completion as Completion
+from alto.model import Embedding as Embedding
+from alto.model import EmbedRequest as EmbedRequest
+from alto.model import EngineCapacity as EngineCapacity
 from alto.model import EngineStatistics as EngineStatistics
 from alto.model import FinishReason as FinishReason
 from alto.model import GenerateRequest as GenerateRequest
 from alto.model import Message as Message
+from alto.model import Origin as Origin
 from alto.model import Path as Path
 from alto.model import Prompt as Prompt
+from alto.model import StreamedPrompt as StreamedPrompt
+from alto.model import TokenLogprob as TokenLogprob
 from alto.model import Usage as Usage
 from alto.pipeline import Pipeline as Pipeline
 from alto.pipeline import pipeline as pipeline
+from alto.protocols import CacheListener as CacheListener
+from alto.protocols import Embedder as Embedder
 from alto.protocols import Engine as Engine
+from alto.protocols import Member as Member
 from alto.stream import Group as Group
 from alto.stream import Stream as Stream
 
@@ -56,11 +69,16 @@ __all__ = (
     "App",
     "AppStatistics",
     "BufferExceeded",
+    "CacheListener",
     "Chunk",
     "Closed",
     "Completion",
     "DeadlineExceeded",
+    "EmbedRequest",
+    "Embedder",
+    "Embedding",
     "Engine",
+    "EngineCapacity",
     "EngineDied",
     "EngineError",
     "EngineStartError",
@@ -75,7 +93,12 @@ __all__ = (
     "InvalidRequest",
     "LLM",
     "MapHandle",
+    "Member",
     "Message",
+    "Origin",
+    "OutputError",
+    "OutputTruncated",
+    "Overloaded",
     "Path",
     "Pipeline",
     "Progress",
@@ -89,6 +112,9 @@ __all__ = (
     "StageStatistics",
     "Stream",
     "StreamHandle",
+    "StreamedPrompt",
+    "TokenLogprob",
+    "TypedGeneration",
     "Usage",
     "VLLM",
     "pipeline",

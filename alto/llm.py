@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack, final
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, final, overload
 
-from alto._aio import Cleanup, current_call
-from alto.errors import Closed, GenerationFailed, InvalidRequest
-from alto.model import Chunk, Completion, FinishReason, GenerateRequest, Prompt, Usage
+from alto._aio import current_call
+from alto._generation import Generation, TypedGeneration
+from alto._pooling import Vector, cosine, embed_all, pools
+from alto._schema import schema_of
+from alto.errors import InvalidRequest
+from alto.model import EmbedRequest, GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Engine
 
-__all__ = ("Generation", "GenerationOptions", "LLM")
+__all__ = ("Generation", "GenerationOptions", "LLM", "TypedGeneration")
+
+T = TypeVar("T")
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -27,6 +31,11 @@ class GenerationOptions(TypedDict, total=False):
     regex: str | None
     json_schema: dict[str, Any] | None
     priority: int | None
+    prefix: Prompt | None
+    n: int
+    logprobs: int | None
+    lora: str | None
+    resume: bool
 
 
 @final
@@ -47,9 +56,36 @@ class LLM:
         """The engine behind this handle."""
         return self._engine
 
+    @overload
+    def generate(
+        self,
+        prompt: Prompt | StreamedPrompt,
+        *,
+        schema: None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt | StreamedPrompt,
+        *,
+        schema: type[T],
+        **options: Unpack[GenerationOptions],
+    ) -> TypedGeneration[T]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt | StreamedPrompt,
+        *,
+        schema: object,
+        **options: Unpack[GenerationOptions],
+    ) -> TypedGeneration[Any]: ...  # a Literal or a Union is no type[T] to every type checker
+
     def generate(  # noqa: PLR0913  # each is a parameter of its own to whoever writes a stage
         self,
-        prompt: Prompt,
+        prompt: Prompt | StreamedPrompt,
         *,
         max_tokens: int | None = 256,
         temperature: float = 0.0,
@@ -61,6 +97,12 @@ class LLM:
         regex: str | None = None,
         json_schema: dict[str, Any] | None = None,
         priority: int | None = None,
+        prefix: Prompt | None = None,
+        n: int = 1,
+        logprobs: int | None = None,
+        lora: str | None = None,
+        resume: bool = False,
+        schema: object | None = None,
     ) -> Generation:
         """Describe a generation; it starts when it is iterated or awaited.
 
@@ -68,7 +110,8 @@ class LLM:
         waits for all of it. Leaving the loop early aborts it in the engine.
 
         Args:
-            prompt: Text, token ids, or :class:`~alto.model.Message` turns.
+            prompt: Text, token ids, or :class:`~alto.model.Message` turns; or a
+                :class:`~alto.model.StreamedPrompt`, whose end is still being written.
             max_tokens: Generate at most this many; None: to the end of the model's context.
             temperature: 0 is greedy; larger is more random.
             top_p: Sample from the smallest set of tokens with this much probability; (0, 1].
@@ -79,6 +122,18 @@ class LLM:
             regex: The output matches this.
             json_schema: The output is JSON of this schema.
             priority: Lower runs earlier; None: the request's own priority.
+            prefix: The head that the prompts of one template share, a hint for placement.
+            n: Samples to generate, each on its own; they need a temperature above 0.
+            logprobs: With each token, its log-probability and those of this many others.
+            lora: Name of the LoRA adapter to use.
+            resume: Let another engine go on with it where an engine dies in the middle.
+            schema: The output is JSON of this type, and is given as values of it: a class of
+                attrs, msgspec or pydantic, a dataclass, ``TypedDict``, ``NamedTuple``, ``Enum``,
+                ``Literal``, a plain type, or lists, dicts and unions of these. Needs
+                ``alto-llm[typed]``.
+
+        Returns:
+            With *schema* a :class:`TypedGeneration`, which has ``value()`` and ``items()`` too.
 
         Raises:
             InvalidRequest: At once, for a parameter that no engine could serve.
@@ -86,9 +141,14 @@ class LLM:
         if isinstance(choice, str):
             msg = f"choice must be several texts, not the one text {choice!r}"
             raise InvalidRequest(msg)
-        if priority is None:
-            call = current_call.get()
-            priority = 0 if call is None else call.priority
+        typed = None
+        if schema is not None:
+            if choice is not None or regex is not None or json_schema is not None:
+                msg = "give one constraint at most: schema says by itself what the output is"
+                raise InvalidRequest(msg)
+            typed = schema_of(schema)
+            json_schema = typed.json
+        priority, origin = _inherited(priority)
         request = GenerateRequest(
             prompt=prompt,
             max_tokens=max_tokens,
@@ -101,151 +161,139 @@ class LLM:
             regex=regex,
             json_schema=json_schema,
             priority=priority,
+            n=n,
+            logprobs=logprobs,
+            lora=lora,
+            prefix=prefix,
+            resume=resume,
+            origin=origin,
         )
-        return Generation(self._engine, request)
+        if n > 1 and temperature == 0:
+            msg = f"n={n} samples at temperature 0 would all be the same; raise the temperature"
+            raise InvalidRequest(msg)
+        if typed is None:
+            return Generation(self._engine, request)
+        return TypedGeneration[Any](self._engine, request, typed)
 
-    async def text(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
+    async def text(
+        self, prompt: Prompt | StreamedPrompt, **options: Unpack[GenerationOptions]
+    ) -> str:
         """Short for ``await llm.generate(prompt, ...).text()``."""
         return await self.generate(prompt, **options).text()
 
+    @overload
+    async def embed(  # type: ignore[overload-overlap]  # one text is a sequence of texts, too
+        self, prompt: Prompt, /, *, priority: int | None = None
+    ) -> Vector: ...
 
-@final
-class Generation:
-    """One generation: iterate it for chunks, or wait for its :meth:`text`. Either, and once.
+    @overload
+    async def embed(
+        self, prompts: Sequence[Prompt], /, *, priority: int | None = None
+    ) -> list[Vector]: ...
 
-    As a context manager (``async with llm.generate(...) as chunks``) it is closed on the way out.
-    Without one, a generation that is left early is closed at the stage's next checkpoint.
-    """
+    async def embed(
+        self, prompts: Prompt | Sequence[Prompt], /, *, priority: int | None = None
+    ) -> Vector | list[Vector]:
+        """The vector of a prompt, or those of several, computed at once and given in order.
 
-    __slots__ = ("_chunks", "_completion", "_engine", "_request")
-
-    def __init__(self, engine: Engine, request: GenerateRequest, /) -> None:
-        self._engine = engine
-        self._request: GenerateRequest | None = request
-        self._chunks: AsyncGenerator[Chunk, None] | None = None
-        self._completion: Completion | None = None
-
-    def __repr__(self) -> str:
-        """Names the engine and says how far it is."""
-        if self._request is not None:
-            state = "not started"
-        elif self._completion is not None:
-            state = "complete"
-        else:
-            state = "used" if self._chunks is not None else "closed"
-        return f"<Generation on {self._engine.name!r}, {state}>"
-
-    @property
-    def usage(self) -> Usage | None:
-        """What it cost, after :meth:`text` or :meth:`collect`; else see the last chunk."""
-        return None if self._completion is None else self._completion.usage
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why it ended, after :meth:`text` or :meth:`collect`; else see the last chunk."""
-        return None if self._completion is None else self._completion.finish_reason
-
-    def _open(self) -> AsyncGenerator[Chunk, None]:
-        if self._request is None:
-            msg = (
-                "a generation can be used once, and this one already was; call generate() again, "
-                "or keep the chunks you need"
-            )
-            raise Closed(msg)
-        self._chunks = self._engine.generate(self._request)
-        self._request = None
-        return self._chunks
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        """Stream the chunks.
+        Args:
+            prompts: Text, token ids or a chat; or a list of any of these.
+            priority: Lower runs earlier; None: the request's own priority.
 
         Raises:
-            Closed: It was used or closed before.
+            InvalidRequest: The engine gives no vectors, or a prompt is empty.
+
+        Cancellation: the engine forgets the prompts.
         """
-        call = current_call.get()
-        return _Chunks(self._open(), None if call is None else call.cleanup)
+        found = await self._embed(prompts, tokens=False, priority=priority)
+        return found[0] if isinstance(found, tuple) else [vectors[0] for vectors in found]
 
-    async def collect(self) -> Completion:
-        """Wait for the end and give everything at once.
+    @overload
+    async def embed_tokens(  # type: ignore[overload-overlap]  # the same
+        self, prompt: Prompt, /, *, priority: int | None = None
+    ) -> tuple[Vector, ...]: ...
 
-        Cancellation: the generation is aborted.
+    @overload
+    async def embed_tokens(
+        self, prompts: Sequence[Prompt], /, *, priority: int | None = None
+    ) -> list[tuple[Vector, ...]]: ...
 
-        Raises:
-            Closed: It was used or closed before.
-            GenerationFailed: The engine ended it without saying why.
+    async def embed_tokens(
+        self, prompts: Prompt | Sequence[Prompt], /, *, priority: int | None = None
+    ) -> tuple[Vector, ...] | list[tuple[Vector, ...]]:
+        """A vector for each token of a prompt, or of several, as late interaction wants them.
+
+        Otherwise as :meth:`embed`.
         """
-        texts: list[str] = []
-        token_ids: list[int] = []
-        last = None
-        async for chunk in self._open():
-            texts.append(chunk.text)
-            token_ids += chunk.token_ids
-            last = chunk
-        if last is None or last.finish_reason is None:
-            raise GenerationFailed(self._engine.name, "a generation ended without a finish reason")
-        self._completion = Completion(
-            text="".join(texts),
-            token_ids=tuple(token_ids),
-            finish_reason=last.finish_reason,
-            usage=last.usage or Usage(),
-        )
-        return self._completion
+        return await self._embed(prompts, tokens=True, priority=priority)
 
-    async def text(self) -> str:
-        """Wait for the end and give the whole text; see :meth:`collect`."""
-        return (await self.collect()).text
+    async def _embed(
+        self, prompts: Prompt | Sequence[Prompt], *, tokens: bool, priority: int | None
+    ) -> tuple[Vector, ...] | list[tuple[Vector, ...]]:
+        """The vectors of one prompt in a tuple, those of several in a list of tuples."""
+        inherited, origin = _inherited(priority)
+        listed, several = _listed(prompts)
+        requests = [
+            EmbedRequest(prompt=prompt, tokens=tokens, priority=inherited, origin=origin)
+            for prompt in listed
+        ]
+        vectors = [answer.vectors for answer in await embed_all(self._engine, requests)]
+        return vectors if several else vectors[0]
 
-    async def aclose(self) -> None:
-        """Abort it in the engine, if it runs; it cannot be used after this."""
-        self._request = None
-        if self._chunks is not None:
-            await self._chunks.aclose()
-
-    async def __aenter__(self) -> Self:
-        """Close it on the way out of the block."""
-        return self
-
-    async def __aexit__(
+    async def score(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        """Close it."""
-        await self.aclose()
+        query: str,
+        documents: Sequence[str],
+        *,
+        by: Literal["pair", "embedding"] | None = None,
+        priority: int | None = None,
+    ) -> list[float]:
+        """How well each document answers a query; higher is better.
+
+        Args:
+            query: What is asked.
+            documents: What may answer it.
+            by: ``"pair"``: a cross-encoder reads the query with each document. ``"embedding"``:
+                the cosine of their vectors, -1 to 1. None: by pairs where the engine says that it
+                can (``scores_pairs``), or else by vectors.
+            priority: Lower runs earlier; None: the request's own priority.
+
+        Raises:
+            InvalidRequest: The engine can do neither, or a text is empty.
+
+        Cancellation: the engine forgets the texts.
+        """
+        if isinstance(documents, str):
+            msg = f"documents must be several texts, not the one text {documents!r}"
+            raise InvalidRequest(msg)
+        if by not in ("pair", "embedding", None):
+            msg = f"by must be 'pair', 'embedding' or None, not {by!r}"
+            raise InvalidRequest(msg)
+        if by is None:
+            by = "pair" if getattr(pools(self._engine), "scores_pairs", False) else "embedding"
+        if by == "embedding":
+            asked, *found = await self.embed([query, *documents], priority=priority)
+            return [cosine(asked, vector) for vector in found]
+        inherited, origin = _inherited(priority)
+        requests = [
+            EmbedRequest(prompt=query, pair=document, priority=inherited, origin=origin)
+            for document in documents
+        ]
+        return [answer.vectors[0][0] for answer in await embed_all(self._engine, requests)]
 
 
-@final
-class _Chunks:
-    """Iterates an engine's generator at almost no cost, and notices when it is left early.
+def _inherited(priority: int | None) -> tuple[int, Origin | None]:
+    """The priority and the origin of what is asked for now: those of the stage call that runs."""
+    call = current_call.get()
+    if call is None:
+        return (0 if priority is None else priority), None
+    return (call.priority if priority is None else priority), call.origin
 
-    ``__anext__`` hands out the generator's own awaitable, so a chunk passes no frame of ours.
-    When this object dies, so has the loop that drove it: what the generator then needs is left to
-    the stage call that opened it, which closes it in its own task. Outside of a stage call
-    asyncio's own hook does that.
-    """
 
-    __slots__ = ("_chunks", "_cleanup")
-
-    def __init__(self, chunks: AsyncGenerator[Chunk, None], cleanup: Cleanup | None, /) -> None:
-        self._chunks = chunks
-        self._cleanup = cleanup
-        if cleanup is not None:
-            cleanup.add(chunks)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Awaitable[Chunk]:
-        return self._chunks.__anext__()
-
-    def __del__(self) -> None:
-        cleanup = self._cleanup
-        if cleanup is None:
-            return
-        chunks = self._chunks
-        if getattr(chunks, "ag_frame", chunks) is None:  # it ended by itself
-            cleanup.discard(chunks)
-        elif not getattr(chunks, "ag_running", False):
-            cleanup.abandon(chunks)  # else: somebody still awaits it; closed when the call ends
+def _listed(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
+    """The prompts, and whether they were given as a list. Token ids and a chat are one prompt."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return [prompts], False
+    if prompts and isinstance(prompts[0], (int, Message)):
+        return [prompts], False
+    return [*prompts], True

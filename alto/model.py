@@ -205,10 +205,17 @@ class GenerateRequest:
     def __attrs_post_init__(self) -> None:
         """Check every field; see the class."""
         if isinstance(self.prompt, StreamedPrompt):
-            _check_streamed(self.prompt, self)
+            _check_streamed(self.prompt.head, self.prompt.tail)
         else:
             _check_prompt(self.prompt)
-        _check_extras(self)
+        _check_extras(self.n, self.logprobs, self.lora)
+        if self.n > 1 and isinstance(self.prompt, StreamedPrompt):
+            msg = f"a streamed prompt has one sample, not n={self.n}; wait for its text first"
+            raise InvalidRequest(msg)
+        if self.prefix is not None:
+            _check_prefix(self.prefix, self.prompt)
+        if self.resume:
+            _check_resume(self)
         _positive("max_tokens", self.max_tokens)
         for name in ("temperature", "top_p"):
             _number(name, getattr(self, name))
@@ -230,46 +237,37 @@ class GenerateRequest:
             raise InvalidRequest(msg)
 
 
-def _check_streamed(prompt: StreamedPrompt, request: GenerateRequest) -> None:
-    if not isinstance(prompt.head, str):
-        msg = f"the head of a streamed prompt is text, not {type(prompt.head).__name__}"
+def _check_streamed(head: object, tail: object) -> None:
+    if not isinstance(head, str):
+        msg = f"the head of a streamed prompt is text, not {type(head).__name__}"
         raise InvalidRequest(msg)
-    if not isinstance(prompt.tail, AsyncIterable):
+    if not isinstance(tail, AsyncIterable):
         msg = (
             f"the tail of a streamed prompt is a Group or another async iterable of texts, "
-            f"not {type(prompt.tail).__name__}"
+            f"not {type(tail).__name__}"
         )
         raise InvalidRequest(msg)
-    if request.n != 1:
-        msg = f"a streamed prompt has one sample, not n={request.n}; wait for its text first"
-        raise InvalidRequest(msg)
 
 
-def _check_extras(request: GenerateRequest) -> None:
-    _positive("n", request.n)
-    if request.n is None or request.n > _MOST_SAMPLES:
-        msg = f"n must be from 1 to {_MOST_SAMPLES} samples, not {request.n}"
-        raise InvalidRequest(msg)
-    logprobs = request.logprobs
-    if logprobs is not None and (
-        isinstance(logprobs, bool) or not isinstance(logprobs, int) or not 0 <= logprobs <= 20
-    ):
-        msg = f"logprobs must be a number of tokens from 0 to 20, or None, not {logprobs!r}"
-        raise InvalidRequest(msg)
-    if request.lora is not None and not (isinstance(request.lora, str) and request.lora):
-        msg = f"lora must be the name of an adapter, not {request.lora!r}"
-        raise InvalidRequest(msg)
-    if request.prefix is not None:
-        _check_prefix(request.prefix, request.prompt)
-    if request.resume:
-        constraints = ("choice", "regex", "json_schema")
-        odd = [name for name in constraints if getattr(request, name) is not None]
-        odd += ["n > 1"] if request.n > 1 else []
-        odd += ["stop"] if request.stop else []
-        odd += ["a streamed prompt"] if isinstance(request.prompt, StreamedPrompt) else []
-        if odd:
-            msg = f"a generation with {' and '.join(odd)} cannot be resumed on another engine"
+def _check_extras(n: object, logprobs: object, lora: object) -> None:
+    for name, value, low, high in (("n", n, 1, _MOST_SAMPLES), ("logprobs", logprobs, 0, 20)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        if not whole and not (value is None and name == "logprobs"):
+            msg = f"{name} must be a whole number from {low} to {high}, not {value!r}"
             raise InvalidRequest(msg)
+    if lora is not None and not (isinstance(lora, str) and lora):
+        msg = f"lora must be the name of an adapter, not {lora!r}"
+        raise InvalidRequest(msg)
+
+
+def _check_resume(request: GenerateRequest) -> None:
+    odd = [n for n in ("choice", "regex", "json_schema") if getattr(request, n) is not None]
+    odd += ["n > 1"] if request.n > 1 else []
+    odd += ["stop"] if request.stop else []
+    odd += ["a streamed prompt"] if isinstance(request.prompt, StreamedPrompt) else []
+    if odd:
+        msg = f"a generation with {' and '.join(odd)} cannot be resumed on another engine"
+        raise InvalidRequest(msg)
 
 
 def _check_prefix(prefix: Prompt, prompt: Prompt | StreamedPrompt) -> None:
@@ -279,7 +277,7 @@ def _check_prefix(prefix: Prompt, prompt: Prompt | StreamedPrompt) -> None:
     elif isinstance(prefix, str):
         begins = isinstance(whole, str) and whole.startswith(prefix)
     else:
-        begins = isinstance(prefix, Sequence) and list(whole[: len(prefix)]) == list(prefix)
+        begins = list(whole[: len(prefix)]) == list(prefix)
     if not begins:
         msg = "the prompt does not begin with prefix=; give the head that the template's prompts share"
         raise InvalidRequest(msg)

@@ -109,7 +109,7 @@ class CacheListener(Protocol):
             parent: The engine's own name for the block before the first; None: there is none.
             token_ids: Their tokens, block after block.
             keys: The engine's own name for each of them, in order.
-            salt: What else they depend on, such as an adapter; see :mod:`alto._core.prefix`.
+            salt: What else they depend on, such as an adapter; see ``alto/_core/prefix.py``.
         """
         ...
 

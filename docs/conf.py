@@ -59,6 +59,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(sorted(_plain))})"),
     (r"py:(class|obj)", rf"(alto\.[\w.]+\.)?({'|'.join(sorted(_variables))})"),
     (r"py:(class|obj)", r"alto\.([a-z]\w*\.)*_\w+\..*"),  # private modules have no page
+    (r"py:class", r"(Template|OrderKey|TicketState)"),  # types of fields, from private modules
 ]
 
 

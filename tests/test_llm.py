@@ -10,10 +10,23 @@ import attrs
 import pytest
 
 from alto._aio import Cleanup, current_call
-from alto.errors import Closed, GenerationFailed, InvalidRequest
+from alto.errors import Closed, EngineDied, GenerationFailed, InvalidRequest
 from alto.llm import LLM
-from alto.model import Chunk, Completion, EngineStatistics, GenerateRequest, Usage
+from alto.model import (
+    Chunk,
+    Completion,
+    EmbedRequest,
+    EngineStatistics,
+    GenerateRequest,
+    Origin,
+    StreamedPrompt,
+    TokenLogprob,
+    Usage,
+)
+from alto.testing import group
 from alto.testing.scripted import Line, Scripted
+
+ORIGIN = Origin(stage="s", request=1, path=(0,), arrived=0.0)
 
 
 @attrs.define
@@ -23,6 +36,7 @@ class _Call:
     cleanup: Cleanup = attrs.Factory(Cleanup)
     priority: int = 7
     deadline: float | None = None
+    origin: Origin | None = ORIGIN
 
 
 @contextmanager
@@ -56,10 +70,16 @@ class TestRequests:
             "seed": 4,
             "ignore_eos": True,
             "priority": 2,
+            "prefix": [1],
+            "n": 1,
+            "logprobs": 2,
+            "lora": "poems",
         }
         await LLM(engine).text([1, 2], stop=["x", "y"], choice=["a b c"], **options)
+        await LLM(engine).text("p", resume=True)
         assert engine.requests == (
             GenerateRequest(prompt=[1, 2], stop=("x", "y"), choice=("a b c",), **options),
+            GenerateRequest(prompt="p", resume=True),
         )
 
     async def test_defaults_are_the_requests_own(self, engine):
@@ -97,6 +117,15 @@ class TestRequests:
             {"choice": ["a"], "regex": "a"},
             {"prompt": ""},
             {"prompt": [1.5]},
+            {"prefix": "q"},
+            {"n": 0},
+            {"n": 2},
+            {"n": 2, "temperature": 0.0},
+            {"n": 2, "temperature": 1.0, "prompt": StreamedPrompt("p", None)},
+            {"logprobs": 21},
+            {"lora": ""},
+            {"resume": True, "stop": "x"},
+            {"schema": 5},
         ],
     )
     def test_an_impossible_request_is_refused_at_once(self, options):
@@ -112,6 +141,23 @@ class TestRequests:
             await llm.text("given", priority=1)
         await llm.text("outside")
         assert [request.priority for request in engine.requests] == [7, 1, 0]
+
+    async def test_the_engine_is_told_who_asks(self, engine):
+        """Inside of a stage call a request has its origin, and outside none."""
+        llm = LLM(engine)
+        with _inside_a_call() as call:
+            await llm.text("inside")
+            call.origin = None
+            await llm.text("nobody knows")
+        await llm.text("outside")
+        assert [request.origin for request in engine.requests] == [ORIGIN, None, None]
+
+    async def test_a_prompt_may_stream_in(self):
+        """A group after a head is one prompt, which the engine reads."""
+        async with Scripted({"Say: a b": "yes"}) as engine:
+            prompt = StreamedPrompt("Say: ", group(["a ", "b"]))
+            assert await LLM(engine).text(prompt) == "yes"
+            assert engine.requests[0].prompt is prompt
 
 
 class TestUse:
@@ -216,6 +262,188 @@ class TestUse:
         assert llm.engine is engine
 
 
+class TestSamples:
+    """Several answers to one prompt, and what comes with them."""
+
+    @pytest.fixture
+    async def engine(self):
+        """Says three samples of different lengths, a chunk of each in a second."""
+        line = Line(["a", "b"], samples=["x", ["1", "2", "3"]], logprobs=[-0.5, -1.0])
+        async with Scripted(lambda _: line, delay=1.0) as scripted:
+            yield scripted
+
+    async def test_chunks_of_samples_come_interleaved(self, engine):
+        """Each chunk says which sample it is of, and each sample ends once."""
+        generation = LLM(engine).generate("p", n=3, temperature=1.0)
+        got = [(chunk.index, chunk.text, chunk.finish_reason) async for chunk in generation]
+        assert got == [
+            (0, "a", None),
+            (1, "x", "stop"),
+            (2, "1", None),
+            (0, "b", "stop"),
+            (2, "2", None),
+            (2, "3", "stop"),
+        ]
+
+    async def test_samples_are_given_in_order_with_one_usage(self, engine):
+        """Each is a completion, and the usage is of all of them."""
+        generation = LLM(engine).generate("p", n=3, temperature=1.0, max_tokens=2)
+        samples = await generation.samples()
+        assert [(s.text, s.finish_reason) for s in samples] == [
+            ("ab", "stop"),
+            ("x", "stop"),
+            ("12", "length"),
+        ]
+        usage = Usage(prompt_tokens=1, output_tokens=5)
+        assert [s.usage for s in samples] == [usage] * 3
+        assert (generation.usage, generation.finish_reason) == (usage, "stop")
+        assert [len(s.token_ids) for s in samples] == [2, 1, 2]
+
+    async def test_one_sample_is_a_list_of_one(self, engine):
+        """Without n there is one."""
+        samples = await LLM(engine).generate("p").samples()
+        assert [sample.text for sample in samples] == ["ab"]
+
+    @pytest.mark.parametrize("method", ["text", "collect"])
+    async def test_one_text_of_several_is_refused_at_once(self, engine, method):
+        """The error says what to use, nothing was asked for, and the generation is still good."""
+        generation = LLM(engine).generate("p", n=3, temperature=1.0)
+        with pytest.raises(InvalidRequest, match=rf"{method}\(\) is for one.*use samples\(\)"):
+            await getattr(generation, method)()
+        assert engine.requests == ()
+        assert len(await generation.samples()) == 3
+
+    async def test_logprobs_come_with_the_tokens(self, engine):
+        """A completion has one for each token of its sample, where they were asked for."""
+        one, two = await LLM(engine).generate("p", n=2, temperature=1.0, logprobs=1).samples()
+        assert one.logprobs == tuple(
+            TokenLogprob(token, value, ((token, value),))
+            for token, value in zip(one.token_ids, [-0.5, -1.0], strict=True)
+        )
+        assert [entry.logprob for entry in two.logprobs] == [0.0]
+        assert (await LLM(engine).generate("p").collect()).logprobs is None
+
+    async def test_times_are_in_the_usage(self):
+        """What was spent waiting for a slot, and until the first token."""
+        engine = Scripted(lambda _: ["a", "b"], slots=1, delay=1.0)
+        async with engine, asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(LLM(engine).generate("p").collect())
+            second = tasks.create_task(LLM(engine).generate("p").collect())
+        times = [(t.result().usage.queue_time, t.result().usage.first_token_time)
+                 for t in (first, second)]  # fmt: skip
+        assert times == [(0.0, 1.0), (2.0, 3.0)]
+
+    @pytest.mark.parametrize(
+        ("chunks", "message"),
+        [
+            ([Chunk(text="x", finish_reason="stop")], "without a finish reason"),
+            ([Chunk(text="x", index=2)], "a chunk of sample 2, where 2 were asked for"),
+        ],
+    )
+    async def test_samples_that_are_not_as_asked_for_are_a_failure(self, chunks, message):
+        """An engine gives each of them, and no other."""
+        with pytest.raises(GenerationFailed, match=message):
+            await LLM(_Plain(chunks)).generate("p", n=2, temperature=1.0).samples()
+
+
+VECTORS = {"a": (1.0, 0.0), "b": (0.0, 2.0), "ab": (3.0, 3.0), "none": (0.0, 0.0), "1 2": (7.0,)}
+
+
+class TestPooling:
+    """Vectors and scores."""
+
+    @pytest.fixture
+    async def engine(self):
+        """Knows some vectors, and takes a second for each."""
+        async with Scripted([], embeds=VECTORS, first_delay=1.0) as scripted:
+            yield scripted
+
+    async def test_one_prompt_has_one_vector(self, engine):
+        """Text or token ids."""
+        llm = LLM(engine)
+        assert await llm.embed("a") == (1.0, 0.0)
+        assert await llm.embed([1, 2]) == (7.0,)
+
+    async def test_several_prompts_are_computed_at_once(self, engine):
+        """Their vectors come in order, after the time of one."""
+        assert await LLM(engine).embed(["b", "a", [1, 2]]) == [(0.0, 2.0), (1.0, 0.0), (7.0,)]
+        assert asyncio.get_running_loop().time() == 1.0
+        assert await LLM(engine).embed([]) == []
+
+    async def test_each_token_may_have_a_vector(self, engine):
+        """Of one prompt or several."""
+        assert await LLM(engine).embed_tokens([1, 2]) == ((7.0,), (7.0,))
+        assert await LLM(engine).embed_tokens(["a"]) == [((1.0, 0.0),)]
+        assert engine.embed_requests[0] == EmbedRequest(prompt=[1, 2], tokens=True)
+
+    async def test_priority_and_origin_are_the_calls_own(self, engine):
+        """As for generations."""
+        with _inside_a_call():
+            await LLM(engine).embed("a")
+            await LLM(engine).score("a", [], priority=1)
+        asked = [(request.priority, request.origin) for request in engine.embed_requests]
+        assert asked == [(7, ORIGIN), (1, ORIGIN)]
+
+    async def test_documents_are_scored_by_their_vectors(self, engine):
+        """The cosine, and nothing for a vector of zeros."""
+        scores = await LLM(engine).score("a", ["a", "b", "ab", "none"])
+        assert scores == pytest.approx([1.0, 0.0, 0.5**0.5, 0.0])
+
+    async def test_documents_are_scored_in_pairs_where_the_engine_can(self):
+        """The engine says that it can, or the caller says how."""
+        pairs = {("q", "a"): 0.25, ("q", "b"): -3}
+        embeds = {"q": (1.0,), "a": (2.0,), "b": (-2.0,)}
+        async with Scripted([], embeds=embeds, scores=pairs) as engine:
+            llm = LLM(engine)
+            assert await llm.score("q", ["b", "a"]) == [-3.0, 0.25]
+            assert await llm.score("q", ["b", "a"], by="pair") == [-3.0, 0.25]
+            assert await llm.score("q", ["b", "a"], by="embedding") == [-1.0, 1.0]
+        assert engine.embed_requests[0] == EmbedRequest(prompt="q", pair="b")
+
+    async def test_an_engine_that_does_not_pool_is_refused(self):
+        """The error says what to start."""
+        llm = LLM(_Plain([]))
+        for work in (llm.embed("p"), llm.embed_tokens(["p"]), llm.score("q", ["d"])):
+            with pytest.raises(InvalidRequest, match=r"alto.VLLM\(model, runner='pooling'\)"):
+                await work
+
+    @pytest.mark.parametrize(
+        ("documents", "options", "message"),
+        [
+            ("d", {}, "several texts"),
+            (["d"], {"by": "magic"}, "by must be"),
+            ([""], {}, "empty"),
+            ([""], {"by": "pair"}, "two texts"),
+        ],
+    )
+    async def test_an_impossible_score_is_refused(self, engine, documents, options, message):
+        """Before anything is asked for."""
+        with pytest.raises(InvalidRequest, match=message):
+            await LLM(engine).score("a", documents, **options)
+        assert engine.embed_requests == ()
+
+    async def test_the_first_failure_arrives_alone_and_ends_the_others(self, engine):
+        """An error is raised as it is, and nothing runs on."""
+        with pytest.raises(InvalidRequest, match="no scores"):
+            await LLM(engine).score("a", ["b", "c"], by="pair")
+        engine_dies = LLM(engine).embed(["a", "b"])
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(_outcome(engine_dies))
+            await asyncio.sleep(0.5)
+            engine.kill()
+        assert isinstance(task.result(), EngineDied)
+        assert engine.statistics() == EngineStatistics()
+
+    @pytest.mark.parametrize("prompts", ["a", ["a", "b"]])
+    async def test_cancelling_forgets_them(self, engine, prompts):
+        """One or several."""
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(LLM(engine).embed(prompts))
+            await asyncio.sleep(0.5)
+            task.cancel()
+        assert engine.statistics() == EngineStatistics()
+
+
 class TestCleanup:
     """Who closes what was left early."""
 
@@ -313,6 +541,13 @@ async def _use(generation, how):
             pass
     else:
         await getattr(generation, how)()
+
+
+async def _outcome(work):
+    try:
+        return await work
+    except EngineDied as error:
+        return error
 
 
 async def _first(step):

@@ -67,10 +67,10 @@ class Admission:
         watcher: Watcher | None = None,
         stall: float = 5.0,
     ) -> None:
-        self.policy = policy
-        self.watcher = watcher
-        self.stall = stall
-        self.ledger = Ledger()
+        self.policy: Policy = policy
+        self.watcher: Watcher | None = watcher
+        self.stall: float = stall
+        self.ledger: Ledger = Ledger()
         self._on_fault = on_fault
         self._faulty = False
         self._fallback = LeastLoaded()

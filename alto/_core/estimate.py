@@ -23,9 +23,9 @@ class Average:
     __slots__ = ("count", "mean", "window")
 
     def __init__(self, window: int = 200) -> None:
-        self.window = window
-        self.count = 0
-        self.mean = 0.0
+        self.window: int = window
+        self.count: int = 0
+        self.mean: float = 0.0
 
     def add(self, value: float, /) -> None:
         """One more."""
@@ -50,11 +50,11 @@ class Template:
     __slots__ = ("homes", "key", "output", "prompt", "service", "uncached", "work")
 
     def __init__(self, key: object, /) -> None:
-        self.key = key
-        self.prompt = Average()
-        self.uncached = Average()
-        self.output = Average()
-        self.service = Average()
+        self.key: object = key
+        self.prompt: Average = Average()
+        self.uncached: Average = Average()
+        self.output: Average = Average()
+        self.service: Average = Average()
         self.homes: tuple[int, ...] = ()
         self.work: dict[int, float] = {}
         """Seconds of work per engine since the last count of homes, decayed."""
@@ -93,9 +93,9 @@ class Speed:
     def __init__(
         self, prefill: float = 4e-5, base: float = 1e-2, per_sequence: float = 5e-5
     ) -> None:
-        self.prefill = prefill
-        self.base = base
-        self.per_sequence = per_sequence
+        self.prefill: float = prefill
+        self.base: float = base
+        self.per_sequence: float = per_sequence
         # The priors count as a few observations: of generations alone and among 64, and of prompts.
         self._w = self._n = self._nn = self._s = self._sn = 0.0
         self._tokens, self._time = 2000.0, 2000.0 * prefill

@@ -24,9 +24,11 @@ from alto.errors import PromptTooLong
 __all__ = ("CHUNK_TOKENS", "Feed")
 
 CHUNK_TOKENS = 128
-"""Tokens that a chunk has at least. Each costs the engine a step and a token that nobody wants: as
-much as prefilling some tens of tokens, so at 128 it is a small part, and what is left for the end of
-the prompt is still short. Also a multiple of the usual sizes of a cache block."""
+"""Tokens that a chunk has at least. Each costs the engine a step of its own and a token that nobody
+wants: with a tiny Llama on a CPU, 900 tokens took 0.39 s in chunks of 8, and 0.018 s at once, so 3 ms a
+chunk. At 128 tokens that is hidden behind the writing of the next, at up to tens of thousands of tokens
+a second, and what is left for the end of the prompt is still short. Also a multiple of the usual sizes
+of a cache block."""
 
 _HELD_TOKENS = 4
 """Tokens at the end of what is certain that are not sent yet; see the head of the file."""

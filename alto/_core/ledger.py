@@ -32,9 +32,9 @@ class Ledger:
     """Counts. Says nothing about who goes where."""
 
     def __init__(self) -> None:
-        self.speed = Speed()
+        self.speed: Speed = Speed()
         self.templates: dict[Hashable, Template] = {}
-        self.homes = Homes()
+        self.homes: Homes = Homes()
         self.books: list[EngineBook | None] = []
         self._index: PrefixIndex | None = None
         self._served: OrderedDict[Hashable, int] = OrderedDict()

@@ -17,6 +17,7 @@ A heap with lazy deletion: an entry is void when its ticket's version has moved 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 if TYPE_CHECKING:
@@ -57,15 +58,15 @@ class Line:
 
     def __init__(self) -> None:
         self._heap: list[tuple[OrderKey, int, Ticket]] = []
-        self.count = 0
+        self.count: int = 0
         """Generations in it."""
-        self.prefill = 0
+        self.prefill: int = 0
         """Prompt tokens that they were charged for."""
-        self.outputs = 0.0
+        self.outputs: float = 0.0
         """Tokens that they will probably generate."""
-        self.begin = float("inf")
+        self.begin: float = inf
         """The earliest key, in seconds; it may be that of a call that has left."""
-        self.last = float("-inf")
+        self.last: float = -inf
         """The latest key since the line was empty, in seconds."""
 
     @classmethod
@@ -146,7 +147,7 @@ class Line:
         if self.count == 0:
             self._heap.clear()
             self.outputs = 0.0
-            self.begin, self.last = float("inf"), float("-inf")
+            self.begin, self.last = inf, -inf
 
 
 def _key(entry: tuple[OrderKey, int, Ticket]) -> tuple[OrderKey, int]:

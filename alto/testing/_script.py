@@ -14,7 +14,15 @@ from typing import Protocol, TypeAlias, final
 
 import attrs
 
-from alto.model import Chunk, FinishReason, GenerateRequest, Message, Prompt, Usage
+from alto.model import (
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Message,
+    Prompt,
+    TokenLogprob,
+    Usage,
+)
 
 __all__ = ("Answers", "Line", "Lines", "Performance", "Script", "ScriptError", "perform")
 
@@ -25,6 +33,17 @@ class ScriptError(AssertionError):
 
 def _chunks(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _samples(value: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    if isinstance(value, str):
+        msg = "samples are a list, of one text or one list of texts each"
+        raise TypeError(msg)
+    return tuple(_chunks(sample) for sample in value)
+
+
+def _numbers(value: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if value is None else tuple(value)
 
 
 @lru_cache(maxsize=4096)
@@ -61,6 +80,11 @@ class Line:
     """Why it ends, where nothing in the request cuts it short."""
     cached_tokens: int = attrs.field(default=0, kw_only=True)
     """What the engine claims to have found in its cache, at most the prompt."""
+    samples: tuple[tuple[str, ...], ...] = attrs.field(default=(), kw_only=True, converter=_samples)
+    """What the further samples say to a request with ``n`` above 1, piece by piece beside the
+    first; none given: all say the same."""
+    logprobs: tuple[float, ...] | None = attrs.field(default=None, kw_only=True, converter=_numbers)
+    """Log-probability of each chunk of the first sample, where a request asks; None: certain."""
     said: tuple[Chunk, ...] = attrs.field(
         init=False,
         repr=False,
@@ -79,6 +103,11 @@ class Line:
             raise ValueError(msg)
         if self.fail_at is not None and not 0 <= self.fail_at <= len(self.chunks):
             msg = f"fail_at must be from 0 to {len(self.chunks)}, not {self.fail_at}"
+            raise ValueError(msg)
+        if self.logprobs is not None and (
+            len(self.logprobs) != len(self.chunks) or any(value > 0 for value in self.logprobs)
+        ):
+            msg = f"logprobs must be {len(self.chunks)} numbers, none above 0: one for each chunk"
             raise ValueError(msg)
 
     def fits(self, prompt: str, /) -> bool:
@@ -199,40 +228,96 @@ class Performance:
     """A line cut to a request."""
 
     chunks: Sequence[Chunk]
-    """What is said; the last one ends it, unless it fails."""
-    fails: bool
-    """Whether an error comes in place of the next chunk."""
+    """What is said, in order; the last one ends it, unless it fails."""
+    steps: Sequence[int]
+    """When each is said: in a step the engine says one chunk of every sample."""
+    fails_at: int | None
+    """The step in which an error comes in place of a chunk; None: it ends by itself."""
+
+    @property
+    def last_step(self) -> int:
+        """The step in which the engine is done with it."""
+        return self.steps[-1] if self.fails_at is None else self.fails_at
 
 
 def perform(line: Line, request: GenerateRequest, prompt_tokens: int) -> Performance:
     """Cut *line* to what *request* allows, and put its usage on the last chunk.
 
     Raises:
-        ScriptError: The line breaks a constraint that the request sets.
+        ScriptError: The line has fewer samples than *request* asks for, or breaks a constraint.
     """
-    said, reason = line.said, line.finish_reason
-    if request.stop:
-        texts = _cut(line.chunks, request.stop)
-        if texts is not None:
-            said, reason = _say(texts), "stop"
+    if line.samples and request.n > 1 + len(line.samples):
+        msg = (
+            f"the request asks for {request.n} samples, and the scripted {line.describe()} "
+            f"has {1 + len(line.samples)}"
+        )
+        raise ScriptError(msg)
+    said = [_sample(line, index, request) for index in range(request.n)]
+    fails_at = line.fail_at
+    if fails_at is not None and fails_at <= len(said[0][0]):
+        return _in_steps([chunks[:fails_at] for chunks, _ in said], request, fails_at)
+    for chunks, reason in said:
+        if reason != "length":
+            _check_constraint(chunks, request)
+    performance = _in_steps(
+        [_ended(*sample, index) for index, sample in enumerate(said)], request, None
+    )
+    performance.chunks[-1].usage = Usage(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=min(line.cached_tokens, prompt_tokens),
+        output_tokens=sum(len(chunks) for chunks, _ in said),
+    )
+    return performance
+
+
+_Sample: TypeAlias = tuple[tuple[Chunk, ...], FinishReason]
+"""What a sample says, and why it ends."""
+
+
+def _sample(line: Line, index: int, request: GenerateRequest) -> _Sample:
+    """One sample of *line*, cut to what *request* allows."""
+    texts = line.samples[index - 1] if index and line.samples else line.chunks
+    said = line.said if texts is line.chunks else _say(texts)
+    reason = line.finish_reason
+    if request.stop and (kept := _cut(texts, request.stop)) is not None:
+        said, reason = _say(kept), "stop"
     if request.max_tokens is not None and len(said) > request.max_tokens:
         said, reason = said[: request.max_tokens], "length"
-    if line.fail_at is not None and line.fail_at <= len(said):
-        return Performance(chunks=said[: line.fail_at], fails=True)
-    if reason != "length":
-        _check_constraint(said, request)
-    last = said[-1] if said else Chunk(text="")
-    ending = Chunk(
-        text=last.text,
-        token_ids=last.token_ids,
-        finish_reason=reason,
-        usage=Usage(
-            prompt_tokens=prompt_tokens,
-            cached_tokens=min(line.cached_tokens, prompt_tokens),
-            output_tokens=len(said),
-        ),
+    if request.logprobs is not None:
+        given = line.logprobs if texts is line.chunks else None
+        said = tuple(
+            attrs.evolve(chunk, logprobs=_logprobs(chunk, value, request.logprobs))
+            for chunk, value in zip(said, given or (0.0,) * len(said), strict=False)
+        )
+    if index:
+        said = tuple(attrs.evolve(chunk, index=index) for chunk in said)
+    return said, reason
+
+
+def _ended(said: tuple[Chunk, ...], reason: FinishReason, index: int) -> tuple[Chunk, ...]:
+    """The same with a last chunk of its own, which says why it ends."""
+    last = said[-1] if said else Chunk(text="", index=index)
+    return (*said[:-1], attrs.evolve(last, finish_reason=reason))
+
+
+def _logprobs(chunk: Chunk, value: float, top: int) -> tuple[TokenLogprob, ...]:
+    """A chunk's token with its log-probability; the engine thinks of no other."""
+    return tuple(TokenLogprob(token, value, ((token, value),)[:top]) for token in chunk.token_ids)
+
+
+def _in_steps(
+    samples: Sequence[Sequence[Chunk]], request: GenerateRequest, fails_at: int | None
+) -> Performance:
+    """Samples side by side: the first chunk of each, then the second of each."""
+    if request.n == 1:
+        (said,) = samples
+        return Performance(chunks=said, steps=range(len(said)), fails_at=fails_at)
+    placed = sorted(
+        ((step, chunk) for sample in samples for step, chunk in enumerate(sample)),
+        key=lambda pair: (pair[0], pair[1].index),
     )
-    return Performance(chunks=(*said[:-1], ending), fails=False)
+    chunks, steps = [chunk for _, chunk in placed], [step for step, _ in placed]
+    return Performance(chunks=chunks, steps=steps, fails_at=fails_at)
 
 
 def _cut(texts: Sequence[str], stops: Sequence[str]) -> list[str] | None:

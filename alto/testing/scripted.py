@@ -4,6 +4,8 @@ Two ways to tell it. An ordered list of `Line`s is a *script*: each is said once
 prompt is an error, and so is a line that nobody asked for. A mapping or a function from prompts to
 chunks *answers* any number of prompts.
 
+Vectors and scores are answered from mappings or functions of their own.
+
 The engine runs on the loop's clock and has no task of its own. When a generation is admitted, all
 its due times are known: its slot is free again at the last of them, read or not, and a reader
 sleeps until the chunk it asks for is due.
@@ -14,14 +16,26 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
 from typing import Self, final
 
-import attrs
-
-from alto.errors import Closed, EngineDied, EngineError, GenerationFailed, PromptTooLong
-from alto.model import Chunk, EngineStatistics, GenerateRequest
+from alto.errors import (
+    Closed,
+    EngineDied,
+    EngineError,
+    GenerationFailed,
+    PromptTooLong,
+)
+from alto.model import (
+    Chunk,
+    Embedding,
+    EmbedRequest,
+    EngineStatistics,
+    GenerateRequest,
+    Prompt,
+    StreamedPrompt,
+)
 from alto.testing._script import (
     Answers,
     Line,
@@ -33,49 +47,10 @@ from alto.testing._script import (
     perform,
     prompt_text,
 )
+from alto.testing._spoken import Spoken, whole_prompt
+from alto.testing._vectors import Embeds, Scores, Vectors
 
 __all__ = ("Line", "ScriptError", "Scripted")
-
-
-@attrs.define(eq=False, kw_only=True)
-class _Generation:
-    """One generation, from its first iteration to its end.
-
-    Invariant: *timer* is armed exactly while the generation holds a slot.
-    """
-
-    chunks: Sequence[Chunk]
-    """What it says."""
-    failure: Exception | None
-    """What ends it in place of another chunk."""
-    first_delay: float
-    """Seconds from its admission to its first chunk."""
-    delay: float
-    """Seconds from one chunk to the next."""
-    start: float | None = None
-    """When it was admitted; None: it waits for a slot."""
-    timer: asyncio.TimerHandle | None = None
-    """Gives the slot back when the engine is done."""
-    reader: asyncio.Future[None] | None = None
-    """What its reader waits for: admission, or the next chunk."""
-    error: Exception | None = None
-    """Why it was ended from outside."""
-
-    @property
-    def seconds(self) -> float:
-        """How long the engine works on it."""
-        steps = len(self.chunks) - (self.failure is None)
-        return self.first_delay + steps * self.delay
-
-    def due(self, index: int) -> float:
-        """When chunk *index* is there; it has been admitted."""
-        assert self.start is not None
-        return self.start + self.first_delay + index * self.delay
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        if self.reader is not None and not self.reader.done():
-            self.reader.set_result(None)
 
 
 @final
@@ -92,9 +67,12 @@ class Scripted:
             generation lets other tasks run once, before its first chunk, and not between chunks.
         first_delay: Seconds to the first chunk; None: the same as *delay*.
         max_model_len: Refuse longer prompts; None: any length will do.
+        embeds: Vectors of prompts, for `alto.LLM.embed`: a mapping or a function. One takes
+            *first_delay* and a slot. Asked for a vector per token, each word gets this one.
+        scores: Scores of pairs of texts, for `alto.LLM.score`, in the same ways.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a trait of the engine that a test may choose
         self,
         lines: Lines,
         /,
@@ -104,6 +82,8 @@ class Scripted:
         delay: float = 0.0,
         first_delay: float | None = None,
         max_model_len: int | None = None,
+        embeds: Embeds | None = None,
+        scores: Scores | None = None,
     ) -> None:
         if slots is not None and slots < 1:
             msg = f"slots must be at least 1, not {slots}"
@@ -121,11 +101,13 @@ class Scripted:
         self._delay = delay
         self._first_delay = delay if first_delay is None else first_delay
         self._max_model_len = max_model_len
+        self._vectors = Vectors(name, embeds, scores)
         self._requests: list[GenerateRequest] = []
+        self._embed_requests: list[EmbedRequest] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._death: str | None = None
-        self._running: set[_Generation] = set()
-        self._waiting: deque[_Generation] = deque()
+        self._running: set[Spoken] = set()
+        self._waiting: deque[Spoken] = deque()
         self._finished = 0
         self._aborted = 0
 
@@ -145,6 +127,16 @@ class Scripted:
     def requests(self) -> tuple[GenerateRequest, ...]:
         """Every request it got, in order."""
         return tuple(self._requests)
+
+    @property
+    def embed_requests(self) -> tuple[EmbedRequest, ...]:
+        """Every request for a vector or a score, in order."""
+        return tuple(self._embed_requests)
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether it was given scores, as a cross-encoder has them."""
+        return self._vectors.scores_pairs
 
     async def start(self) -> None:
         """Make it ready, also after it died. What a script has left goes on."""
@@ -216,39 +208,75 @@ class Scripted:
         )
 
     async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
-        """Say the line that fits *request*.
+        """Say the line that fits *request*. A prompt that streams in is read to its end first.
 
         Raises:
             ScriptError: No line fits; the message names the prompt.
         """
         loop = self._started_loop()
+        asked = loop.time()
         self._requests.append(request)
-        generation = self._prepare(request)
+        if isinstance(request.prompt, StreamedPrompt):
+            prompt: Prompt = await whole_prompt(request.prompt)
+            self.check_health()
+        else:
+            prompt = request.prompt
+        generation = self._prepare(request, prompt, asked)
         self._waiting.append(generation)
         self._admit()
+        last = len(generation.chunks) - 1
         try:
-            if generation.start is None:
-                await self._sleep(generation, None)
-            else:
-                await asyncio.sleep(0)
+            await self._admitted(generation)
             if generation.seconds == 0:  # the engine was done at once, so nothing can end it early
                 for chunk in generation.chunks:
-                    yield chunk
+                    yield generation.timed(chunk)
             else:
-                last = len(generation.chunks) - 1
                 for index, chunk in enumerate(generation.chunks):
-                    if generation.error is not None or generation.due(index) > loop.time():
-                        await self._sleep(generation, generation.due(index))
+                    due = generation.due(generation.steps[index])
+                    if generation.error is not None or due > loop.time():
+                        await self._sleep(generation, due)
                     if index == last and generation.failure is None:
                         self._complete(generation)
-                    yield chunk
+                    yield generation.timed(chunk)
                 if generation.failure is not None:
-                    await self._sleep(generation, generation.due(last + 1))
+                    await self._sleep(generation, generation.due(generation.last_step))
             if generation.failure is not None:
                 self._complete(generation)
                 raise generation.failure
         finally:
             self._leave(generation)
+
+    async def embed(self, request: EmbedRequest, /) -> Embedding:
+        """Give the vector, or for a pair the score, that was given for *request*.
+
+        Raises:
+            InvalidRequest: It was given no vectors, or no scores.
+            ScriptError: It was given others; the message names the prompt.
+        """
+        asked = self._started_loop().time()
+        self._embed_requests.append(request)
+        embedding = self._vectors.embedding(request)
+        generation = Spoken(
+            chunks=(), steps=(), last_step=0, asked=asked, failure=None,
+            first_delay=self._first_delay, delay=0.0,
+        )  # fmt: skip
+        self._waiting.append(generation)
+        self._admit()
+        try:
+            await self._admitted(generation)
+            if generation.seconds > 0:
+                await self._sleep(generation, generation.due(0))
+                self._complete(generation)
+        finally:
+            self._leave(generation)
+        return embedding
+
+    async def _admitted(self, generation: Spoken) -> None:
+        """Wait until *generation* has begun; at least once around the loop."""
+        if generation.start is None:
+            await self._sleep(generation, None)
+        else:
+            await asyncio.sleep(0)
 
     def _started_loop(self) -> asyncio.AbstractEventLoop:
         self.check_health()
@@ -257,22 +285,28 @@ class Scripted:
             raise EngineError(self._name, "it belongs to the event loop that started it")
         return loop
 
-    def _prepare(self, request: GenerateRequest) -> _Generation:
-        tokens = count_tokens(request.prompt)
+    def _prepare(self, request: GenerateRequest, prompt: Prompt, asked: float) -> Spoken:
+        tokens = count_tokens(prompt)
         if self._max_model_len is not None and tokens >= self._max_model_len:
             raise PromptTooLong(tokens, self._max_model_len)
-        line = self._source.line_for(prompt_text(request.prompt))
+        line = self._source.line_for(prompt_text(prompt))
         performance = perform(line, request, tokens)
         failure = None
-        if performance.fails:
+        if performance.fails_at is not None:
             failure = line.error or GenerationFailed(self._name, "a scripted failure")
         delay, first = self._delay, self._first_delay
         if line.delay is not None:
             delay = first = line.delay
         if line.first_delay is not None:
             first = line.first_delay
-        return _Generation(
-            chunks=performance.chunks, failure=failure, first_delay=first, delay=delay
+        return Spoken(
+            chunks=performance.chunks,
+            steps=performance.steps,
+            last_step=performance.last_step,
+            asked=asked,
+            failure=failure,
+            first_delay=first,
+            delay=delay,
         )
 
     def _admit(self) -> None:
@@ -289,13 +323,13 @@ class Scripted:
                 self._finished += 1
             generation.wake()
 
-    def _complete(self, generation: _Generation) -> None:
+    def _complete(self, generation: Spoken) -> None:
         """The engine is done with it, whoever reads it or not."""
         if generation.timer is not None:
             self._finished += 1
             self._free_slot(generation, generation.timer)
 
-    def _leave(self, generation: _Generation) -> None:
+    def _leave(self, generation: Spoken) -> None:
         """Its reader is gone."""
         if generation.timer is not None:
             self._aborted += 1
@@ -304,7 +338,7 @@ class Scripted:
             self._aborted += 1
             self._waiting.remove(generation)
 
-    def _free_slot(self, generation: _Generation, timer: asyncio.TimerHandle) -> None:
+    def _free_slot(self, generation: Spoken, timer: asyncio.TimerHandle) -> None:
         timer.cancel()
         generation.timer = None
         self._running.remove(generation)
@@ -322,7 +356,7 @@ class Scripted:
         self._running.clear()
         self._waiting.clear()
 
-    async def _sleep(self, generation: _Generation, until: float | None) -> None:
+    async def _sleep(self, generation: Spoken, until: float | None) -> None:
         """Wait for *until*, or for the admission where it is None; or for an error."""
         if generation.error is None:
             loop = asyncio.get_running_loop()

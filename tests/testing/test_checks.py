@@ -3,12 +3,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import suppress
 
 import attrs
 import pytest
 
 from alto.errors import Closed, InvalidRequest
-from alto.model import Chunk, EngineStatistics, GenerateRequest, Usage
+from alto.model import (
+    Chunk,
+    EngineStatistics,
+    GenerateRequest,
+    StreamedPrompt,
+    TokenLogprob,
+    Usage,
+)
 from alto.testing.checks import check_engine
 from alto.testing.scripted import Scripted
 
@@ -45,10 +53,28 @@ class Honest:
 
     def chunks(self, request):
         texts = TEXT if request.max_tokens is None else TEXT[: request.max_tokens]
-        usage = Usage(prompt_tokens=3, output_tokens=len(texts))
         reason = "length" if len(texts) < len(TEXT) else "stop"
-        last = Chunk(text=texts[-1], token_ids=(1,), finish_reason=reason, usage=usage)
-        return [*(Chunk(text=text, token_ids=(1,)) for text in texts[:-1]), last]
+        logprobs = None if request.logprobs is None else (self.logprob,)
+        chunks = [
+            Chunk(text=text, token_ids=(1,), index=index, logprobs=logprobs)
+            for text in texts
+            for index in range(self.samples(request))
+        ]
+        for chunk in chunks[-self.samples(request) :]:
+            chunk.finish_reason = reason
+        chunks[-1].usage = Usage(prompt_tokens=3, output_tokens=len(chunks))
+        return chunks
+
+    logprob = TokenLogprob(1, -0.5, ((1, -0.5), (2, -2.0)))
+
+    def samples(self, request):
+        return request.n
+
+    async def whole(self, prompt):
+        """The text of a prompt, which this engine does not look at."""
+        if isinstance(prompt, StreamedPrompt):
+            async for _ in prompt.tail:
+                pass
 
     def check(self, request):
         if request == TOO_LONG:
@@ -60,6 +86,7 @@ class Honest:
     async def generate(self, request):
         self.admit()
         self.check(request)
+        await self.whole(request.prompt)
         chunks = self.chunks(request)
         ended = asyncio.Event()
         done = asyncio.get_running_loop().call_later(
@@ -229,6 +256,128 @@ class OnlyGoesOnWhenRead(Honest):
                 yield chunk
         finally:
             self.leave(ended)
+
+
+class RefusesAbilities(Honest):
+    """Refusing all that is optional keeps the contract."""
+
+    def check(self, request):
+        super().check(request)
+        if (
+            request.n > 1
+            or request.logprobs is not None
+            or isinstance(request.prompt, StreamedPrompt)
+        ):
+            raise InvalidRequest("plain text only")
+
+
+class IgnoresSamples(Honest):
+    def samples(self, request):
+        return 1
+
+
+class OneSampleTooMany(Honest):
+    def samples(self, request):
+        return request.n + (request.n > 1)
+
+
+class SpeaksAfterItsEnd(Honest):
+    def chunks(self, request):
+        chunks = super().chunks(request)
+        if request.n > 1:
+            chunks[0].finish_reason = "stop"
+        return chunks
+
+
+class UsageOfOneSample(Honest):
+    def chunks(self, request):
+        chunks = super().chunks(request)
+        chunks[-1].usage = attrs.evolve(chunks[-1].usage, output_tokens=len(chunks) // request.n)
+        return chunks
+
+
+class IndexOfAnotherSample(Honest):
+    def chunks(self, request):
+        return [attrs.evolve(chunk, index=chunk.index + 1) for chunk in super().chunks(request)]
+
+
+class NegativeQueueTime(WithUsage):
+    usage = Usage(prompt_tokens=3, output_tokens=4, queue_time=-1.0)
+
+
+class NegativeFirstToken(WithUsage):
+    usage = Usage(prompt_tokens=3, output_tokens=4, first_token_time=-1.0)
+
+
+class IgnoresLogprobs(Honest):
+    def chunks(self, request):
+        return super().chunks(attrs.evolve(request, logprobs=None))
+
+
+class LogprobsOfOtherTokens(Honest):
+    logprob = TokenLogprob(2, -0.5)
+
+
+class ImpossibleLogprob(Honest):
+    logprob = TokenLogprob(1, 0.5)
+
+
+class ImpossibleTop(Honest):
+    logprob = TokenLogprob(1, -0.5, ((1, -0.5), (2, 2.0)))
+
+
+class TextOfTheHead(Honest):
+    def chunks(self, request):
+        *first, last = super().chunks(request)
+        cut = (
+            isinstance(request.prompt, StreamedPrompt)
+            and request.prompt.head != "Tell me something."
+        )
+        return [*first, attrs.evolve(last, text="!" if cut else last.text)]
+
+
+class NoEndOfAStreamedPrompt(Honest):
+    def chunks(self, request):
+        chunks = super().chunks(request)
+        return chunks[:-1] if isinstance(request.prompt, StreamedPrompt) else chunks
+
+
+class SwallowsTheTailsError(Honest):
+    async def whole(self, prompt):
+        with suppress(Exception):
+            await super().whole(prompt)
+
+
+class WrapsTheTailsError(Honest):
+    async def whole(self, prompt):
+        try:
+            await super().whole(prompt)
+        except Exception as error:
+            raise RuntimeError("the tail failed") from error
+
+
+class LeaksWhenTheTailFails(Honest):
+    async def whole(self, prompt):
+        self.running[ended := asyncio.Event()] = asyncio.get_running_loop().call_later(0, int)
+        await super().whole(prompt)
+        del self.running[ended]
+
+
+class LeaksWhileTheTailIsOpen(Honest):
+    async def whole(self, prompt):
+        self.running[ended := asyncio.Event()] = asyncio.get_running_loop().call_later(0, int)
+        try:
+            await super().whole(prompt)
+        except Exception:
+            del self.running[ended]
+            raise
+        del self.running[ended]
+
+
+class NeverReadsTheTail(Honest):
+    async def whole(self, prompt):
+        if isinstance(prompt, StreamedPrompt):
+            await asyncio.sleep(3600)
 
 
 class LeaksWhenClosed(Honest):
@@ -416,6 +565,24 @@ BROKEN = [
     (MixesThemUp, "at once must get equal text"),
     (RaisesInACrowd, "too many"),
     (OnlyGoesOnWhenRead, "a generation that is not read on did not end"),
+    (IndexOfAnotherSample, "chunk 0 of one sample has index 1"),
+    (NegativeQueueTime, "queue_time must be at least 0"),
+    (NegativeFirstToken, "first_token_time must be at least 0"),
+    (IgnoresSamples, "and .1, 2. have none"),
+    (OneSampleTooMany, "with n=3 no chunk may have index 3"),
+    (SpeaksAfterItsEnd, "may have index 0 while only .1, 2. have not ended"),
+    (UsageOfOneSample, "output_tokens is 4, and the chunks have 12"),
+    (IgnoresLogprobs, "with logprobs=2 chunk 0 must have one for each of its token ids"),
+    (LogprobsOfOtherTokens, "with logprobs=2 chunk 0 must have one for each"),
+    (ImpossibleLogprob, "must not be above 0"),
+    (ImpossibleTop, "must not be above 0"),
+    (TextOfTheHead, "streamed as 'Tell m' and .* must get the text of the whole, 'to be or not'"),
+    (NoEndOfAStreamedPrompt, "the last chunk for a streamed prompt must have a finish_reason"),
+    (SwallowsTheTailsError, "so must the generation; it said 'to be or not'"),
+    (WrapsTheTailsError, "must arrive as it is, not as RuntimeError"),
+    (LeaksWhenTheTailFails, "after the tail of a streamed prompt failed, statistics"),
+    (LeaksWhileTheTailIsOpen, "while the tail of its prompt was open, statistics"),
+    (NeverReadsTheTail, "a generation did not end"),
     (LeaksWhenClosed, "after a generation was closed early, statistics"),
     (LeaksWhenCancelled, "after a reading task was cancelled at its step 1, statistics"),
     (HangsWhenClosed, r"aclose\(\) did not end"),
@@ -448,6 +615,16 @@ async def test_a_broken_promise_is_found(broken, message):
 async def test_an_honest_engine_passes():
     """The engine that all the broken ones derive from keeps the contract."""
     await check_engine(Honest, expect="".join(TEXT), unservable=[TOO_LONG])
+
+
+async def test_abilities_may_be_refused():
+    """An engine that says of what it cannot do that it cannot keeps the contract."""
+    await check_engine(RefusesAbilities, expect="".join(TEXT), unservable=[TOO_LONG])
+
+
+async def test_an_engine_is_checked_with_token_ids():
+    """Without a text the prompt cannot be streamed, and everything else is checked."""
+    await check_engine(Honest, prompt=[1, 2, 3], expect="".join(TEXT))
 
 
 async def test_another_text_than_expected_is_found():

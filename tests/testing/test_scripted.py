@@ -5,8 +5,26 @@ import json
 
 import pytest
 
-from alto.errors import Closed, EngineDied, EngineError, GenerationFailed, PromptTooLong
-from alto.model import Chunk, EngineStatistics, GenerateRequest, Message, Usage
+from alto.errors import (
+    Closed,
+    EngineDied,
+    EngineError,
+    GenerationFailed,
+    InvalidRequest,
+    PromptTooLong,
+)
+from alto.model import (
+    Chunk,
+    Embedding,
+    EmbedRequest,
+    EngineStatistics,
+    GenerateRequest,
+    Message,
+    StreamedPrompt,
+    TokenLogprob,
+    Usage,
+)
+from alto.protocols import Embedder
 from alto.testing import run_virtual
 from alto.testing.scripted import Line, Scripted, ScriptError
 
@@ -114,12 +132,19 @@ class TestLines:
             ({"first_delay": -1}, "delay"),
             ({"error": ValueError()}, "needs fail_at"),
             ({"fail_at": 3}, "from 0 to 2"),
+            ({"logprobs": [-1.0]}, "must be 2 numbers"),
+            ({"logprobs": [-1.0, 0.5]}, "none above 0"),
         ],
     )
     def test_an_impossible_line_is_refused(self, options, message):
         """A line is checked when it is made."""
         with pytest.raises(ValueError, match=message):
             Line(["a", "b"], **options)
+
+    def test_samples_are_a_list(self):
+        """A bare text, which would be taken letter by letter, is refused."""
+        with pytest.raises(TypeError, match="samples are a list"):
+            Line("a", samples="b")
 
     @pytest.mark.parametrize("options", [{"slots": 0}, {"delay": -1}, {"first_delay": -0.1}])
     def test_an_impossible_engine_is_refused(self, options):
@@ -220,6 +245,190 @@ class TestChunks:
             assert await _texts(engine, "two words") == ["x"]
             with pytest.raises(PromptTooLong, match="3 tokens"):
                 await _texts(engine, "one two three")
+
+
+class TestSamples:
+    """Several samples of one line, and log-probabilities."""
+
+    async def test_all_samples_say_the_same_where_nothing_else_is_given(self):
+        """Without samples a line serves any n."""
+        async with Scripted([["a", "b"]]) as engine:
+            chunks = [chunk async for chunk in engine.generate(_ask(n=2))]
+        assert [(c.index, c.text, c.finish_reason) for c in chunks] == [
+            (0, "a", None),
+            (1, "a", None),
+            (0, "b", "stop"),
+            (1, "b", "stop"),
+        ]
+        assert [c.usage for c in chunks[:3]] == [None] * 3
+        assert chunks[3].usage == Usage(prompt_tokens=1, output_tokens=4)
+
+    async def test_a_line_has_no_more_samples_than_given(self):
+        """Asking for more is an error of the test, and fewer is not."""
+        line = Line("a", samples=["b"])
+        async with Scripted(lambda _: line) as engine:
+            with pytest.raises(ScriptError, match="asks for 3 samples, and the scripted 'a' has 2"):
+                await _texts(engine, n=3)
+            assert await _texts(engine, n=2) == ["a", "b"]
+            assert await _texts(engine) == ["a"]
+
+    async def test_a_step_takes_one_delay_for_all(self):
+        """Samples are said side by side, and the slot is free after the longest."""
+        line = Line(["a", "b"], samples=["x", ["1", "2", "3"]])
+        async with Scripted([line, "next"], slots=1, delay=1.0) as engine:
+            unread = engine.generate(_ask(n=3))
+            await anext(unread)
+            assert await _timed(engine) == [(4.0, "next")]
+            await unread.aclose()
+
+    @pytest.mark.parametrize(
+        ("options", "texts"),
+        [({"max_tokens": 1}, ["a", "c"]), ({"stop": ("d",)}, ["ab", "c"])],
+    )
+    async def test_each_sample_is_cut_by_itself(self, options, texts):
+        """By max_tokens, and by stop texts."""
+        async with Scripted([Line(["a", "b"], samples=[["c", "d"]])]) as engine:
+            chunks = [chunk async for chunk in engine.generate(_ask(n=2, **options))]
+        assert ["".join(c.text for c in chunks if c.index == i) for i in range(2)] == texts
+
+    async def test_a_sample_of_nothing_still_ends(self):
+        """It has a chunk of its own for the reason."""
+        async with Scripted([Line("a", samples=[[]])]) as engine:
+            chunks = [chunk async for chunk in engine.generate(_ask(n=2))]
+        assert [(c.index, c.text, c.finish_reason) for c in chunks] == [
+            (0, "a", "stop"),
+            (1, "", "stop"),
+        ]
+
+    async def test_each_sample_must_keep_to_the_constraint(self):
+        """Not only the first."""
+        async with Scripted([Line("yes", samples=["maybe"])]) as engine:
+            with pytest.raises(ScriptError, match="'maybe' is none of"):
+                await _texts(engine, n=2, choice=("yes", "no"))
+
+    async def test_a_failure_ends_all_samples(self):
+        """In its step, where a shorter sample may have ended."""
+        line = Line(["a", "b", "c"], samples=["x"], fail_at=2)
+        async with Scripted([line]) as engine:
+            got = []
+            with pytest.raises(GenerationFailed):
+                async for chunk in engine.generate(_ask(n=2)):
+                    got.append((chunk.index, chunk.text))
+        assert got == [(0, "a"), (1, "x"), (0, "b")]
+
+    async def test_logprobs_are_the_lines_or_certain(self):
+        """One for each chunk, with itself as the likeliest; none where none were asked for."""
+        async with Scripted(lambda _: Line(["a", "b"], logprobs=[-1.0, -2.0])) as engine:
+            first, second = [c async for c in engine.generate(_ask(logprobs=1))]
+            (token,) = second.token_ids
+            assert second.logprobs == (TokenLogprob(token, -2.0, ((token, -2.0),)),)
+            assert first.logprobs[0].logprob == -1.0
+            cut = [c async for c in engine.generate(_ask(logprobs=0, max_tokens=1))]
+            assert [c.logprobs[0].top for c in cut] == [()]
+            assert [c.logprobs async for c in engine.generate(_ask())] == [None, None]
+        async with Scripted(["a"]) as engine:
+            (chunk,) = [c async for c in engine.generate(_ask(logprobs=1))]
+        assert chunk.logprobs[0].logprob == 0.0
+
+
+class TestStreamedPrompts:
+    """A prompt whose end is still being written."""
+
+    async def test_the_whole_tail_is_read_first(self):
+        """The line is found for all of it, once it is there."""
+
+        async def tail():
+            for piece in ["b ", "c"]:
+                await asyncio.sleep(1)
+                yield piece
+
+        async with Scripted({"a b c": ["yes"]}, delay=1.0) as engine:
+            chunks = [c async for c in engine.generate(_ask(StreamedPrompt("a ", tail())))]
+        assert asyncio.get_running_loop().time() == 3.0
+        assert chunks[0].usage == Usage(prompt_tokens=3, output_tokens=1)
+        assert (chunks[0].usage.queue_time, chunks[0].usage.first_token_time) == (2.0, 3.0)
+
+    @pytest.mark.parametrize(("piece", "message"), [(5, "gives texts, not int"), ("", "is empty")])
+    async def test_a_prompt_that_is_none_is_refused(self, piece, message):
+        """Once the tail is there."""
+
+        async def tail():
+            yield piece
+
+        async with Scripted(lambda _: "x") as engine:
+            with pytest.raises(InvalidRequest, match=message):
+                await _texts(engine, StreamedPrompt("", tail()))
+
+    async def test_an_engine_that_stops_meanwhile_serves_it_not(self):
+        """The generation ends when its prompt does."""
+        engine = Scripted(lambda _: "x")
+        await engine.start()
+
+        async def tail():
+            await engine.stop()
+            yield "b"
+
+        with pytest.raises(Closed):
+            await _texts(engine, StreamedPrompt("a", tail()))
+
+
+class TestVectors:
+    """An engine that pools."""
+
+    async def test_vectors_come_from_a_mapping_or_a_function(self):
+        """For a prompt of any kind, as lines see it."""
+        async with Scripted([], embeds={"1 2": [1, 2]}) as engine:
+            assert isinstance(engine, Embedder)
+            got = await engine.embed(EmbedRequest(prompt=[1, 2]))
+            assert got == Embedding(vectors=((1.0, 2.0),), prompt_tokens=2)
+            with pytest.raises(ScriptError, match="no answer is given for 'x'; known: '1 2'"):
+                await engine.embed(EmbedRequest(prompt="x"))
+            assert [request.prompt for request in engine.embed_requests] == [[1, 2], "x"]
+        async with Scripted([], embeds=lambda text: [len(text)]) as engine:
+            got = await engine.embed(EmbedRequest(prompt="two words", tokens=True))
+            assert got == Embedding(vectors=((9.0,), (9.0,)), prompt_tokens=2)
+
+    async def test_scores_come_from_a_mapping_or_a_function(self):
+        """For a pair of texts."""
+        async with Scripted([], scores={("a b", "c"): 1}) as engine:
+            assert engine.scores_pairs
+            got = await engine.embed(EmbedRequest(prompt="a b", pair="c"))
+            assert got == Embedding(vectors=((1.0,),), prompt_tokens=3)
+            with pytest.raises(ScriptError, match="no answer is given"):
+                await engine.embed(EmbedRequest(prompt="a b", pair="d"))
+        async with Scripted([], scores=lambda one, other: one == other) as engine:
+            assert (await engine.embed(EmbedRequest(prompt="a", pair="a"))).vectors == ((1.0,),)
+
+    @pytest.mark.parametrize(
+        ("pair", "message"), [(None, r"give Scripted\(embeds"), ("b", r"give Scripted\(scores")]
+    )
+    async def test_without_answers_it_does_not_pool(self, pair, message):
+        """As a real engine it refuses."""
+        async with Scripted([]) as engine:
+            assert not engine.scores_pairs
+            with pytest.raises(InvalidRequest, match=message):
+                await engine.embed(EmbedRequest(prompt="a", pair=pair))
+
+    async def test_a_vector_takes_a_slot_and_the_first_delay(self):
+        """One after the other, and counted."""
+        engine = Scripted([], embeds=lambda _: [1], slots=1, delay=9.0, first_delay=1.0)
+        async with engine, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(engine.embed(EmbedRequest(prompt=p))) for p in "ab"]
+            await asyncio.sleep(0.5)
+            assert engine.statistics() == EngineStatistics(running=1, waiting=1)
+        assert asyncio.get_running_loop().time() == 2.0
+        assert [len(task.result().vectors) for task in tasks] == [1, 1]
+        assert (engine.statistics(), engine.statistics().finished) == (EngineStatistics(), 2)
+
+    async def test_it_must_be_started_and_alive(self):
+        """As for generations."""
+        engine = Scripted([], embeds=lambda _: [1])
+        with pytest.raises(Closed):
+            await engine.embed(EmbedRequest(prompt="a"))
+        await engine.start()
+        engine.kill()
+        with pytest.raises(EngineDied):
+            await engine.embed(EmbedRequest(prompt="a"))
 
 
 class TestTime:

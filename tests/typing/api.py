@@ -7,12 +7,13 @@ A line with an ignore is an error in both checkers. An ignore that is not needed
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from typing import assert_type
+from typing import Literal, TypedDict, assert_type
 
 import attrs
 
 import alto
 from alto.testing.group import group
+from alto.testing.scripted import Scripted
 
 
 @attrs.frozen
@@ -245,6 +246,68 @@ async def unit_test() -> None:
         assert_type(piece, bytes)
 
 
+@attrs.frozen
+class Claim:
+    text: str
+
+
+class Movie(TypedDict):
+    title: str
+
+
+async def generate(llm: alto.LLM, words: alto.Group[str]) -> None:
+    plain = llm.generate("p", max_tokens=None, n=2, temperature=1.0, logprobs=3, lora="a")
+    assert_type(plain, alto.Generation)
+    assert_type(await plain.samples(), list[alto.Completion])
+    assert_type(await plain.text(), str)
+    assert_type(plain.usage, alto.Usage | None)
+    assert_type(llm.generate("p", schema=None, prefix="p", resume=True), alto.Generation)
+    assert_type(await llm.text(alto.StreamedPrompt("Say: ", words), stop="x"), str)
+    async for chunk in llm.generate([1, 2]):
+        assert_type(chunk, alto.Chunk)
+        assert_type(chunk.logprobs, tuple[alto.TokenLogprob, ...] | None)
+
+    claims = llm.generate("p", schema=list[Claim], max_tokens=9)
+    assert_type(claims, alto.TypedGeneration[list[Claim]])
+    assert_type(await claims.value(), list[Claim])
+    assert_type(claims.items(), AsyncIterator[Claim])
+    async for claim in claims.items():
+        assert_type(claim, Claim)
+    async for chunk in claims:
+        assert_type(chunk, alto.Chunk)
+    async with llm.generate("p", schema=list[list[int]]) as rows:
+        async for row in rows.items():
+            assert_type(row, list[int])
+    assert_type(await llm.generate("p", schema=Claim).value(), Claim)
+    assert_type(await llm.generate("p", schema=Movie).value(), Movie)
+    assert_type(await llm.generate("p", schema=int).value(), int)
+    assert_type(await llm.generate("p", schema=dict[str, Claim]).value(), dict[str, Claim])
+    takes_letter(await llm.generate("p", schema=Literal["a", "b"]).value())
+    takes_claim(await llm.generate("p", schema=Claim | None).value())
+
+
+async def pool(llm: alto.LLM) -> None:
+    assert_type(await llm.embed("p"), tuple[float, ...])
+    assert_type(await llm.embed([1, 2]), tuple[float, ...])
+    assert_type(await llm.embed(["a", "b"], priority=1), list[tuple[float, ...]])
+    assert_type(await llm.embed_tokens("p"), tuple[tuple[float, ...], ...])
+    assert_type(await llm.embed_tokens(["a"]), list[tuple[tuple[float, ...], ...]])
+    assert_type(await llm.score("q", ["a", "b"], by="pair"), list[float])
+
+
+def takes_letter(letter: Literal["a", "b"]) -> None: ...
+
+
+def takes_claim(claim: Claim | None) -> None: ...
+
+
+def takes_engines(engine: alto.Engine, embedder: alto.Embedder) -> None: ...
+
+
+def engines(engine: Scripted) -> None:
+    takes_engines(engine, engine)
+
+
 # ------------------------------------------------------------------------------ what is refused
 
 
@@ -356,3 +419,16 @@ async def requests(app: alto.App[str, Verdict], second: alto.App[str, int, float
     verify.open("a")  # type: ignore[arg-type, call-arg]
     verify.open(capacity="4")  # type: ignore[arg-type]
     await verify.run(3)  # type: ignore[arg-type]
+
+
+async def generations(llm: alto.LLM) -> None:
+    llm.generate("p", max_token=3)  # type: ignore[call-overload]
+    llm.generate("p", n="2")  # type: ignore[call-overload]
+    llm.generate(3)  # type: ignore[call-overload]
+    llm.generate("p", schema=Claim).items()  # type: ignore[misc]
+    llm.generate("p").value()  # type: ignore[attr-defined]
+    llm.generate("p").items()  # type: ignore[attr-defined]
+    wrong: list[str] = await llm.generate("p", schema=list[Claim]).value()  # type: ignore[assignment]
+    await llm.text("p", schema=Claim)  # type: ignore[call-arg]
+    await llm.score("q", "a", by="cosine")  # type: ignore[arg-type]
+    await llm.embed(3)  # type: ignore[call-overload]

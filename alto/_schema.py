@@ -1,0 +1,308 @@
+"""From a Python type to a JSON schema, and from JSON that is still being written to its values.
+
+Nothing here knows a type by itself: msgspec does (classes of attrs, dataclasses, ``TypedDict`` and
+the rest), and pydantic where one of its models is inside; ijson reads the text as it comes. None of
+the three is imported before somebody asks for a type.
+
+The values of a list are known one by one, each with the character that closes it; a number, which
+may always have one more digit, with the character after it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, final, get_args, get_origin, get_type_hints
+
+import attrs
+
+from alto.errors import InvalidRequest, OutputError, OutputTruncated
+from alto.model import FinishReason
+
+__all__ = ("Reader", "Schema", "schema_of")
+
+ACCEPTED = (
+    "classes of attrs, dataclasses, msgspec.Struct, TypedDict, NamedTuple, Enum and pydantic, "
+    "Literal, int, float, str, bool, type(None), and list, dict and unions of these"
+)
+"""What may be given as ``schema=``."""
+MISSING = "schema= needs msgspec and ijson; install them with: pip install 'alto-llm[typed]'"
+"""Said where the libraries are not there."""
+
+Convert = Callable[[Any], Any]
+
+
+class _MisfitError(Exception):
+    """A value is not of its type: where in the value, and why not."""
+
+    def __init__(self, path: str, why: str) -> None:
+        self.path = path
+        self.why = why
+        super().__init__(f"{why} - at `${path}`")
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Schema:
+    """A type that a model's output is to have."""
+
+    name: str
+    """The type in words."""
+    json: dict[str, Any]
+    """The same as a JSON schema, which allows no other members. Nobody may change it."""
+    is_list: bool
+    """Whether the values are the items of a list, or else the one whole."""
+    convert: Convert
+    """From JSON, as Python's own types, to one value; raises `_MisfitError`."""
+    check: Convert | None
+    """The same for the whole list, where more is asked of it than of its items."""
+
+
+def schema_of(kind: object, /) -> Schema:
+    """The schema of a type.
+
+    Raises:
+        InvalidRequest: It is no type, or none that JSON can express; or a library is missing.
+    """
+    try:
+        import ijson  # noqa: F401, PLC0415  # an extra, and for those only who ask for a type
+        import msgspec  # noqa: F401, PLC0415  # the same
+    except ImportError as error:
+        raise InvalidRequest(MISSING) from error
+    try:
+        hash(kind)
+    except TypeError:
+        return _build(kind)
+    return _build_once(kind)
+
+
+@lru_cache(maxsize=256)
+def _build_once(kind: object) -> Schema:
+    return _build(kind)
+
+
+def _build(kind: object) -> Schema:
+    bare, extra = (get_args(kind)[0], True) if get_origin(kind) is Annotated else (kind, False)
+    is_list = bare is list or get_origin(bare) is list
+    item = next(iter(get_args(bare)), Any) if is_list else kind
+    try:
+        build = _pydantic if _is_pydantic(kind, set()) else _msgspec
+        schema, convert = build(kind, item)
+        check = build(kind, kind)[1] if is_list and extra else None
+    except Exception as error:  # whatever a library, or a class of the user's, makes of a bad type
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        why = next((line for line in lines if "not supported" in line), next(iter(lines), ""))
+        if isinstance(error, NameError):
+            why += ", at the top level of the module that uses it in an annotation"
+        msg = (
+            f"schema={_name(kind)} cannot be told to a model: {type(error).__name__}: {why}; "
+            f"accepted are {ACCEPTED}"
+        )
+        raise InvalidRequest(msg) from error
+    closed: dict[str, Any] = _closed(schema)
+    return Schema(name=_name(kind), json=closed, is_list=is_list, convert=convert, check=check)
+
+
+def _msgspec(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: ANN401  # types
+    import msgspec  # noqa: PLC0415  # an extra, and for those only who ask for a type
+
+    def convert(value: object) -> object:
+        try:
+            return msgspec.convert(value, item, strict=True, str_keys=True)
+        except msgspec.ValidationError as error:
+            why, _, path = str(error).partition(" - at `$")
+            raise _MisfitError(path.rstrip("`"), why) from error
+
+    return msgspec.json.schema(kind), convert
+
+
+def _pydantic(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: ANN401  # types
+    import pydantic  # noqa: PLC0415  # whoever has a model of it has imported it
+
+    adapter = pydantic.TypeAdapter[object](item)
+
+    def convert(value: object) -> object:
+        try:  # as JSON, since strict models take a date from JSON and not from a str
+            return adapter.validate_json(json.dumps(value))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
+            raise _MisfitError(path, first["msg"]) from error
+
+    return pydantic.TypeAdapter(kind).json_schema(), convert
+
+
+def _is_pydantic(kind: object, seen: set[type]) -> bool:
+    """Whether something of pydantic is in a type. Nothing is where nobody has imported it."""
+    if "pydantic" not in sys.modules:
+        return False
+    if type(kind).__module__.partition(".")[0] == "pydantic":  # Annotated[int, Field(gt=0)]
+        return True
+    parts = list(get_args(kind))
+    if isinstance(kind, type) and not parts and kind not in seen:
+        seen.add(kind)
+        if hasattr(kind, "__pydantic_core_schema__") or hasattr(kind, "__pydantic_complete__"):
+            return True
+        with suppress(Exception):  # a name that cannot be found is told by whoever needs it
+            parts = list(get_type_hints(kind, include_extras=True).values())
+    return any(_is_pydantic(part, seen) for part in parts)
+
+
+def _closed(node: Any, *, names: bool = False) -> Any:  # noqa: ANN401  # JSON
+    """A JSON schema without room for members that its type does not have, and nobody would read."""
+    if isinstance(node, list):
+        return [_closed(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if names:  # from names to schemas
+        return {name: _closed(part) for name, part in node.items()}
+    closed = {
+        key: part if key in _VALUES else _closed(part, names=key in ("properties", "$defs"))
+        for key, part in node.items()
+    }
+    if "properties" in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+_VALUES = ("const", "default", "enum", "examples")
+"""Keywords whose values are JSON and no schemas."""
+
+
+def _name(kind: object) -> str:
+    if kind is NoneType:
+        return "None"
+    if isinstance(kind, type) and not get_args(kind):
+        return kind.__qualname__.rpartition("<locals>.")[2]
+    origin: object = get_origin(kind)
+    if origin in (Union, UnionType):
+        return " | ".join(map(_name, get_args(kind)))
+    if origin is Annotated:
+        return _name(get_args(kind)[0])
+    if isinstance(origin, type):
+        return f"{_name(origin)}[{', '.join(map(_name, get_args(kind)))}]"
+    return repr(kind).removeprefix("typing.")
+
+
+def _plain(value: object) -> object:
+    """*value* with floats where the parser has decimals, which keep numbers of any size whole."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return value
+
+
+@final
+class Reader:
+    """Reads one output of a model, text by text, and knows each value as soon as it is whole.
+
+    Nothing here raises: after a fault :attr:`error` is set, and what comes then is not read.
+    """
+
+    __slots__ = ("_begun", "_faults", "_found", "_parser", "_raw", "_schema", "_texts", "error",
+                 "values")  # fmt: skip
+
+    def __init__(self, schema: Schema, /) -> None:
+        import ijson  # noqa: PLC0415  # an extra, and for those only who ask for a type
+
+        self._schema = schema
+        self._faults = (ijson.JSONError, ValueError)
+        self._texts: list[str] = []
+        self._begun = not schema.is_list  # Whether it is known that this is a list, or any value.
+        self._found = ijson.sendable_list()
+        self._parser = ijson.items_coro(self._found, "item" if schema.is_list else "")
+        self._raw: list[object] = []
+        self.values: list[Any] = []
+        """All that are whole, in order."""
+        self.error: OutputError | None = None
+        """Why the output is not what it should be."""
+
+    def __del__(self) -> None:
+        """Close the parser, one of which would otherwise say at its end that there was no end."""
+        with suppress(Exception):
+            self._parser.close()
+
+    @property
+    def text(self) -> str:
+        """What was read."""
+        return "".join(self._texts)
+
+    def feed(self, text: str, /) -> None:
+        """Read on."""
+        if self.error is not None or not text:
+            return
+        self._texts.append(text)
+        if not self._begun and (head := text.lstrip(" \t\r\n")):
+            self._begun = True
+            if head[0] != "[":
+                self._fail(f"is no JSON list, it begins with {head[:20]!r}")
+                return
+        fault: Exception | None = None
+        try:
+            self._parser.send(text.encode("utf-8", "surrogatepass"))
+        except self._faults as error:
+            fault = error
+        if fault is not None or self._found:
+            self._take(fault)
+
+    def finish(self, reason: FinishReason, max_tokens: int | None, /) -> None:
+        """There is no more to read; *reason* says why."""
+        if self.error is not None:
+            return
+        known = len(self.values)
+        fault: Exception | None = None
+        try:
+            self._parser.close()
+        except self._faults as error:
+            fault = error
+            self._found.clear()  # a number, perhaps not all of it
+        whole = self._take(fault)
+        cut_number = len(self.values) > known  # known by the end alone: perhaps not all of it
+        if reason == "length" and (cut_number or not whole):
+            items = self.values if self._schema.is_list else ()
+            self.error = OutputTruncated(max_tokens, text=self.text, items=items)
+        elif whole and self._schema.check is not None:
+            try:
+                self._schema.check(self._raw)
+            except _MisfitError as error:
+                self._fail(f"does not fit {self._schema.name}: {error}", error)
+
+    def _take(self, fault: Exception | None) -> bool:
+        """Take what the parser found, and the fault that stopped it; whether all was well."""
+        found = list(self._found)
+        self._found.clear()
+        for raw in map(_plain, found):
+            try:
+                value = self._schema.convert(raw)
+            except _MisfitError as error:
+                where = f"[{len(self.values)}]" if self._schema.is_list else ""
+                misfit = _MisfitError(where + error.path, error.why)
+                self._fail(f"does not fit {self._schema.name}: {misfit}", error)
+                return False
+            self.values.append(value)
+            if self._schema.check is not None:
+                self._raw.append(raw)
+        if fault is not None:
+            self._fail(_explain(fault, self.text), fault)
+        return fault is None
+
+    def _fail(self, what: str, cause: Exception | None = None) -> None:
+        items = self.values if self._schema.is_list else ()
+        self.error = OutputError(f"the model's output {what}", text=self.text, items=items)
+        self.error.__cause__ = cause
+
+
+def _explain(fault: Exception, text: str) -> str:
+    """Why a parser gave up, in a line; its own message has a drawing of the place."""
+    why = str(fault).partition("\n")[0]
+    if "EOF" in why or "Incomplete" in why:
+        return f"ended before its JSON was complete, with {text[-40:]!r}"
+    return f"is no JSON ({why}), in {text[-40:]!r}"
