@@ -176,6 +176,7 @@ async def main(arguments: list[str] | None = None) -> list[Verdict]:
         model = build_tiny_llama(Path(tempfile.gettempdir()) / "alto-tiny-llama")
         shapes = nonsense(index)
         settings = {"max_model_len": 2048, "enforce_eager": True, "kv_cache_memory_bytes": 2**27}
+        settings["replicas"] = 2  # a pool of two engines, each with cores of its own
         print("The tiny Llama speaks: its words mean nothing, only their times do.\n")
     start: float | None = None
 
@@ -184,7 +185,9 @@ async def main(arguments: list[str] | None = None) -> list[Verdict]:
             print(f"{time.perf_counter() - start:7.3f} s  {kind:<8} {what}", flush=True)
 
     print(f"Starting {model} ...", flush=True)
-    engine = alto.VLLM(str(model), **settings)
+    engine = alto.VLLM(
+        str(model), progress=lambda event: print(f"  {event}", flush=True), **settings
+    )
     async with verify.open(llm=engine, index=index, shapes=shapes, log=log) as app:
         await app.run("Warm up.")  # Not logged: the first request compiles the shapes.
         print(f"\n{options.question}\n")

@@ -8,8 +8,6 @@ time it takes, which decides how many *homes* it has.
 
 from __future__ import annotations
 
-import math
-
 __all__ = ("Average", "Speed", "Template")
 
 
@@ -127,8 +125,8 @@ class Speed:
         """*seconds* went by until a first token, with *tokens* to compute in *steps* among *n*."""
         if tokens <= 0 or seconds <= 0:
             return
-        spent = max(seconds - steps * self.step(n), 0.1 * seconds)
-        keep = math.exp(-tokens / 200_000)
+        spent = max(seconds - steps * (self.base + self.per_sequence * n), 0.1 * seconds)
+        keep = max(0.0, 1 - tokens / 200_000)
         self._tokens = self._tokens * keep + tokens
         self._time = self._time * keep + spent
         self.prefill = self._time / self._tokens

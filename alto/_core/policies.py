@@ -104,9 +104,16 @@ class PromptAware:
         hits, length, output = call.hits, call.prompt_tokens, call.expected_output
         known, samples, served, homes = len(hits), call.work.n, call.served, call.template.homes
         inflicted, due, costs = self.inflicted, call.key[0], []
+        speed, capacity = engines[0].speed, None
+        base, each, prefill = speed.base, speed.per_sequence, speed.prefill  # a pool's, for all
+        slots = budget = 1
+        limit: int | None = None
         for engine in engines:
-            speed, capacity, line = engine.speed, engine.capacity, engine.line
-            index, slots = engine.index, capacity.max_num_seqs
+            if engine.capacity is not capacity:
+                capacity = engine.capacity
+                slots, limit = capacity.max_num_seqs, capacity.kv_tokens
+                budget = capacity.max_num_batched_tokens
+            index, line = engine.index, engine.line
             uncached = length - hits[index] if index < known else length
             queue: float = engine.prefill
             n: float = engine.outstanding
@@ -122,15 +129,14 @@ class PromptAware:
                     n += ahead * line.count
                     outputs += ahead * line.outputs
             running = n if n < slots else slots  # noqa: FURB136  # min() costs thrice
-            step = speed.base + speed.per_sequence * (running + 1)
+            step = base + each * (running + 1)
             work = queue + uncached
-            cost = step * (work // capacity.max_num_batched_tokens + 1 + output)
-            cost += speed.prefill * (work + inflicted * running * uncached)
+            cost = step * (work // budget + 1 + output)
+            cost += prefill * (work + inflicted * running * uncached)
             if n:
                 over = n + samples - slots
                 if over > 0:  # places come free at the rate at which those that are there end
                     cost += over * step * outputs / (n * slots)
-                limit = capacity.kv_tokens
                 if limit is not None:
                     missing = engine.kv + uncached + output - limit
                     if missing > 0:  # and so does their memory
