@@ -1,24 +1,24 @@
 """The calls of a pool: each waits for its engine, runs there, and may go on elsewhere.
 
-A call is driven by whoever iterates its generator. Only where that reader is away, and somebody
-waits for a place on the same engine, a *pump* reads on for it: a task that belongs to the call and
-ends with it. Whether it is needed is looked at once when a reader leaves or somebody begins to wait,
-never at intervals.
+A call is driven by whoever iterates its generator; where that reader is away and others wait, the
+pool reads on for it (`alto/engines/_readers.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import cast, final
 
-import anyio
 import attrs
 
+from alto._aio import uncut
 from alto._core.prefix import salt_of
 from alto.engines._members import Members, Seat
 from alto.engines._pool_run import Run
 from alto.engines._prompts import Prompts, work_of
+from alto.engines._readers import Readers
 from alto.errors import (
     Closed,
     DeadlineExceeded,
@@ -40,9 +40,6 @@ from alto.protocols import Embedder
 from alto.sched import Scheduler, Ticket, Work
 
 __all__ = ("Calls",)
-
-_AWAY = 0.02
-"""Seconds for which a reader may be away from a generation while others wait for its engine."""
 
 
 @final
@@ -68,17 +65,17 @@ class Calls:
         self._max_waiting = max_waiting
         self._runs: dict[Ticket, Run] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._readers = Readers(scheduler, self._runs, self._account)
+        self._quiet: list[asyncio.Future[None]] = []
         self.open = 0
         """Calls that have begun and have not ended."""
-        self.quiet: asyncio.Future[None] | None = None
-        """Is told when none is open any more."""
 
     # -- one call
 
     async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
         """Run one generation, wherever there is room for it."""
-        loop = asyncio.get_running_loop()
-        asked = loop.time()
+        asked = asyncio.get_running_loop().time()
+        readers = self._readers
         self._admit(request.origin, asked)
         self.open += 1
         run: Run | None = None
@@ -91,17 +88,20 @@ class Calls:
                 life = seat.life
                 try:
                     run.source = source = seat.engine.generate(cast(GenerateRequest, run.request))
-                    while run.left or run.buffer:
-                        run.reading = True
-                        if run.pump is None:
-                            chunk = await anext(source)
-                            self._account(run, chunk)
-                        else:
-                            chunk = await run.next_kept()
+                    run.reading = True
+                    async for chunk in source:
                         run.reading = False
-                        book = run.book
-                        if book is not None and book.line.count and not run.checking and run.left:
-                            self._check_later(run)
+                        self._account(run, chunk)
+                        if run.closed is not None:
+                            raise run.closed
+                        if readers.pressed and run.book in readers.pressed:
+                            readers.check_later(run)
+                        yield chunk if chunk.usage is None else self._billed(run, chunk, request)
+                        if run.pump is not None or not run.left:
+                            break
+                        run.reading = True
+                    while run.pump is not None and (run.left or run.buffer):
+                        chunk = await run.next_kept()
                         yield chunk if chunk.usage is None else self._billed(run, chunk, request)
                 except EngineDied as error:
                     self._members.died(seat, life, error)
@@ -157,17 +157,27 @@ class Calls:
 
     def _admit(self, origin: Origin | None, now: float) -> None:
         if self._prompts.closed is not None:
-            raise self._prompts.closed
+            raise Closed(*self._prompts.closed.args)
         if origin is not None and origin.deadline is not None and origin.deadline <= now:
             raise DeadlineExceeded(max(0.0, origin.deadline - origin.arrived))
         waiting = self._scheduler.waiting
-        if self._max_waiting is not None and waiting >= self._max_waiting:
+        if self._max_waiting is not None and waiting and waiting >= self._max_waiting:
             raise Overloaded(waiting, self._max_waiting)
 
     def _closed_one(self) -> None:
         self.open -= 1
-        if not self.open and self.quiet is not None and not self.quiet.done():
-            self.quiet.set_result(None)
+        if not self.open:
+            for future in self._quiet:
+                if not future.done():
+                    future.set_result(None)
+            self._quiet.clear()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no call is open."""
+        while self.open:
+            future = asyncio.get_running_loop().create_future()
+            self._quiet.append(future)
+            await future
 
     async def _submitted(
         self,
@@ -185,10 +195,16 @@ class Calls:
 
     def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> Run:
         if self._prompts.closed is not None:
-            raise self._prompts.closed
-        ticket = self._scheduler.submit(work, now=asyncio.get_running_loop().time())
+            raise Closed(*self._prompts.closed.args)
+        now = asyncio.get_running_loop().time()
+        ticket = self._scheduler.submit(work, now=now)
         run = self._runs[ticket] = Run(request, ticket, asked)
         self.dispatch()
+        most, waiting = self._max_waiting, self._scheduler.waiting
+        if most is not None and waiting > most and ticket.state == "waiting":
+            del self._runs[ticket]
+            self._scheduler.withdraw(ticket, now=now)
+            raise Overloaded(waiting - 1, most)
         return run
 
     async def _granted(self, run: Run) -> Seat:
@@ -203,8 +219,10 @@ class Calls:
                 finally:
                     run.granted = None
             seat, book = run.seat, run.book
-            assert seat is not None
-            assert book is not None
+            if seat is None or book is None:
+                continue  # there is no engine any more, or the pool was stopped
+            if run.closed is not None:
+                raise run.closed
             if book.alive:
                 return seat
             self._again(run)  # it died between being chosen and being asked
@@ -231,10 +249,9 @@ class Calls:
         return True
 
     def _account(self, run: Run, chunk: Chunk) -> None:
-        """The engine has said something."""
+        """The engine has said something. Every token comes through here."""
         run.seen += 1
-        book, loop = run.book, asyncio.get_running_loop()
-        now = loop.time()
+        book, now = run.book, run.time()
         if not run.begun or run.ticket.state == "prefilling":
             if not run.begun:
                 run.first = now
@@ -251,18 +268,20 @@ class Calls:
         if chunk.finish_reason is not None:
             run.left -= 1
             if not run.left:
-                said = len(run.said) if chunk.usage is None else chunk.usage.output_tokens
-                self._end(run, output_tokens=said, completed=True)
+                told = 0 if chunk.usage is None else chunk.usage.output_tokens
+                self._end(run, output_tokens=max(told, len(run.said)), completed=True)
 
     def _billed(self, run: Run, chunk: Chunk, request: GenerateRequest) -> Chunk:
         """The last chunk, with times as the caller sees them."""
         usage = cast(Usage, chunk.usage)
         resumed = run.request is not request
+        prompt = run.ticket.prompt_tokens if resumed else usage.prompt_tokens
         return attrs.evolve(
             chunk,
             usage=attrs.evolve(
                 usage,
-                prompt_tokens=run.ticket.prompt_tokens if resumed else usage.prompt_tokens,
+                prompt_tokens=prompt,
+                cached_tokens=min(usage.cached_tokens, prompt),
                 output_tokens=len(run.said) if resumed else usage.output_tokens,
                 queue_time=run.dispatched - run.asked + usage.queue_time,
                 first_token_time=run.first - run.asked,
@@ -280,56 +299,29 @@ class Calls:
 
     async def _leave(self, run: Run) -> None:
         """The call is over, in whatever way. Shielded."""
-        await self._close_source(run)
-        if run.ticket.state == "waiting":
-            run.ended = True
-            self._runs.pop(run.ticket, None)
-            self._scheduler.withdraw(run.ticket, now=asyncio.get_running_loop().time())
-        else:
-            self._end(run, output_tokens=len(run.said), completed=False)
+        try:
+            await self._close_source(run)
+        finally:
+            if run.ticket.state == "waiting":
+                run.ended = True
+                self._runs.pop(run.ticket, None)
+                self._scheduler.withdraw(run.ticket, now=asyncio.get_running_loop().time())
+                self.dispatch()
+            else:
+                self._end(run, output_tokens=len(run.said), completed=False)
 
     async def _close_source(self, run: Run) -> None:
         source, pump = run.source, run.pump
         run.source = run.pump = None
         if source is None:
             return
-        with anyio.CancelScope(shield=True):
+        try:
             if pump is not None:
                 pump.cancel()
-                await asyncio.wait([pump])
-            await source.aclose()
-        run.buffer.clear()
-
-    # -- readers that are away
-
-    def _check_later(self, run: Run) -> None:
-        run.checking = True
-        loop = asyncio.get_running_loop()
-        loop.call_later(_AWAY, self._check, run, run.seen)
-
-    def _check(self, run: Run, seen: int) -> None:
-        """Read on in place of a reader that is away while others wait for the engine."""
-        run.checking = False
-        book = run.book
-        if run.ended or run.reading or run.pump is not None or run.source is None:
-            return
-        if book is None or not book.line.count or book.has_room:
-            return
-        if run.seen != seen:
-            self._check_later(run)
-            return
-        run.pump = asyncio.get_running_loop().create_task(self._read_on(run, run.source))
-
-    async def _read_on(self, run: Run, source: AsyncGenerator[Chunk, None]) -> None:
-        try:
-            while run.left:
-                chunk = await anext(source)
-                self._account(run, chunk)
-                run.keep(chunk)
-        except BaseException as error:
-            run.keep(error)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+                await uncut(partial(_ended, pump))
+        finally:
+            run.buffer.clear()
+            await uncut(source.aclose)
 
     # -- everybody
 
@@ -346,16 +338,10 @@ class Calls:
             if run.granted is not None and not run.granted.done():
                 run.granted.set_result(None)
         if self._scheduler.waiting:
-            self._watch_readers()
+            self._readers.watch()
             self._wake_at(self._scheduler.next_wake(now))
-
-    def _watch_readers(self) -> None:
-        for book in self._scheduler.engines:
-            if book.line.count and not book.has_room:
-                for ticket in book.tickets:
-                    run = self._runs.get(ticket)
-                    if run is not None and run.begun and not (run.reading or run.checking):
-                        self._check_later(run)
+        elif self._readers.pressed:
+            self._readers.relax()
 
     def _wake_at(self, when: float | None) -> None:
         if self._timer is not None:
@@ -372,18 +358,30 @@ class Calls:
         """Engines came or went."""
         self._prompts.engines_changed()
         if not self._members.hopeful:
-            for run in list(self._runs.values()):
-                if run.granted is not None and not run.granted.done():
-                    run.granted.set_exception(self._prompts.death())
+            self._wake_all()
         self.dispatch()
 
     def close(self, why: Closed) -> None:
-        """End all that wait with *why*, and take nothing more."""
+        """End all calls with *why*, and take nothing more.
+
+        A reader that waits for an engine which is not stopped with the pool learns of it with the
+        next chunk.
+        """
         self._prompts.closed = why
+        for run in self._runs.values():
+            run.closed = Closed(*why.args)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for run in list(self._runs.values()):
-            if run.granted is not None and not run.granted.done():
-                run.granted.set_exception(Closed(str(why)))
+        self._wake_all()
         self._prompts.engines_changed()
+
+    def _wake_all(self) -> None:
+        """Let those that wait see that there is nothing to wait for."""
+        for run in self._runs.values():
+            if run.granted is not None and not run.granted.done():
+                run.granted.set_result(None)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])

@@ -80,8 +80,14 @@ class Seat:
     """Invariant: there while it runs, and only then."""
     since: float = 0.0
     cause: BaseException | None = None
+    member: Member | None = None
+    """The engine again, while it runs and is a `Member`."""
+    up: float = 0.0
+    """When it began to serve."""
     life: int = 0
     """How often it was started; tells one life from the next."""
+    pause: float = 0.0
+    """Seconds to wait before it is started again; grows while it does not live for long."""
 
     def statistics(self) -> EngineStatistics:
         """What its engine is doing."""
@@ -166,7 +172,9 @@ class Members:
                 try:
                     await self._start(seat)
                 except Exception as error:  # noqa: BLE001  # raised below, without a group around it
+                    self._report(seat, "failed")
                     errors.append(error)
+                    tasks.cancel_scope.cancel()
 
         try:
             await ready
@@ -189,7 +197,9 @@ class Members:
                 await asyncio.wait([main])
             for seat in self.seats:
                 self._take_out(seat, "stopped")
-            errors: list[Exception] = []
+            errors: list[BaseException] = []
+            if main is not None and not main.cancelled() and (bug := main.exception()) is not None:
+                errors.append(bug)
 
             async def stop(seat: Seat) -> None:
                 try:
@@ -241,21 +251,21 @@ class Members:
             await seat.engine.start()
         except Exception as error:
             seat.cause = error
-            self._report(seat, "failed")
             raise
         engine, seat.life = seat.engine, seat.life + 1
-        capacity = engine.capacity if isinstance(engine, Member) else _capacity(engine)
+        member = engine if isinstance(engine, Member) else None
+        capacity = _capacity(engine) if member is None else member.capacity
         book = self.scheduler.add_engine(seat.name, capacity, now=loop.time())
-        seat.book, seat.cause = book, None
-        if isinstance(engine, Member):
-            engine.listen(self.scheduler.listener(book))
-            self.spawn(self._watch, seat, seat.life)
+        seat.book, seat.cause, seat.up = book, None, loop.time()
+        seat.member = member
+        if member is not None:
+            member.listen(self.scheduler.listener(book))
+            self.spawn(self._watch, seat, member, seat.life)
         self._report(seat, "running")
         self._changed()
 
-    async def _watch(self, seat: Seat, life: int) -> None:
-        assert isinstance(seat.engine, Member)
-        await seat.engine.wait_died()
+    async def _watch(self, seat: Seat, member: Member, life: int) -> None:
+        await member.wait_died()
         try:
             seat.engine.check_health()
             cause: BaseException = EngineError(seat.name, "it died")
@@ -266,25 +276,26 @@ class Members:
         self.died(seat, life, cause)
 
     async def _bring_back(self, seat: Seat) -> None:
-        pause, longest = self._backoff
+        first, longest = self._backoff
+        if asyncio.get_running_loop().time() - seat.up > longest:
+            seat.pause = 0.0  # it has lived for a while
         if seat not in self._mine:
             self._mine.append(seat)
-        for attempt in range(self._attempts):
-            if attempt:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, longest)
+        for attempt in range(1, self._attempts + 1):
             try:
                 await seat.engine.stop()
+                await asyncio.sleep(seat.pause)
+                seat.pause = min(max(first, 2 * seat.pause), longest)
                 await self._start(seat)
             except Exception as error:  # noqa: BLE001  # whatever a start may raise; kept, and told
                 seat.cause = error
+                self._report(seat, "dead" if attempt < self._attempts else "failed")
             else:
                 return
-        seat.state = "failed"
         self._changed()
 
     def _take_out(self, seat: Seat, state: EngineState) -> None:
-        book, seat.book = seat.book, None
+        book, seat.book, seat.member = seat.book, None, None
         if book is not None:
             self.scheduler.remove_engine(book, now=asyncio.get_running_loop().time())
         if seat.state != state:
@@ -292,16 +303,22 @@ class Members:
 
     def _report(self, seat: Seat, state: EngineState) -> None:
         seat.state = state
-        if self._progress is not None:
-            self._progress(
-                PoolProgress(
-                    engine=seat.name,
-                    state=state,
-                    seconds=asyncio.get_running_loop().time() - seat.since,
-                    running=len(self.running),
-                    total=len(self.seats),
-                    cause=seat.cause,
-                )
+        if self._progress is None:
+            return
+        loop = asyncio.get_running_loop()
+        progress = PoolProgress(
+            engine=seat.name,
+            state=state,
+            seconds=loop.time() - seat.since,
+            running=len(self.running),
+            total=len(self.seats),
+            cause=seat.cause,
+        )
+        try:
+            self._progress(progress)
+        except Exception as error:  # noqa: BLE001  # a user's; the engines must not suffer for it
+            loop.call_exception_handler(
+                {"message": "the progress function of a pool failed", "exception": error}
             )
 
 

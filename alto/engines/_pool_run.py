@@ -24,14 +24,15 @@ class Run:
         asked: When its caller began, in seconds of the loop's clock.
     """
 
-    __slots__ = ("asked", "begun", "book", "buffer", "checking", "dispatched", "ended", "first",
+    __slots__ = ("asked", "begun", "book", "buffer", "checking", "closed", "dispatched", "ended", "first",
                  "granted", "left", "news", "pump", "reading", "request", "said", "seat", "seen",
-                 "source", "ticket")  # fmt: skip
+                 "source", "ticket", "time")  # fmt: skip
 
     def __init__(self, request: GenerateRequest | None, ticket: Ticket, asked: float) -> None:
         self.request = request
         self.ticket = ticket
         self.asked = asked
+        self.time = asyncio.get_running_loop().time
         self.dispatched = self.first = asked
         self.granted: asyncio.Future[None] | None = None
         self.seat: Seat | None = None
@@ -50,6 +51,8 @@ class Run:
         """Its output in tokens; all samples together."""
         self.left = 1 if request is None else request.n
         """Samples that have not ended."""
+        self.closed: Exception | None = None
+        """Why it ends, though its engine may go on."""
         self.pump: asyncio.Task[None] | None = None
         self.buffer: deque[Chunk | BaseException] = deque()
         self.news: asyncio.Future[None] | None = None
@@ -59,6 +62,8 @@ class Run:
         while not self.buffer:
             self.news = asyncio.get_running_loop().create_future()
             await self.news
+        if self.closed is not None:
+            raise self.closed
         kept = self.buffer.popleft()
         if isinstance(kept, BaseException):
             raise kept

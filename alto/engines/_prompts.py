@@ -54,7 +54,7 @@ class Prompts:
     def check_hopeful(self) -> None:
         """Raise if nothing is taken any more, or no engine will ever be there."""
         if self.closed is not None:
-            raise self.closed
+            raise Closed(*self.closed.args)
         if not self._members.hopeful:
             raise self.death()
 
@@ -88,8 +88,8 @@ class Prompts:
             self.check_hopeful()
             running = self._members.running
             for seat in running:
-                if isinstance(seat.engine, Member):
-                    return seat.engine
+                if seat.member is not None:
+                    return seat.member
             if running:
                 return None
             future = asyncio.get_running_loop().create_future()

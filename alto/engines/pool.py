@@ -48,11 +48,13 @@ class Pool:
         recorder: Gets every decision, see :class:`alto.sched.Decision`.
         replace: Whether an engine that dies is started again.
         attempts: How many engines a call is tried on, and how many starts in a row may fail.
-        backoff: First and longest pause between two starts of a dead engine, in seconds.
+        backoff: First and longest pause before a dead engine is started, in seconds. There is none
+            if it has lived for longer than the longest, or has not died before.
         start_group: Engines for which it gives the same start one after another; None: all start at
             the same time.
         progress: Hears of every start, death and replacement; True: a line each on stderr.
-        max_waiting: Most calls that wait; None: no limit.
+        max_waiting: Most calls that wait; with 0 only those are taken that can start at once. None:
+            no limit.
 
     Raises:
         ValueError: No engines, one twice, or a number out of its range.
@@ -173,15 +175,14 @@ class Pool:
         """End all calls and stop the engines that were started here.
 
         Args:
-            drain: Take no new calls, and wait until those that are there have ended.
+            drain: Take no new calls, and wait until those that are there have been read or closed.
 
         Cancellation: shielded; while it drains, a cancellation ends the wait, and the calls.
         """
         try:
             if drain and self._state == "running" and self._calls.open:
                 self._prompts.closed = Closed(f"pool {self._name!r} is being stopped")
-                self._calls.quiet = asyncio.get_running_loop().create_future()
-                await self._calls.quiet
+                await self._calls.wait_quiet()
         finally:
             with anyio.CancelScope(shield=True):
                 async with self._lifecycle():
@@ -282,7 +283,6 @@ class Pool:
         if self._state == "stopped":
             return
         self._state = "stopped"
-        self._calls.quiet = None
         self._calls.close(Closed(f"pool {self._name!r} was stopped"))
         await self._members.stop()
 

@@ -11,6 +11,7 @@ from alto.engines.pool import Pool
 from alto.errors import (
     Closed,
     DeadlineExceeded,
+    EngineDied,
     EngineError,
     EngineStartError,
     InvalidRequest,
@@ -236,6 +237,75 @@ class TestFeeding:
         assert got[-1].finish_reason == "stop"
 
 
+class TestAway:
+    """Readers that are away, and calls that wait for the same engine."""
+
+    async def test_also_long_after_the_engine_has_said_anything(self):
+        """An engine that seems silent since nobody reads is found to be alive when it is needed."""
+        pool, (engine,) = pool_of(1, seats=1)
+        async with pool:
+            away = pool.generate(GenerateRequest(prompt="away"))
+            await anext(away)
+            await asyncio.sleep(100)
+            texts = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(3)]
+            assert [await text for text in texts] == ["".join(WORDS)] * 3
+            assert engine.statistics() == EngineStatistics()
+            assert [chunk.text async for chunk in away] == WORDS[1:]
+            pool.scheduler.check()
+
+    @pytest.mark.parametrize("count", [1, 3])
+    async def test_all_places_taken_by_readers_that_are_away(self, count):
+        """Any number of calls gets through, however many generations nobody reads on."""
+        pool, _ = pool_of(count, seats=2, policy=LeastLoaded())
+        async with pool:
+            away = [pool.generate(GenerateRequest(prompt=f"{k}")) for k in range(4 * count)]
+            async with asyncio.TaskGroup() as group:
+                for generation in away:
+                    group.create_task(anext(generation))
+            await asyncio.sleep(30)
+            texts = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(20)]
+            assert [await text for text in texts] == ["".join(WORDS)] * 20
+            for generation in away:
+                assert [chunk.text async for chunk in generation] == WORDS[1:]
+            pool.scheduler.check()
+            assert all(not book.tickets for book in pool.scheduler.engines)
+
+    async def test_a_slow_reader_is_no_reader_that_is_away(self):
+        """One that comes back before the moment is over reads for itself."""
+        pool, _ = pool_of(1, seats=1, delay=0.001)
+        async with pool:
+            slow = pool.generate(GenerateRequest(prompt="slow"))
+            await anext(slow)
+            others = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(2)]
+            tasks = set()
+            async for _ in slow:
+                await asyncio.sleep(0.015)
+                tasks |= {task.get_coro().__name__ for task in asyncio.all_tasks()}
+            assert "_read_on" not in tasks
+            assert [await other for other in others] == ["".join(WORDS)] * 2
+
+    @pytest.mark.parametrize("moment", [0.5, 1.0, 1.01, 1.5, 2.0, 3.0, 4.0])
+    async def test_an_engine_that_dies_while_the_pool_reads_on(self, moment):
+        """What was read is given, then the error; nothing is left."""
+        pool, (engine,) = pool_of(1, seats=1)
+        async with pool:
+            away = pool.generate(GenerateRequest(prompt="away"))
+            await anext(away)
+            others = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(3)]
+            await asyncio.sleep(moment)
+            engine.kill()
+            got = []
+            try:
+                async for chunk in away:
+                    got.append(chunk.text)
+            except EngineDied:
+                assert len(got) < 3
+            assert got == WORDS[1 : 1 + len(got)]
+            await asyncio.gather(*others, return_exceptions=True)
+            assert pool.statistics() == EngineStatistics()
+            pool.scheduler.check()
+
+
 class TestRefusals:
     """What never reaches an engine."""
 
@@ -267,6 +337,25 @@ class TestRefusals:
             with pytest.raises(Overloaded, match="2 calls wait for an engine, and no more than 2"):
                 await ask(pool, "one too many")
         assert {task.result() for task in tasks} == {"".join(WORDS)}
+
+    async def test_a_burst_does_not_overfill_the_line(self):
+        """Of calls that come in one moment, those above max_waiting are refused."""
+        pool, _ = pool_of(1, seats=1, max_waiting=2)
+        async with pool:
+            tasks = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(10)]
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(o) for o in outcomes].count(Overloaded) == 7
+            assert outcomes.count("".join(WORDS)) == 3
+            pool.scheduler.check()
+            assert pool.statistics() == EngineStatistics()
+
+    async def test_no_line_at_all(self):
+        """With max_waiting=0 a call is taken if it can start at once, and refused if not."""
+        pool, _ = pool_of(1, seats=1, max_waiting=0)
+        async with pool:
+            tasks = [asyncio.ensure_future(ask(pool, f"{k}")) for k in range(3)]
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [str, Overloaded, Overloaded]
 
     async def test_engines_that_cannot_embed(self):
         """An engine that generates says so, and says what would."""
@@ -366,6 +455,34 @@ class TestLife:
         with pytest.raises(Closed):
             pool.check_health()
 
+    async def test_one_that_fails_ends_the_other_starts(self):
+        """Nobody waits for engines that are not wanted any more."""
+        pool, engines = pool_of(2)
+
+        async def fail():
+            raise EngineStartError("e1", "no memory")
+
+        async def never():
+            await asyncio.Event().wait()
+
+        engines[0].start, engines[1].start = never, fail
+        with pytest.raises(EngineStartError, match="no memory"):
+            await pool.start()
+
+    async def test_a_progress_function_that_fails_harms_nobody(self):
+        """Its error goes to the loop's exception handler, and the pool runs."""
+
+        def fail(_progress):
+            raise ZeroDivisionError
+
+        told = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        pool, (engine,) = pool_of(1, progress=fail)
+        async with pool:
+            engine.kill()
+            assert await ask(pool) == "".join(WORDS)
+        assert {type(context["exception"]) for context in told} == {ZeroDivisionError}
+
     async def test_a_cancelled_start_leaves_nothing(self):
         """Engines that run already when the start is cancelled are stopped again."""
         pool, engines = pool_of(2)
@@ -408,6 +525,37 @@ class TestLife:
         assert [task.result() for task in tasks] == ["".join(WORDS)] * 3
         with pytest.raises(Closed, match="start it first"):
             await ask(pool, "later")
+
+    async def test_a_stop_ends_a_drain(self):
+        """Both return, and so does a second drain; what still runs ends with Closed."""
+        pool, _ = pool_of(1, seats=1)
+        await pool.start()
+        task = asyncio.ensure_future(ask(pool))
+        await asyncio.sleep(0.5)
+        drains = [asyncio.ensure_future(pool.stop(drain=True)) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        await pool.stop()
+        with pytest.raises(Closed):
+            await task
+        for drain in drains:
+            await drain
+
+    async def test_stopping_ends_what_runs_on_engines_that_go_on(self):
+        """On an engine that is left running, a generation of the pool ends all the same."""
+        (engine,) = pool_of(1)[1]
+        await engine.start()
+        pool = Pool([engine])
+        await pool.start()
+        reading = asyncio.ensure_future(ask(pool))
+        away = pool.generate(GenerateRequest(prompt="away"))
+        await anext(away)
+        await pool.stop()
+        with pytest.raises(Closed):
+            await anext(away)
+        with pytest.raises(Closed):
+            await reading
+        assert engine.statistics() == EngineStatistics()
+        await engine.stop()
 
     async def test_a_cancelled_drain_stops_at_once(self):
         """Whoever does not want to wait any more cancels, and all is stopped."""

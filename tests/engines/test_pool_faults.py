@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alto.engines.pool import Pool
+from alto.engines.profiles import CPU_TINY
+from alto.engines.simulated import Simulated
 from alto.errors import (
     Closed,
     DeadlineExceeded,
@@ -222,9 +225,7 @@ class TestReplacement:
         pool, engines = pool_from_zero(
             2, backoff=(1.0, 30.0), progress=lambda p: states.append((p.engine, p.state))
         )
-        loop = asyncio.get_running_loop()
         async with pool:
-            begin = loop.time()
             engines[0].broken = EngineStartError("e0", "no memory")
             engines[0].kill()
             await asyncio.sleep(2.5)
@@ -234,8 +235,38 @@ class TestReplacement:
             assert pool.engines[0].state == "failed"
             assert await outcome(pool) == WHOLE
             pool.check_health()
-        assert states.count(("e0", "dead")) == 1
-        assert loop.time() > begin
+        assert states[4:] == [
+            *[("e0", "dead"), ("e0", "starting")] * 3, ("e0", "failed"),
+            ("e0", "stopped"), ("e1", "stopped"),
+        ]  # fmt: skip
+
+    async def test_calls_that_come_between_two_starts_wait(self, pool_from_zero):
+        """While another start is to come, a call does not fail for the one that failed."""
+        pool, engines = pool_from_zero(1, backoff=(5.0, 5.0))
+        async with pool:
+            engines[0].broken = EngineStartError("e0", "not yet")
+            engines[0].kill()
+            await asyncio.sleep(2)
+            assert pool.engines[0].state == "dead"
+            task = asyncio.ensure_future(outcome(pool))
+            engines[0].broken = None
+            assert await task == WHOLE
+
+    async def test_an_engine_that_dies_again_and_again_is_started_ever_more_rarely(
+        self, pool_from_zero
+    ):
+        """The pause grows up to the longest, and an engine that has lived for so long has none."""
+        pool, engines = pool_from_zero(1, backoff=(1.0, 4.0))
+        loop = asyncio.get_running_loop()
+        pauses = []
+        async with pool:
+            for life in (0.5, 0.5, 0.5, 0.5, 0.5, 5.0):
+                await asyncio.sleep(life)
+                engines[0].kill()
+                began = loop.time()
+                assert await outcome(pool, max_tokens=1) == "0 "
+                pauses.append(loop.time() - began - 1.0)
+        assert pauses == pytest.approx([0.0, 1.0, 2.0, 4.0, 4.0, 0.0])
 
     async def test_when_none_is_left_calls_fail(self, pool_from_zero):
         """Those that wait, and those that come; the last cause is named."""
@@ -346,5 +377,115 @@ def test_everything_ends_whatever_dies(calls, kills, engines, policy):
             assert all(member.over <= 1 for member in members)
             assert pool._calls._runs == {}
             assert pool._calls.open == 0
+
+    run_virtual(main)
+
+
+class TestCancellation:
+    """A call is cut at every step of the loop, once and again."""
+
+    @pytest.mark.parametrize("again", [None, 0, 1])
+    @pytest.mark.parametrize("others", [0, 4])
+    @pytest.mark.parametrize("steps", range(12))
+    async def test_at_every_step(self, pool_from_zero, steps, others, again):
+        """Nothing of it is left, the others end, also where it is cancelled while it ends."""
+        pool, engines = pool_from_zero(1, seats=1, delay=0.0)
+        slow = engines[0].inner._delay = 0.001
+        async with pool:
+            tasks = [asyncio.ensure_future(outcome(pool)) for _ in range(others)]
+            task = asyncio.ensure_future(outcome(pool))
+            for _ in range(steps):
+                await asyncio.sleep(0 if steps < 8 else slow)
+            task.cancel()
+            if again is not None:
+                for _ in range(again):
+                    await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.result() == WHOLE
+            assert [await other for other in tasks] == [WHOLE] * others
+            assert pool.statistics() == EngineStatistics()
+            assert all(not book.tickets for book in pool.scheduler.engines)
+            assert pool._calls._runs == {}
+            pool.scheduler.check()
+
+
+READERS = st.lists(
+    st.tuples(
+        st.floats(0, 3),  # when it comes
+        st.sampled_from([0.0, 0.0, 0.0, 0.01, 1.0, 40.0]),  # how long its reader is away per chunk
+        st.sampled_from([None, None, 0.3, 2.0]),  # when it is cancelled, after that
+    ),
+    min_size=1,
+    max_size=14,
+)
+SMALL = attrs.evolve(CPU_TINY, max_num_seqs=2)
+
+
+async def read_slowly(pool, when, away, cancel, *, may_die):
+    """Read one generation, *away* seconds away after each chunk."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(when)
+    request = GenerateRequest(prompt=f"tell me {when}")
+
+    async def read():
+        count = 0
+        async for chunk in pool.generate(request):
+            count += len(chunk.token_ids)
+            await asyncio.sleep(away)
+        return count
+
+    task = asyncio.ensure_future(read())
+    if cancel is not None:
+        loop.call_later(cancel, task.cancel)
+    try:
+        assert await task == 8
+    except EngineDied:
+        assert may_die
+    except asyncio.CancelledError:
+        assert cancel is not None
+
+
+async def look(pool):
+    """Nobody waits in the line of an engine that has room, and none has too much."""
+    while True:
+        for book in pool.scheduler.engines:
+            assert not (book.line.count and book.has_room)
+            assert book.outstanding <= book.most
+        await asyncio.sleep(0.05)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    READERS,
+    st.lists(st.tuples(st.floats(0, 4), st.integers(0, 1)), max_size=3),
+    st.integers(1, 2),
+    st.sampled_from([PromptAware, RoundRobin, LeastLoaded]),
+)
+def test_slow_readers_hold_nobody_up(readers, kills, engines, policy):
+    """Whatever readers do, calls end, and none waits in the line of an engine that has room."""
+
+    async def main():
+        members = [Simulated(SMALL, 8, name=f"e{k}") for k in range(engines)]
+        async with Pool(members, policy=policy()) as pool:
+            loop = asyncio.get_running_loop()
+            for when, which in kills:
+                loop.call_later(when, members[which % engines].kill)
+            looking = asyncio.ensure_future(look(pool))
+            quick = [
+                asyncio.ensure_future(read_slowly(pool, *reader, may_die=kills))
+                for reader in readers
+            ]
+            last = asyncio.ensure_future(read_slowly(pool, 5.0, 0.0, None, may_die=kills))
+            await last
+            assert loop.time() < 30.0
+            for task in quick:
+                await task
+            looking.cancel()
+            await asyncio.wait([looking])
+            assert looking.cancelled()
+            pool.scheduler.check()
+            assert pool.statistics() == EngineStatistics()
+            assert all(not book.tickets for book in pool.scheduler.engines)
 
     run_virtual(main)
