@@ -17,7 +17,7 @@ from alto._aio import uncut
 from alto._core.prefix import salt_of
 from alto.engines._members import Members, Seat
 from alto.engines._pool_run import Run
-from alto.engines._prompts import Prompts, work_of
+from alto.engines._prompts import Prompts, with_changes, work_of
 from alto.engines._readers import Readers
 from alto.errors import (
     Closed,
@@ -87,7 +87,7 @@ class Calls:
                 seat = await self._granted(run)
                 life = seat.life
                 try:
-                    run.source = source = seat.engine.generate(cast(GenerateRequest, run.request))
+                    run.source = source = seat.engine.generate(_in_order(run))
                     run.reading = True
                     async for chunk in source:
                         run.reading = False
@@ -381,6 +381,16 @@ class Calls:
         for run in self._runs.values():
             if run.granted is not None and not run.granted.done():
                 run.granted.set_result(None)
+
+
+def _in_order(run: Run) -> GenerateRequest:
+    """The request with its place in the line as its priority, in milliseconds.
+
+    So an engine that must choose itself, among the few that it has in advance or whom to take memory
+    from, chooses as the scheduler would.
+    """
+    request = cast(GenerateRequest, run.request)
+    return with_changes(request, priority=round(1000 * run.ticket.key[0]))
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
