@@ -27,7 +27,7 @@ _HOME = {
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
-        from importlib import import_module  # noqa: PLC0415  # for those who ask
+        from importlib import import_module  # for those who ask
 
         return getattr(import_module(f"alto.engines.{_HOME[name]}"), name)
     msg = f"module {__name__!r} has no attribute {name!r}"

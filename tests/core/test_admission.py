@@ -46,6 +46,7 @@ class Pool(RuleBasedStateMachine):
         self.orphans = []
         self.books = []
         self.faults = []
+        self.keys = {}
 
     @initialize(policy=st.sampled_from(POLICIES), order=st.sampled_from(["request", "arrival"]))
     def begin(self, policy, order):
@@ -167,6 +168,9 @@ class Pool(RuleBasedStateMachine):
         self.admission.check()
         assert self.admission.waiting == len(self.waiting)
         assert set(self.admission.engines) == set(self.books)
+        for ticket in self.waiting:
+            assert ticket.key <= self.keys.get(ticket, ticket.key), "a place in a line gets worse"
+            self.keys[ticket] = ticket.key
         for book in self.books:
             mine = [t for t, where in self.running.items() if where is book]
             assert book.outstanding == sum(t.work.n for t in mine)
@@ -183,6 +187,8 @@ class Pool(RuleBasedStateMachine):
         if hasattr(self, "admission"):
             assert self.admission.waiting == 0
             assert self.admission._groups == {}
+            index = self.admission.ledger._index
+            assert index is None or not any(index._pending.values())
             self.admission.check()
 
 
@@ -266,6 +272,16 @@ class TestOrder:
         # Four open siblings in a when the last of them came, one in b.
         assert finish(admission) == [2, 3, 4, 5]
 
+    def test_one_of_many_gives_way_to_one_that_is_alone(self):
+        """Of two calls of nearly one age the one with fewer open siblings goes first."""
+        admission = one_engine()
+        admission.submit(work(arrived=0.0), now=0.0)
+        assert started(admission) == [1]
+        for _ in range(8):
+            admission.submit(work(arrived=1.0, group="a"), now=1.0)
+        admission.submit(work(arrived=1.0 + 2.5 * STRAGGLER_SECONDS, group="b"), now=1.3)
+        assert finish(admission)[:5] == [2, 3, 4, 10, 5]
+
     def test_calls_left_alone_are_moved_forward(self):
         """When the siblings of a waiting call end, it passes those that it was behind."""
         admission = one_engine()
@@ -277,6 +293,57 @@ class TestOrder:
             admission.withdraw(ticket, now=1.0)
         assert many[5].key < other.key
         assert finish(admission) == [many[5].number, other.number]
+
+
+class TestLearning:
+    """What ended calls tell of others."""
+
+    def test_outputs_are_counted_per_sample(self):
+        """Three samples of ten tokens each make the next call be expected to say ten or so."""
+        admission = one_engine(seats=8)
+        for _ in range(40):
+            ticket = admission.submit(work(n=3), now=0.0)
+            admission.dispatch(now=0.0)
+            admission.ended(ticket, now=1.0, output_tokens=30, completed=True)
+        assert admission.submit(work(), now=1.0).expected_output == pytest.approx(10, rel=0.6)
+        assert admission.submit(work(n=3), now=1.0).expected_output == pytest.approx(30, rel=0.6)
+
+    def test_calls_that_were_cut_tell_nothing(self):
+        """An output that was not finished is no output of that length."""
+        admission = one_engine(seats=8)
+        expected = admission.submit(work(), now=0.0).expected_output
+        ticket = admission.submit(work(), now=0.0)
+        admission.dispatch(now=0.0)
+        admission.ended(ticket, now=1.0, output_tokens=1, completed=False)
+        assert admission.submit(work(), now=1.0).expected_output == expected
+
+    def test_who_served_a_document_or_a_parent_is_remembered(self):
+        """The next call about it knows; a parent counts only where nobody knows the tokens."""
+        admission = Admission(RoundRobin())
+        books = [admission.add_engine(name, ROOMY, now=0.0) for name in "abc"]
+        document = tuple(range(640))
+        admission.submit(work(), now=0.0)
+        first = admission.submit(work(document), now=0.0)
+        assert first.engine is books[1]
+        assert admission.submit(work((*document, 1)), now=0.0).served == 1
+        blind = {"template": "t", "prompt_tokens": 99, "parent": "p"}
+        once = admission.submit(Work(**blind), now=0.0)
+        assert admission.submit(Work(**blind), now=0.0).served == once.engine.index
+        assert admission.submit(work(parent="p"), now=0.0).served == -1
+
+    def test_documents_are_told_apart_behind_the_prefix(self):
+        """Calls with one head and one document begin alike, those with another document do not."""
+        admission = one_engine(seats=8)
+        head = tuple(range(640))
+
+        def begin(*rest):
+            ticket = admission.submit(work((*head, *rest), prefix_tokens=640), now=0.0)
+            return ticket.beginning
+
+        one, other = [1] * 400, [2] * 400
+        assert begin(*one, 3) == begin(*one, 4) is not None
+        assert begin(*one) != begin(*other)
+        assert begin() is None
 
 
 class TestWaiting:

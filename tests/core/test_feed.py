@@ -171,3 +171,37 @@ def test_a_feed_that_went_wrong_asks_for_nothing_more():
     assert feed.broken
     assert feed.add("word " * 100) is None
     assert feed.finish(shifty(feed.text)) is None
+
+
+@pytest.mark.parametrize(("room", "sent"), [(92, 92), (91, 0), (None, 92)])
+def test_a_chunk_is_sent_if_it_fits_exactly(room, sent):
+    """Room for all that is certain is enough; with less, nothing is sent."""
+    feed = Feed(limit=1000, chunk_tokens=92)
+    assert len(feed.tokenised(range(96), room=room)) == sent
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(99, True), (100, False), (101, False)])
+def test_a_place_is_left_for_the_answer(tokens, fits):
+    """A prompt as long as the context is too long, at its end and, less what is held, before."""
+    feed = Feed(limit=100, chunk_tokens=8)
+    early = Feed(limit=100, chunk_tokens=8)
+    if fits:
+        assert len(feed.finish(range(tokens))) == tokens
+        assert len(early.tokenised(range(tokens + 4))) == tokens
+    else:
+        with pytest.raises(PromptTooLong):
+            feed.finish(range(tokens))
+        with pytest.raises(PromptTooLong):
+            early.tokenised(range(tokens + 4))
+
+
+def test_a_text_that_may_not_be_sent_is_not_tokenised_at_every_word():
+    """Where there is no room, the next try waits for a quarter of a chunk."""
+    feed = Feed(limit=10_000, chunk_tokens=100)
+    tries = 0
+    for _ in range(400):
+        certain = feed.add("word ")
+        if certain is not None:
+            tries += 1
+            assert feed.tokenised(characters(certain), room=0) == []
+    assert 50 < tries <= 2000 / 25

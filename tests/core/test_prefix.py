@@ -153,6 +153,7 @@ class TestEvents:
         names = index.thin(chain(tokens, 16))
         assert (index.every, index.tokens, len(names)) == (4, 64, 3)
         assert index.hits(names, 1) == [3]
+        assert index.held(0) == 3
         index.removed(0, [11])
         assert index.hits(names, 1) == [2]
 
@@ -167,6 +168,16 @@ class TestEvents:
         index.cleared(0)
         assert index.hits(names, 1) == [0]
         index.check()
+
+    def test_blocks_behind_a_gap_do_not_count(self):
+        """An engine that has thrown out the beginning holds nothing of the prompt, whoever else does."""
+        tokens = list(range(256))
+        index = self._index()
+        index.add(1, None)
+        for engine in range(2):
+            index.stored(engine, None, tokens, [1, 2, 3, 4])
+        index.removed(0, [1, 2])
+        assert index.hits(chain(tokens, 64), 2) == [0, 4]
 
     def test_blocks_behind_an_unknown_one_are_left_out(self):
         """What hangs on a block that nobody has heard of cannot be named."""
