@@ -47,6 +47,7 @@ class Pool(RuleBasedStateMachine):
         self.books = []
         self.faults = []
         self.keys = {}
+        self.number = 100
 
     @initialize(policy=st.sampled_from(POLICIES), order=st.sampled_from(["request", "arrival"]))
     def begin(self, policy, order):
@@ -89,13 +90,24 @@ class Pool(RuleBasedStateMachine):
         length=st.integers(1, 300), document=st.integers(0, 3), template=st.integers(0, 2),
         n=st.integers(1, 3), priority=st.integers(-1, 1), group=st.integers(0, 2),
         deadline=st.sampled_from([None, 1.0, 100.0]), depth=st.integers(0, 2),
+        fresh=st.booleans(), count=st.integers(1, 8),
     )  # fmt: skip
     def call_comes(  # noqa: PLR0917  # hypothesis gives them by name
-        self, length, document, template, n, priority, group, deadline, depth
+        self, length, document, template, n, priority, group, deadline, depth, fresh, count
     ):
-        """A call of some kind."""
+        """A few calls of some kind."""
+        for _ in range(count):
+            self.number += 1
+            self.call(
+                (self.number if fresh else document,) * length,
+                template, n, priority, group, deadline, depth,
+            )  # fmt: skip
+
+    def call(self, tokens, template, n, priority, group, deadline, depth):  # noqa: PLR0917  # as above
+        """One call."""
+        length = len(tokens)
         what = work(
-            (document,) * length, template=template, n=n, priority=priority, depth=depth,
+            tokens, template=template, n=n, priority=priority, depth=depth,
             group=(group,) if group else None, parent=group or None, prefix_tokens=length // 4,
             deadline=None if deadline is None else self.now + deadline, max_tokens=50,
             arrived=self.now - group,
@@ -329,7 +341,7 @@ class TestLearning:
         blind = {"template": "t", "prompt_tokens": 99, "parent": "p"}
         once = admission.submit(Work(**blind), now=0.0)
         assert admission.submit(Work(**blind), now=0.0).served == once.engine.index
-        assert admission.submit(work(parent="p"), now=0.0).served == -1
+        assert admission.submit(work((5,) * 200, parent="p"), now=0.0).served == -1
 
     def test_documents_are_told_apart_behind_the_prefix(self):
         """Calls with one head and one document begin alike, those with another document do not."""

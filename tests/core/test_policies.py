@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from alto._core.books import EngineBook, Ticket, Work
 from alto._core.estimate import Speed, Template
+from alto._core.line import Line
 from alto._core.policies import (
     BoundedLoadHash,
     LeastLoaded,
@@ -61,6 +62,19 @@ class TestPromptAware:
         engines = books(5, 5, prefill=(8000, 0))
         assert choice(PromptAware(), call(hits=(512, 0)), engines) == 1
 
+    def test_those_that_are_ahead_in_line_count(self):
+        """Whoever waits for an engine and goes first makes it later; whoever goes later does not."""
+        engines, first = books(3, 3), call(key="t")
+        first.key = (10.0, 0, 1)
+        engines[0].line = Line.of(5, 4000, 500.0, first=first, last=20.0)
+        late, early, middle = call(), call(), call()
+        late.key, early.key, middle.key = (30.0, 0, 9), (5.0, 0, 9), (15.0, 0, 9)
+        policy = PromptAware()
+        costs = [policy.score(c, engines[0]) for c in (early, middle, late)]
+        assert costs == sorted(set(costs))
+        assert costs[0] == policy.score(early, engines[1])
+        assert [choice(policy, c, engines) for c in (late, middle)] == [1, 1]
+
     def test_delay_to_others_counts(self):
         """A long prefill goes where it holds up few, even where it would be done a little later."""
         engines = books(100, 2, prefill=(0, 600))
@@ -70,9 +84,9 @@ class TestPromptAware:
 
     def test_full_batches_repel(self):
         """An engine whose places are taken costs a wait."""
-        engines = books(4, 3, seats=4)
-        engines[1].speed = Speed(base=0.0125)
+        engines = books(4, 3, seats=4, prefill=(0, 3000))
         assert choice(PromptAware(), call(100), engines) == 1
+        assert choice(PromptAware(), call(100), books(3, 3, seats=4, prefill=(0, 3000))) == 0
 
     def test_full_memory_repels(self):
         """An engine whose KV cache is full costs a wait."""
@@ -142,6 +156,8 @@ class TestSimpleRules:
         """A match of nothing but the template's head is none."""
         engines = books(9, 1, 0)
         assert choice(PrefixThreshold(), call(1000, (600, 0, 0), prefix=600), engines) == 2
+        assert choice(PrefixThreshold(), call(1000, (700, 0, 0), prefix=600), engines) == 2
+        assert choice(PrefixThreshold(), call(1000, (900, 0, 0), prefix=600), engines) == 0
 
     def test_prefix_threshold_gives_in_to_imbalance(self):
         """Where loads are far apart the match does not count."""
