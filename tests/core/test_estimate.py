@@ -122,7 +122,7 @@ class TestHomes:
         self._work(homes, {a: 1.0, b: 1.0})
         homes.count()
         before = (a.homes, b.homes)
-        for share in (1.15, 0.85, 1.1):
+        for share in (1.25, 0.85, 1.1):
             self._work(homes, {a: share, b: 2 - share})
             homes.count()
             assert (a.homes, b.homes) == before

@@ -1,0 +1,336 @@
+"""`Simulated`: an engine that takes the time of a real one, and says what it is told to.
+
+Theory of operation. :class:`~alto.engines._batching.Batching` decides everything, on given time;
+this is a thin shell around it on the running loop's clock, which tests make virtual. One timer
+stands at the machine's next event. What the machine tells goes to the generations that it is about,
+and these wake their readers. A generation gives up its place when the machine says so, read or not;
+a reader that lags gets what it has missed in one chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from types import TracebackType
+from typing import Self, final
+
+import attrs
+
+from alto._core.prefix import chain, salt_of
+from alto.engines._answers import Answers, Says, split_words
+from alto.engines._batching import Batching
+from alto.engines._spoken import Spoken, whole_prompt
+from alto.engines.profiles import EngineProfile
+from alto.errors import Closed, EngineDied, EngineError
+from alto.model import (
+    Chunk,
+    EngineCapacity,
+    EngineStatistics,
+    GenerateRequest,
+    Prompt,
+    StreamedPrompt,
+)
+from alto.protocols import CacheListener
+
+__all__ = ("Simulated",)
+
+
+class _Names(tuple[int, ...]):  # noqa: SLOT001  # a tuple with a field in a slot cannot be
+    """The names of a prompt's full blocks, with what they stand for."""
+
+    token_ids: Sequence[int]
+    salt: int
+
+
+@final
+class Simulated:
+    """An engine that takes the time of the one that *profile* describes. See the module.
+
+    It models continuous batching with chunked prefill, a prefix cache, memory that runs short, and
+    waiting; it does not model words. ``choice`` is honoured; with ``regex`` and ``json_schema`` what
+    it says is what it was given, fitting or not. All samples of a request say the same.
+    Log-probabilities are 0: it is certain. A streamed prompt is read to its end first.
+
+    Args:
+        profile: Constants and limits of the engine; :mod:`alto.engines.profiles` has some.
+        says: What it says: a text, a number of filler tokens, or a list of the texts of its tokens;
+            or a mapping from prompts to these; or a function from a request to one of these.
+        name: For messages and statistics.
+        split: Cuts a text, a prompt or an answer, into the texts of its tokens. By default
+            every word is a token.
+        stream_interval: Hand out a chunk every so many tokens; more is cheaper.
+
+    Raises:
+        ValueError: A number is below 1.
+        TypeError: *says* is no answer.
+    """
+
+    def __init__(
+        self,
+        profile: EngineProfile,
+        /,
+        says: Says = 64,
+        *,
+        name: str = "simulated",
+        split: Callable[[str], Sequence[str]] = split_words,
+        stream_interval: int = 1,
+    ) -> None:
+        if stream_interval < 1:
+            msg = f"stream_interval must be at least 1 token, not {stream_interval}"
+            raise ValueError(msg)
+        self._profile = profile
+        self._answers = Answers(says, split, profile.max_model_len)
+        self._name = name
+        self._interval = stream_interval
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._death: str | None = None
+        self._machine = self._new_machine()
+        self._open: dict[Spoken, None] = {}
+        self._timer: asyncio.Handle | None = None
+        self._listeners: list[CacheListener] = []
+        self._died: set[asyncio.Future[None]] = set()
+        self._counts = EngineStatistics()
+
+    def __repr__(self) -> str:
+        """Its state in a line."""
+        state = "stopped" if self._loop is None else f"dead: {self._death}"
+        if self._loop is not None and self._death is None:
+            state = f"{self._machine.running} running, {self._machine.waiting} waiting"
+        return f"<Simulated {self._name!r}, {state}>"
+
+    @property
+    def name(self) -> str:
+        """Short name for messages and statistics."""
+        return self._name
+
+    @property
+    def profile(self) -> EngineProfile:
+        """What it simulates."""
+        return self._profile
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What it can do at once; known whether it runs or not."""
+        return self._profile.capacity
+
+    async def start(self) -> None:
+        """Make it ready, also after it died, with an empty cache."""
+        if self._loop is None or self._death is not None:
+            self._loop = asyncio.get_running_loop()
+            self._death = None
+            self._counts = EngineStatistics()
+            self._machine = self._new_machine()
+
+    async def stop(self) -> None:
+        """Abort what runs, and forget what is cached."""
+        self._end_all(lambda: Closed(f"engine {self._name!r} was stopped"))
+        self._loop = None
+        self._death = None
+
+    def kill(self, reason: str = "killed by the test") -> None:
+        """Play dead: what runs, and every later generation until a restart, gets ``EngineDied``."""
+        if self._loop is None:
+            return
+        self._death = reason
+        self._end_all(lambda: EngineDied(self._name, reason))
+        for waiter in self._died:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def __aenter__(self) -> Self:
+        """Start it."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Stop it."""
+        await self.stop()
+
+    def check_health(self) -> None:
+        """Return if it is started and not dead."""
+        if self._loop is None:
+            msg = f"engine {self._name!r} is not running; start it first"
+            raise Closed(msg)
+        if self._death is not None:
+            raise EngineDied(self._name, self._death)
+
+    async def wait_died(self) -> None:
+        """Wait until :meth:`kill`; for ever, if it is stopped instead."""
+        if self._death is not None:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._died.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._died.discard(waiter)
+
+    def statistics(self) -> EngineStatistics:
+        """What it is doing now. Samples count one by one where they run or wait."""
+        machine = self._machine
+        return attrs.evolve(
+            self._counts,
+            running=machine.running,
+            waiting=machine.waiting,
+            kv_usage=machine.kv_used / (self._profile.kv_blocks * self._profile.block_size),
+            preempted=machine.preempted,
+        )
+
+    def listen(self, listener: CacheListener, /) -> bool:
+        """Tell *listener* of prompt blocks; those of outputs nobody else could use.
+
+        They are told of when the step that computes them begins.
+        """
+        self._listeners.append(listener)
+        return True
+
+    async def encode(self, prompt: Prompt, /) -> Sequence[int]:
+        """The token ids of a prompt: of each of its words, or as it gives them itself."""
+        self.check_health()
+        return self._answers.encode(prompt)
+
+    async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
+        """Say what is given to be said to *request*.
+
+        Raises:
+            InvalidRequest: Nothing is; or its prompt is too long.
+        """
+        self.check_health()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise EngineError(self._name, "it belongs to the event loop that started it")
+        asked = loop.time()
+        prompt = request.prompt
+        if isinstance(prompt, StreamedPrompt):
+            prompt = await whole_prompt(prompt)
+            self.check_health()
+        generation = self._submit(request, prompt, asked)
+        try:
+            while not generation.is_read:
+                chunk = generation.take() if generation.error is None else None
+                if chunk is not None:
+                    yield chunk
+                    continue
+                await generation.wait()
+        finally:
+            self._leave(generation)
+
+    def _new_machine(self) -> Batching:
+        return Batching(self._profile, stored=self._on_stored, removed=self._on_removed)
+
+    def _submit(self, request: GenerateRequest, prompt: Prompt, asked: float) -> Spoken:
+        ids = self._answers.encode(prompt)
+        answer = self._answers.find(request, prompt, len(ids))
+        salt = salt_of(request.lora)
+        names = _Names(chain(ids, self._profile.block_size, salt=salt))
+        names.token_ids, names.salt = ids, salt
+        tokens = len(answer.texts)
+        generation = Spoken(
+            answer=answer,
+            token_ids=answer.token_ids,
+            samples=request.n,
+            prompt_tokens=len(ids),
+            asked=asked,
+            logprobs=request.logprobs is not None,
+            said=[0] * request.n,
+            given=[0] * request.n,
+            open=request.n,
+        )
+        self._open[generation] = None
+        for sample in range(request.n):
+            self._machine.add(
+                (generation, sample),
+                len(ids),
+                names,
+                now=self._time(),
+                output_tokens=tokens,
+                priority=request.priority,
+                watch=range(self._interval, tokens, self._interval),
+            )
+        self._rearm()
+        return generation
+
+    def _leave(self, generation: Spoken) -> None:
+        """Its reader is gone."""
+        if generation not in self._open:  # the engine was done with it
+            return
+        del self._open[generation]
+        self._counts = attrs.evolve(self._counts, aborted=self._counts.aborted + 1)
+        for sample in range(generation.samples):
+            self._machine.abort((generation, sample), now=self._time())
+        self._rearm()
+
+    def _time(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def _rearm(self) -> None:
+        """Look at the machine again when all that runs at this moment has done so."""
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._loop is not None
+        self._timer = self._loop.call_soon(self._arm)
+
+    def _arm(self) -> None:
+        assert self._loop is not None
+        due = self._machine.next_event()
+        self._timer = None if due is None else self._loop.call_at(due, self._run, due)
+
+    def _run(self, due: float) -> None:
+        """Something is due; the loop's clock may be a little behind."""
+        woken: dict[Spoken, None] = {}
+        for event in self._machine.advance(max(due, self._time())):
+            key: tuple[Spoken, int] = event.key  # type: ignore[assignment]  # as they are added
+            generation, sample = key
+            generation.hear(sample, event)
+            woken[generation] = None
+            if not generation.open:
+                self._finish(generation)
+        for generation in woken:
+            generation.wake()
+        self._arm()
+
+    def _finish(self, generation: Spoken) -> None:
+        """The engine is done with it, whoever reads it or not."""
+        del self._open[generation]
+        counts = self._counts
+        self._counts = attrs.evolve(
+            counts,
+            finished=counts.finished + 1,
+            prompt_tokens=counts.prompt_tokens + generation.prompt_tokens,
+            cached_tokens=counts.cached_tokens + generation.cached_tokens,
+            output_tokens=counts.output_tokens + sum(generation.said),
+        )
+
+    def _end_all(self, error: Callable[[], Exception]) -> None:
+        """End everything with *error*, and lose the cache."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        aborted = self._counts.aborted + len(self._open)
+        self._counts = attrs.evolve(self._counts, aborted=aborted)
+        for generation in self._open:
+            generation.error = error()
+            generation.wake()
+        self._open.clear()
+        self._machine = self._new_machine()
+        for listener in self._listeners:
+            listener.cleared()
+
+    def _on_stored(self, names: Sequence[int], start: int, stop: int) -> None:
+        assert isinstance(names, _Names)
+        size = self._profile.block_size
+        parent = names[start - 1] if start else None
+        tokens = names.token_ids[start * size : stop * size]
+        for listener in self._listeners:
+            listener.stored(parent, tokens, names[start:stop], names.salt)
+
+    def _on_removed(self, names: list[int]) -> None:
+        for listener in self._listeners:
+            listener.removed(names)

@@ -1,0 +1,183 @@
+"""Small loads by which the constants of an engine are told apart, and the fit to what they took.
+
+A trial is a few calls at once. Two times are taken of it: until the last first token, which prompts
+decide, and from there to the end, which decoding does. What a profile would take is asked of the
+simulated engine itself, `Batching`. Which step does what hardly depends on the constants, and for
+given steps times are linear in them. So Gauss and Newton's method, with a least squares that gives no
+negative constants, is there after a few rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from alto.engines._batching import Batching
+from alto.engines.profiles import EngineProfile
+
+__all__ = ("CONSTANTS", "Fit", "Trial", "fit", "nonnegative", "predict", "trials_for")
+
+CONSTANTS = (
+    "base_s",
+    "per_sequence_s",
+    "per_context_token_s",
+    "per_prefill_token_s",
+    "per_prefill_s",
+    "per_prefill_pair_s",
+    "latency_s",
+)
+"""What is fitted, by its name in the profile."""
+
+ROUNDS = 8
+SMALL = 1e-12
+
+
+@attrs.frozen(kw_only=True)
+class Trial:
+    """Equal calls at once, with nothing in common."""
+
+    calls: int
+    prompt_tokens: int
+    output_tokens: int
+
+    @property
+    def name(self) -> str:
+        """In a few words."""
+        return f"{self.calls} x {self.prompt_tokens} + {self.output_tokens}"
+
+
+@attrs.frozen(kw_only=True)
+class Fit:
+    """A profile, and how well it says what was measured."""
+
+    profile: EngineProfile
+    residuals: Mapping[str, tuple[float, ...]]
+    """Relative error of the predicted times, by trial: to the last first token, and after it."""
+
+
+def trials_for(max_num_seqs: int, max_model_len: int) -> tuple[Trial, ...]:
+    """Trials that tell the constants apart on an engine with these limits."""
+    outputs = min(32, max_model_len // 8)
+    batches = sorted({min(n, max_num_seqs) for n in (1, 4, 16, 64)})
+    decoding = [Trial(calls=n, prompt_tokens=16, output_tokens=outputs) for n in batches]
+    room = max_model_len - outputs
+    context = [
+        Trial(calls=min(n, max_num_seqs), prompt_tokens=min(length, room), output_tokens=outputs)
+        for n, length in ((8, 768), (32, 384))
+    ]
+    prompts = [
+        Trial(calls=1, prompt_tokens=min(length, room), output_tokens=1)
+        for length in (16, 256, 768, 1900)
+    ]
+    bursts = [
+        Trial(calls=min(n, max_num_seqs), prompt_tokens=min(length, room), output_tokens=1)
+        for n, length in ((4, 256), (48, 16))
+    ]
+    return tuple(dict.fromkeys((*decoding, *context, *prompts, *bursts)))
+
+
+def predict(profile: EngineProfile, trial: Trial) -> tuple[float, float]:
+    """Seconds to the last first token, and from there to the end."""
+    engine = Batching(profile)
+    for key in range(trial.calls):
+        engine.add(key, trial.prompt_tokens, (), now=0.0, output_tokens=trial.output_tokens)
+    first = end = 0.0
+    while (due := engine.next_event()) is not None:
+        for event in engine.advance(due):
+            if event.kind == "first":
+                first = event.time
+            elif event.kind == "finished":
+                end = event.time
+    return first, end - first
+
+
+def nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vector without negative numbers for which *matrix* times it is nearest to *target*.
+
+    Source: Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23.
+    """
+    width = matrix.shape[1]
+    free = np.zeros(width, dtype=bool)
+    answer = np.zeros(width)
+    for _ in range(10 * width):
+        gradient = matrix.T @ (target - matrix @ answer)
+        gradient[free] = -np.inf
+        if free.all() or gradient.max() <= SMALL * np.abs(matrix).sum():
+            return answer
+        free[int(gradient.argmax())] = True
+        while True:
+            trial = np.zeros(width)
+            trial[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
+            if trial[free].min() > 0:
+                break
+            bad = free & (trial <= 0)
+            steps = answer[bad] / np.maximum(answer[bad] - trial[bad], SMALL)
+            answer = answer + steps.min() * (trial - answer)
+            free &= answer > SMALL * max(1.0, float(np.abs(answer).max()))
+            if not free.any():
+                break
+        answer = np.where(free, trial, 0.0)
+    return answer
+
+
+def fit(start: EngineProfile, measured: Mapping[Trial, Sequence[float]]) -> Fit:
+    """The constants under which a simulated engine takes the times that were measured.
+
+    Args:
+        start: Has the limits; its constants are where the search begins.
+        measured: Seconds to the last first token, and from there to the end, for each trial. Each
+            counts by its relative error; the second is ignored where there is no decoding.
+    """
+    profile = start
+    for _ in range(ROUNDS):
+        matrix, target = _linear(profile, measured)
+        scale = np.maximum(np.abs(matrix).max(axis=0), SMALL)
+        answer = nonnegative(matrix / scale, target) / scale
+        values = {name: float(x) for name, x in zip(CONSTANTS, answer, strict=True)}
+        values["base_s"] = max(values["base_s"], 1e-9)  # a step takes time
+        old = np.array([getattr(profile, name) for name in CONSTANTS])
+        profile = attrs.evolve(profile, **values)
+        if np.allclose(old, list(values.values()), rtol=1e-9, atol=1e-15):
+            break
+    residuals = {
+        trial.name: tuple(
+            float(ours / theirs - 1)
+            for ours, theirs, counts in _compared(profile, trial, times)
+            if counts
+        )
+        for trial, times in measured.items()
+    }
+    return Fit(profile=profile, residuals=residuals)
+
+
+def _compared(
+    profile: EngineProfile, trial: Trial, times: Sequence[float]
+) -> list[tuple[float, float, bool]]:
+    ours = predict(profile, trial)
+    return [
+        (ours[0], times[0], True),
+        (ours[1], times[1], trial.output_tokens > 1 and times[1] > 0),
+    ]
+
+
+def _linear(
+    profile: EngineProfile, measured: Mapping[Trial, Sequence[float]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows of the linear problem around *profile*, each divided by what was measured."""
+    rows, target = [], []
+    for trial, times in measured.items():
+        now = _compared(profile, trial, times)
+        slopes = []
+        for name in CONSTANTS:
+            value = getattr(profile, name)
+            step = max(1e-4 * value, 1e-9)  # too small to change which step does what
+            moved = _compared(attrs.evolve(profile, **{name: value + step}), trial, times)
+            slopes.append([(b[0] - a[0]) / step for a, b in zip(now, moved, strict=True)])
+        for index, (_, theirs, counts) in enumerate(now):
+            if counts:
+                rows.append([slope[index] / theirs for slope in slopes])
+                target.append(1.0)
+    return np.array(rows), np.array(target)
