@@ -102,7 +102,7 @@ class Blocks:
         gone = []
         while count > 0:
             key, size = idle.popitem(last=False)
-            if key.__class__ is int:
+            if isinstance(key, int):
                 del holders[key]
                 gone.append(key)
             elif size > count:
