@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-__all__ = ("check_model_folder", "engine_arguments")
+__all__ = (
+    "check_model_folder",
+    "engine_arguments",
+    "lora_arguments",
+    "memory_remedy",
+    "unknown_arguments",
+)
 
 _GIB = 1 << 30
+_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM can be told to make room for."""
+_ADAPTERS_AT_ONCE = 8
+"""Adapters that one step may use, unless told otherwise; each takes memory for good."""
+_OUT_OF_MEMORY: Final = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|No available memory for the cache"
+    r"|KV cache (?:is|memory)|[Ff]ree memory on|[Cc]an(?:no|')t allocate memory"
+    r"|less than desired|gpu_memory_utilization|want of memory",
+)
 
 
 def check_model_folder(model: str) -> str | None:
@@ -74,3 +91,50 @@ def engine_arguments(
         defaults["kv_cache_memory_bytes"] = min(4 * _GIB, memory // 8)
     usable = {name: value for name, value in defaults.items() if name in known}
     return {"model": model, **usable, **given}
+
+
+def lora_arguments(adapters: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments that make room for adapters, by name and folder; none where there are none.
+
+    Raises:
+        ValueError: A folder is not there, or holds no adapter.
+    """
+    if not adapters:
+        return {}
+    ranks = []
+    for name, folder in adapters.items():
+        path = Path(folder).expanduser() / "adapter_config.json"
+        try:
+            rank = json.loads(path.read_text())["r"]
+        except FileNotFoundError:
+            raise ValueError(f"adapter {name!r}: there is no {str(path)!r}") from None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"adapter {name!r}: {str(path)!r} gives no rank: {error!r}") from error
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 < rank <= _RANKS[-1]:
+            raise ValueError(
+                f"adapter {name!r} has rank {rank!r}; vLLM takes ranks up to {_RANKS[-1]}"
+            )
+        ranks.append(rank)
+    count = len(adapters)
+    return {
+        "enable_lora": True,
+        "max_loras": min(count, _ADAPTERS_AT_ONCE),
+        "max_cpu_loras": count,
+        "max_lora_rank": next(room for room in _RANKS if room >= max(ranks)),
+    }
+
+
+def memory_remedy(cause: str, *, cpu: bool) -> str:
+    """What to do where *cause*, an engine's error, is about memory; else nothing."""
+    if not _OUT_OF_MEMORY.search(cause):
+        return ""
+    if cpu:
+        return (
+            "; the model does not fit: lower max_model_len, change kv_cache_memory_bytes, start "
+            "fewer replicas, or take a smaller model"
+        )
+    return (
+        "; the model does not fit: raise tensor_parallel_size to spread it over more GPUs, lower "
+        "max_model_len, set kv_cache_memory_bytes or gpu_memory_utilization, or end what else uses "
+        "the GPU"
+    )

@@ -22,9 +22,15 @@ from typing import Any, Final, Literal, final
 
 import attrs
 
-from alto.engines._arguments import check_model_folder, engine_arguments, unknown_arguments
+from alto.engines._arguments import (
+    check_model_folder,
+    engine_arguments,
+    memory_remedy,
+    unknown_arguments,
+)
 from alto.engines._child_output import ChildOutput, find_cause
 from alto.engines._main_module import main_module_left_alone
+from alto.engines._stat_logger import Tally, stat_loggers
 from alto.errors import EngineStartError
 
 __all__ = ("Launch", "LaunchCancelled", "Started", "shut_down")
@@ -56,16 +62,38 @@ class Started:
     """Its child processes, as psutil sees them; empty where the system cannot tell."""
     output: ChildOutput
     """What they write."""
+    tally: Tally = attrs.field(factory=Tally)
+    """What the engine says of its work."""
 
 
 @final
 class Launch:
-    """One start of one engine. :meth:`run` it in a thread; the loop may :meth:`cancel` it."""
+    """One start of one engine. :meth:`run` it in a thread; the loop may :meth:`cancel` it.
 
-    def __init__(self, name: str, model: str, arguments: Mapping[str, Any], /) -> None:
+    Args:
+        name: Of the engine, for errors.
+        model: Name or folder.
+        arguments: Of vLLM's ``AsyncEngineArgs``.
+        variables: What the engine's processes find in their environment, besides the program's.
+        events: Where it is to publish what its cache holds; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        arguments: Mapping[str, Any],
+        /,
+        *,
+        variables: Mapping[str, str] | None = None,
+        events: str | None = None,
+    ) -> None:
         self._name = name
         self._model = model
         self._arguments = arguments
+        self._variables = dict(variables or {})
+        self._events = events
+        self._cpu = False
         self._lock = threading.Lock()
         self._cancelled = False
         self._stage: Literal["reading", "building", "done"] = "reading"
@@ -90,10 +118,13 @@ class Launch:
         problem = check_model_folder(self._model)
         if problem is not None:
             raise EngineStartError(self._name, problem)
-        output = ChildOutput()
+        output, tally = ChildOutput(), Tally()
         try:
             self._started = Started(
-                engine=self._build(output), processes=self._new_children(), output=output
+                engine=self._build(output, tally),
+                processes=self._new_children(),
+                output=output,
+                tally=tally,
             )
         except LaunchCancelled:
             self._sweep(output)
@@ -153,8 +184,8 @@ class Launch:
             _signal(children, signal.SIGTERM)
             self._told = 1
 
-    def _build(self, output: ChildOutput) -> Any:  # noqa: ANN401  # vLLM is not typed here
-        with _launch_environment(), main_module_left_alone():
+    def _build(self, output: ChildOutput, tally: Tally) -> Any:  # noqa: ANN401  # vLLM's
+        with _launch_environment(), main_module_left_alone(self._variables):
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -172,6 +203,7 @@ class Launch:
                     config,
                     enable_log_requests=settings.enable_log_requests,
                     disable_log_stats=settings.disable_log_stats,
+                    stat_loggers=stat_loggers(tally),
                 )
 
     def _stop_if_cancelled(self) -> None:
@@ -186,14 +218,22 @@ class Launch:
         problem = unknown_arguments(self._arguments, known)
         if problem is not None:
             raise EngineStartError(self._name, problem)
-        return engine_arguments(
+        self._cpu = bool(current_platform.is_cpu())
+        arguments = engine_arguments(
             self._model,
             self._arguments,
             known=known,
-            cpu=current_platform.is_cpu(),
+            cpu=self._cpu,
             memory=psutil.virtual_memory().total,
             cache_chosen="VLLM_CPU_KVCACHE_SPACE" in os.environ,
         )
+        if self._events is not None and "kv_events_config" in known:
+            from vllm.config import KVEventsConfig
+
+            arguments["kv_events_config"] = KVEventsConfig(
+                enable_kv_cache_events=True, publisher="zmq", endpoint=self._events
+            )
+        return arguments
 
     def _explain(self, error: BaseException, output: ChildOutput) -> EngineStartError:
         reason = f"model {self._model!r}: {type(error).__name__}: {error}"
@@ -206,6 +246,7 @@ class Launch:
                 f"{reason}; its processes named no error, so they may have been killed, "
                 "for instance for want of memory"
             )
+            reason += memory_remedy(reason, cpu=self._cpu)
         return EngineStartError(self._name, reason, output=lines)
 
     def _new_children(self) -> tuple[Any, ...]:

@@ -1,68 +1,137 @@
-"""`VLLM`: one in-process vLLM engine, on a GPU build and on a CPU build alike.
+"""`VLLM`: a model served by vLLM on this machine's devices, as one engine.
 
-Importing this module needs neither vllm nor torch; starting an engine does. The engine's scheduler
-and model run in child processes, its requests and texts are handled in this process's event loop.
+Importing this module needs neither vllm nor torch; starting an engine does. There is a vLLM engine
+for each GPU, or for each group of them that a model is spread over, or as many as were asked for on a
+CPU (:mod:`alto.engines._plan`), behind one scheduler (:mod:`alto.engines.pool`). Their schedulers and
+models run in child processes, their requests and texts are handled in this process's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, Final, Literal, Self, final
 
-from alto.engines._launch import Launch, shut_down
-from alto.engines._session import Session, to_the_end
-from alto.errors import Closed
-from alto.model import Chunk, EngineStatistics, GenerateRequest
+import anyio
+
+from alto.engines._arguments import check_model_folder, lora_arguments
+from alto.engines._engine import VLLMEngine
+from alto.engines._machine import look_at_machine, size_of_weights
+from alto.engines._plan import Place, Wish, check_wish, plan
+from alto.engines._to_the_end import to_the_end
+from alto.engines.pool import Pool, PoolEngine, PoolProgress
+from alto.errors import Closed, EngineDied, EngineStartError
+from alto.model import (
+    Chunk,
+    Embedding,
+    EmbedRequest,
+    EngineCapacity,
+    EngineStatistics,
+    GenerateRequest,
+    Prompt,
+)
+from alto.protocols import CacheListener
+from alto.sched import Policy, Recorder
 
 __all__ = ("VLLM",)
+
+_SIZES: Final = ("pipeline_parallel_size", "data_parallel_size")
+"""Engine arguments that say on how many devices one engine runs, besides the tensor-parallel one."""
 
 
 @final
 class VLLM:
-    """A model served by vLLM inside this process.
+    """A model served by vLLM inside this process, on one device of this machine or on many.
 
-    Starting takes from seconds to minutes and does not block the event loop. Several engines may
-    be started at the same time. Ctrl-C reaches this program only, not the engine's processes, so
-    a program that catches it still has its engines to finish with.
+    Starting takes from seconds to minutes and does not block the event loop. Ctrl-C reaches this
+    program only, not the engines' processes, so a program that catches it still has its engines to
+    finish with; when the program has gone, however it went, they go too.
 
     Args:
         model: Name on the hub, or a folder.
+        replicas: How many engines serve it. "auto": one on each device, or on each group of as many
+            devices as an engine needs; one on a CPU, whose cores more of them share.
+        tensor_parallel_size: Devices that one engine is spread over.
+        devices: Numbers or UUIDs of the devices to use; None: all that are visible.
+        policy: Chooses an engine for a call; None: :class:`alto.sched.PromptAware`.
+        recorder: Gets every such choice, see :class:`alto.sched.Decision`.
         name: For messages and statistics; None: the last part of *model*.
-        **engine_args: Any argument of vLLM's ``AsyncEngineArgs``, such as ``max_model_len``,
-            ``gpu_memory_utilization``, ``device_ids`` or ``tensor_parallel_size``. Batch sizes, the
-            scheduling policy and, on a CPU, the size of the KV cache have defaults of alto's own.
+        lora: Adapters that a generation may name, with their folders.
+        streamed_prompts: Whether the engines compute a prompt while its end is being written.
+        kv_events: Whether the engines tell what is in their prefix caches; else it is guessed.
+        replace: Whether an engine that dies is started again.
+        progress: Hears of every start, death and replacement; True: a line each on stderr.
+        max_waiting: Most calls that wait for an engine; None: no limit.
+        **engine_args: Any argument of vLLM's ``AsyncEngineArgs``, such as ``max_model_len`` or
+            ``gpu_memory_utilization``, for each of the engines. Batch sizes, the scheduling policy
+            and, on a CPU, the size of the KV cache have defaults of alto's own.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings of a long-lived object, all but the first with defaults
         self,
         model: str | os.PathLike[str],
         /,
         *,
+        replicas: int | Literal["auto"] = "auto",
+        tensor_parallel_size: int = 1,
+        devices: Sequence[int | str] | None = None,
+        policy: Policy | None = None,
+        recorder: Recorder | None = None,
         name: str | None = None,
+        lora: Mapping[str, str | os.PathLike[str]] | None = None,
+        streamed_prompts: bool = False,
+        kv_events: bool = True,
+        replace: bool = True,
+        progress: bool | Callable[[PoolProgress], object] | None = None,
+        max_waiting: int | None = None,
         **engine_args: Any,  # noqa: ANN401  # vLLM's own
     ) -> None:
         self._model = os.fspath(model)
         if not self._model:
             msg = "the model needs a name or a folder"
             raise ValueError(msg)
+        if "device_ids" in engine_args:  # vLLM's word for it
+            if devices is not None:
+                raise ValueError("give devices or device_ids, not both")
+            devices = engine_args.pop("device_ids")
         self._name = name or Path(self._model).name or self._model
+        self._devices = check_wish(replicas, tensor_parallel_size, devices)
+        self._replicas: int | Literal["auto"] = replicas
+        self._sizes = {
+            "tensor_parallel_size": tensor_parallel_size,
+            **{size: engine_args[size] for size in _SIZES if engine_args.get(size)},
+        }
+        self._lora = {adapter: os.fspath(folder) for adapter, folder in (lora or {}).items()}
         self._engine_args = engine_args
-        self._session: Session | None = None
+        self._each: dict[str, Any] = {
+            "lora": self._lora, "streamed_prompts": streamed_prompts, "kv_events": kv_events,
+        }  # fmt: skip
+        self._of_pool: dict[str, Any] = {
+            "policy": policy, "recorder": recorder, "replace": replace,
+            "progress": progress or False, "max_waiting": max_waiting,
+        }  # fmt: skip
+        self._pool: Pool | None = None
         self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
         """Its state in a line."""
-        session = self._session
-        if session is None:
+        try:
+            self.check_health()
+        except Closed:
             state = "stopped"
-        elif session.is_dead:
+        except EngineDied:
             state = "dead"
         else:
-            state = f"{session.statistics().running} running"
+            state = f"{self.statistics().running} running"
+            if len(self.engines) > 1:
+                alive = sum(engine.state == "running" for engine in self.engines)
+                state += f" on {alive} of {len(self.engines)} engines"
         return f"<VLLM {self._name!r}, {state}>"
 
     @property
@@ -76,48 +145,78 @@ class VLLM:
         return self._model
 
     @property
+    def engines(self) -> tuple[PoolEngine, ...]:
+        """Each of its engines at this moment; none before the first start."""
+        return () if self._pool is None else self._pool.engines
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What its engines can do at once, all together.
+
+        Raises:
+            Closed: It is not running, so it is not known.
+        """
+        return self._running().capacity
+
+    @property
     def max_model_len(self) -> int:
         """The model's context, in tokens: prompt and output together.
 
         Raises:
-            Closed: The engine is not running, so it is not known.
+            Closed: It is not running, so it is not known.
         """
-        return self._running().max_model_len
+        length = self.capacity.max_model_len
+        assert length is not None  # vLLM always knows
+        return length
 
     @property
     def max_num_seqs(self) -> int:
-        """How many generations run at once; more wait inside the engine.
+        """How many generations run at once on each of its engines; more wait.
 
         Raises:
-            Closed: The engine is not running, so it is not known.
+            Closed: It is not running, so it is not known.
         """
-        return self._running().max_num_seqs
+        pool = self._running()
+        return pool.capacity.max_num_seqs // len(pool.scheduler.engines)
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether it scores a pair of texts at once, as a cross-encoder does; False until it runs."""
+        return self._pool is not None and self._pool.scores_pairs
 
     async def start(self) -> None:
-        """Load the model; a dead engine is replaced.
+        """Load the model on every engine; engines that are dead for good are replaced.
 
         Raises:
-            EngineStartError: With the true error of the engine's processes, and its last lines.
+            EngineStartError: The machine does not allow it, or an engine failed, with the true error
+                of its processes, and its last lines.
 
         Cancellation: processes that have been started are ended before it goes on.
         """
         async with self._lifecycle():
-            if self._session is not None and not self._session.is_dead:
-                return
-            await to_the_end(self._stop_session())
-            launch = Launch(self._name, self._model, self._engine_args)
-            loop = asyncio.get_running_loop()
-            building = loop.run_in_executor(None, launch.run)
-            try:
-                await asyncio.shield(building)
-            except asyncio.CancelledError:
-                await to_the_end(_give_up(launch, building))
-                raise
-            self._session = Session(self._name, launch.take())
+            if self._pool is None:
+                self._pool = await self._make_pool()
+            else:
+                try:
+                    self._pool.check_health()
+                except Closed:
+                    pass
+                except EngineDied:
+                    await self._pool.stop()
+            await self._pool.start()
 
-    async def stop(self) -> None:
-        """Abort what runs and end the engine's processes."""
-        await to_the_end(self._stop_in_turn())
+    async def stop(self, *, drain: bool = False) -> None:
+        """End the engines' processes.
+
+        Args:
+            drain: Take no new calls and wait until those that are there have ended; else they are
+                ended. Cancelling the wait ends them too.
+        """
+        try:
+            if drain and self._pool is not None:
+                await self._pool.stop(drain=True)
+        finally:
+            await to_the_end(self._stop_in_turn())
 
     async def __aenter__(self) -> Self:
         """Start it."""
@@ -135,25 +234,44 @@ class VLLM:
         await self.stop()
 
     def statistics(self) -> EngineStatistics:
-        """What it is doing now."""
-        return EngineStatistics() if self._session is None else self._session.statistics()
+        """What its engines are doing now, all together; :attr:`engines` has them one by one."""
+        return EngineStatistics() if self._pool is None else self._pool.statistics()
 
     def check_health(self) -> None:
-        """Return if it can serve."""
+        """Return if an engine can serve."""
         self._running().check_health()
 
+    async def wait_died(self) -> None:
+        """Wait until no engine is left and none will be; for ever, if it is stopped or not running."""
+        if self._pool is None:
+            await anyio.sleep_forever()
+        else:
+            await self._pool.wait_died()
+
+    def listen(self, listener: CacheListener, /) -> bool:
+        """Several engines have no one cache to tell of; see :meth:`alto.Member.listen`."""
+        return self._running().listen(listener)
+
+    async def encode(self, prompt: Prompt, /) -> Sequence[int]:
+        """The token ids of a prompt, as :meth:`generate` makes them."""
+        return await self._running().encode(prompt)
+
     def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
-        """Run one generation; see :class:`alto.protocols.Engine`.
+        """Run one generation; see :class:`alto.Engine`.
 
         A reader that lags gets what it missed in one chunk.
         """
         return self._running().generate(request)
 
-    def _running(self) -> Session:
-        if self._session is None:
+    async def embed(self, request: EmbedRequest, /) -> Embedding:
+        """Run one prompt of a model that pools; see :class:`alto.Embedder`."""
+        return await self._running().embed(request)
+
+    def _running(self) -> Pool:
+        if self._pool is None:
             msg = f"engine {self._name!r} is not running; start it first"
             raise Closed(msg)
-        return self._session
+        return self._pool
 
     def _lifecycle(self) -> asyncio.Lock:
         """Starts and stops come one after the other, in whichever loop."""
@@ -164,21 +282,55 @@ class VLLM:
 
     async def _stop_in_turn(self) -> None:
         async with self._lifecycle():
-            await self._stop_session()
+            if self._pool is not None:
+                await self._pool.stop()
 
-    async def _stop_session(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.stop()
+    async def _make_pool(self) -> Pool:
+        """Its engines, where the machine has room for them; nothing is started."""
+        problem = check_model_folder(self._model)
+        if problem is not None:
+            raise EngineStartError(self._name, problem)
+        try:
+            lora_arguments(self._lora)
+        except ValueError as error:
+            raise EngineStartError(self._name, str(error)) from error
+        looking = asyncio.get_running_loop().run_in_executor(None, self._places)
+        try:
+            places = await asyncio.shield(looking)
+        except asyncio.CancelledError:  # it imports, which harms nobody and cannot be stopped
+            looking.add_done_callback(lambda future: future.exception())
+            raise
+        engines = [self._engine(number, place, len(places)) for number, place in enumerate(places)]
+        groups = {id(engine): place.group for engine, place in zip(engines, places, strict=True)}
+        return Pool(
+            engines,
+            name=self._name,
+            start_group=lambda engine: groups[id(engine)],
+            **self._of_pool,
+        )
 
+    def _places(self) -> tuple[Place, ...]:
+        """Where each engine runs. Blocks: imports vLLM."""
+        wish = Wish(
+            name=self._name,
+            replicas=self._replicas,
+            devices=self._devices,
+            sizes=self._sizes,
+            engine_args=self._engine_args,
+            weights=size_of_weights(self._model),
+        )
+        machine = look_at_machine(self._name)
+        there = len(machine.devices if self._devices is None else self._devices)
+        if not machine.cpu and wish.replicas != "auto" and wish.replicas * wish.width > there:
+            machine = look_at_machine(self._name, with_memory=True)
+        return plan(machine, wish)
 
-async def _give_up(launch: Launch, building: asyncio.Future[None]) -> None:
-    """End what a cancelled start has brought to life."""
-    if not launch.cancel():  # it still imports: that harms nobody, and cannot be stopped
-        building.add_done_callback(lambda future: future.exception())
-        return
-    while not building.done():
-        launch.cancel()
-        await asyncio.wait([building], timeout=0.1)
-    if building.exception() is None:
-        await asyncio.get_running_loop().run_in_executor(None, shut_down, launch.take())
+    def _engine(self, number: int, place: Place, count: int) -> VLLMEngine:
+        arguments = {**self._sizes, **place.arguments, **self._engine_args}
+        return VLLMEngine(
+            self._model,
+            name=self._name if count == 1 else f"{self._name}[{number}]",
+            cores=place.cores,
+            **self._each,
+            **arguments,
+        )

@@ -8,8 +8,8 @@ import os
 import pytest
 import pytest_asyncio
 
+from alto.engines._engine import VLLMEngine
 from alto.engines.tiny import build_tiny_llama
-from alto.engines.vllm import VLLM
 
 _WARNINGS = (
     # torch, when vLLM imports all of it
@@ -72,7 +72,7 @@ def vllm_environment():
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared_engine(tiny_model, small, vllm_environment):
     """One engine for all tests, perhaps not running; it is stopped after the last of them."""
-    engine = VLLM(tiny_model, **small)
+    engine = VLLMEngine(tiny_model, **small)
     yield engine
     await engine.stop()
 

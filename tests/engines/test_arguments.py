@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from alto.engines._arguments import check_model_folder, engine_arguments, unknown_arguments
+from alto.engines._arguments import (
+    check_model_folder,
+    engine_arguments,
+    lora_arguments,
+    memory_remedy,
+    unknown_arguments,
+)
 
 KNOWN = frozenset(
     {
@@ -92,3 +100,75 @@ def test_a_folder_is_told_from_a_name(tmp_path):
     assert "is empty" in check_model_folder(str(tmp_path / "empty"))
     for missing in (str(tmp_path / "gone"), "./gone", "../gone", "~/gone", "a/b/c"):
         assert "there is no model folder" in check_model_folder(missing)
+
+
+def _adapter(folder, **config):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_room_is_made_for_adapters(tmp_path):
+    """The highest rank of all is rounded up to one that vLLM knows; without adapters nothing is said."""
+    adapters = {"law": _adapter(tmp_path / "law", r=4), "med": _adapter(tmp_path / "med", r=33)}
+    assert lora_arguments(adapters) == {
+        "enable_lora": True,
+        "max_loras": 2,
+        "max_cpu_loras": 2,
+        "max_lora_rank": 64,
+    }
+    assert lora_arguments({}) == {}
+
+
+def test_many_adapters_take_turns(tmp_path):
+    """Memory of the device is taken for eight at most, and all of them stay in the machine's."""
+    folder = _adapter(tmp_path / "one", r=8)
+    arguments = lora_arguments({str(n): folder for n in range(20)})
+    assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (8, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no"),
+        ("{}", "gives no rank"),
+        ("[1]", "gives no rank"),
+        ("not json", "gives no rank"),
+        ('{"r": 0}', "has rank 0"),
+        ('{"r": 1000}', "takes ranks up to 512"),
+        ('{"r": "8"}', "has rank '8'"),
+    ],
+)
+def test_what_is_no_adapter_is_named(tmp_path, text, message):
+    """A wrong folder is found before an engine is started, by the adapter's name."""
+    if text is not None:
+        (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"adapter 'law'.*{message}"):
+        lora_arguments({"law": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "ValueError: No available memory for the cache blocks. Try increasing it",
+        "ValueError: To serve at least one request, 4.0 GiB KV cache is needed",
+        "ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired",
+        "MemoryError",
+        "RuntimeError: ...; they may have been killed, for instance for want of memory",
+    ],
+)
+def test_an_error_about_memory_has_its_remedy(cause):
+    """What to set is said where the model does not fit, in words that fit the machine."""
+    gpu, cpu = memory_remedy(cause, cpu=False), memory_remedy(cause, cpu=True)
+    for name in ("max_model_len", "kv_cache_memory_bytes"):
+        assert name in gpu
+        assert name in cpu
+    assert "tensor_parallel_size" in gpu
+    assert "fewer replicas" in cpu
+
+
+def test_another_error_has_none():
+    """An error about anything else is left as it is."""
+    assert memory_remedy("SafetensorError: header too large", cpu=True) == ""
+    assert memory_remedy("ValueError: no such architecture", cpu=False) == ""

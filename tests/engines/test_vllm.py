@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from alto._core.prefix import PrefixIndex, chain
 from alto.engines._child_output import ChildOutput
 from alto.engines._launch import Started
 from alto.engines._session import Session
@@ -152,7 +153,7 @@ class TestGenerating:
     async def test_text_ids_and_chat_are_prompts(self, engine):
         """Text is tokenised, ids are taken as they are, a chat goes through its template."""
         llm = LLM(engine)
-        tokenizer = engine._session._engine.tokenizer
+        tokenizer = engine._life.session._engine.tokenizer
         chat = [Message(role="user", content="hi"), Message(role="assistant", content="ho")]
         for prompt, plain in (
             ("hello", "hello"),
@@ -171,7 +172,7 @@ class TestGenerating:
         assert len(chunks) > 10
         ids = [token for chunk in chunks for token in chunk.token_ids]
         assert len(ids) == chunks[-1].usage.output_tokens == 50
-        assert engine._session._engine.tokenizer.decode(ids) == "".join(c.text for c in chunks)
+        assert engine._life.session._engine.tokenizer.decode(ids) == "".join(c.text for c in chunks)
 
     async def test_a_lagging_reader_gets_what_it_missed_in_one(self, engine):
         """The engine goes on unread, and nothing is lost."""
@@ -216,7 +217,11 @@ class TestGenerating:
     async def test_max_tokens_none_goes_to_the_end_of_the_context(self, engine):
         """Without a limit the context is filled."""
         got = await LLM(engine).generate("x" * 450, max_tokens=None).collect()
-        assert got.usage.prompt_tokens + got.usage.output_tokens == engine.max_model_len == 512
+        assert (
+            got.usage.prompt_tokens + got.usage.output_tokens
+            == engine.capacity.max_model_len
+            == 512
+        )
         assert got.finish_reason == "length"
 
     async def test_a_long_prompt_says_how_long(self, engine):
@@ -228,8 +233,38 @@ class TestGenerating:
 
     async def test_priorities_are_the_engines_business(self, engine):
         """The engine schedules by priority unless told otherwise, so ours mean something."""
-        assert engine._session._engine.vllm_config.scheduler_config.policy == "priority"
+        assert engine._life.session._engine.vllm_config.scheduler_config.policy == "priority"
         assert await LLM(engine).text("x", priority=-3, max_tokens=1)
+
+    async def test_figures_are_kept_without_a_word(self, engine, capfd):
+        """The engine's own figures are in its statistics, and nothing is printed for them."""
+        before, prompt = engine.statistics(), [9 + n % 80 for n in range(200)]
+        await LLM(engine).text(prompt, max_tokens=10, ignore_eos=True)
+        got = await LLM(engine).generate(prompt, max_tokens=10, ignore_eos=True).collect()
+        now = engine.statistics()
+        assert now.prompt_tokens - before.prompt_tokens == 400
+        assert now.output_tokens - before.output_tokens == 20
+        assert now.cached_tokens - before.cached_tokens >= got.usage.cached_tokens == 192
+        assert (now.kv_usage, now.preempted) == (0.0, 0)
+        assert 0 < got.usage.queue_time < got.usage.first_token_time
+        assert "throughput" not in "".join(capfd.readouterr())
+
+    async def test_the_cache_tells_what_it_holds(self, engine):
+        """A listener's index knows the blocks of a prompt, and no others, once they are computed."""
+        index = PrefixIndex(engine.capacity.block_size)
+        index.add(0, 1000)
+        prompt = [11 + n % 97 for n in range(300)]
+        mine = index.thin(chain(prompt, index.block_size))
+        assert engine.listen(_Follower(index))
+        assert index.hits(mine, 1) == [0]
+        await LLM(engine).text(prompt, max_tokens=2)
+        await _until(lambda: index.hits(mine, 1) == [len(mine)])
+        other = index.thin(chain([12, *prompt[1:]], index.block_size))
+        assert index.hits(other, 1) == [0]
+        assert await engine._life.session._engine.reset_prefix_cache()
+        await LLM(engine).text("x", max_tokens=1)  # events leave with a step
+        await _until(lambda: index.hits(mine, 1) == [0])
+        index.check()
 
     async def test_more_than_fit_wait_inside(self, engine):
         """Generations above the batch size count as waiting."""
@@ -238,14 +273,14 @@ class TestGenerating:
                 group.create_task(LLM(engine).text(f"{number}", max_tokens=100))
             await asyncio.sleep(0.1)
             now = engine.statistics()
-            assert (now.running, now.waiting) == (engine.max_num_seqs, 40 - 32)
+            assert (now.running, now.waiting) == (engine.capacity.max_num_seqs, 40 - 32)
             assert "32 running" in repr(engine)
         assert engine.statistics() == EngineStatistics()
 
     @pytest.mark.parametrize("moment", [0.0, 0.0005, 0.002, 0.01, 0.05])
     async def test_cancelling_frees_wherever_it_meets_the_reader(self, engine, moment):
         """Tokenising, submitting or decoding: the engine is told, and forgets."""
-        vllm = engine._session._engine
+        vllm = engine._life.session._engine
         aborted = engine.statistics().aborted
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -285,14 +320,16 @@ async def test_a_killed_engine_is_dead_for_all(engine):
     llm = LLM(engine)
     tasks = [asyncio.ensure_future(llm.text(f"{n}", max_tokens=400)) for n in range(4)]
     await asyncio.sleep(0.1)
-    children = [process.pid for process in engine._session._started.processes]
+    children = [process.pid for process in engine._life.started.processes]
     assert children
+    told = asyncio.ensure_future(engine.wait_died())
     begin = time.monotonic()
     for pid in children:
         os.kill(pid, signal.SIGKILL)
     done, pending = await asyncio.wait(tasks, timeout=5)
     assert time.monotonic() - begin < 5
     assert not pending
+    await asyncio.wait_for(told, 5)
     for task in done:
         assert isinstance(task.exception(), EngineDied)
     with pytest.raises(EngineDied, match="it died"):
@@ -336,6 +373,22 @@ class _FakeEngine:
 
     async def abort(self, rid):
         self.aborted.append(rid)
+
+
+class _Follower:
+    """Keeps an index up to date."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def stored(self, *what):
+        self.index.stored(0, *what)
+
+    def removed(self, keys):
+        self.index.removed(0, keys)
+
+    def cleared(self):
+        self.index.cleared(0)
 
 
 def _session(*said):
@@ -441,8 +494,8 @@ if __name__ == "__main__":
 """
 
 
-def _interrupt(script, model):
-    """Run *script*, press Ctrl-C when it is ready, and give what it said and its children."""
+def _interrupt(script, model, number):
+    """Run *script*, send it a signal when it is ready, and give what it said and its children."""
     with subprocess.Popen(
         [sys.executable, str(script), model],
         stdout=subprocess.PIPE,
@@ -452,11 +505,12 @@ def _interrupt(script, model):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     ) as program:
         lines, family = [], []
+        send = os.killpg if number == signal.SIGINT else os.kill  # a terminal means all
         for line in program.stdout:
             lines.append(line)
             if line == "ready\n":
                 family = psutil.Process(program.pid).children(recursive=True)
-                os.killpg(program.pid, signal.SIGINT)
+                send(program.pid, number)
         program.wait(60)
     return "".join(lines), family
 
@@ -465,7 +519,7 @@ async def test_a_program_that_is_interrupted_ends_in_order(tiny_model, tmp_path,
     """Ctrl-C cancels the program, whose engine still works, and is then stopped with its children."""
     script = tmp_path / "program.py"
     script.write_text(_PROGRAM)
-    said, family = await asyncio.to_thread(_interrupt, script, tiny_model)
+    said, family = await asyncio.to_thread(_interrupt, script, tiny_model, signal.SIGINT)
     assert "alive True\n" in said, said
     assert "stopped <VLLM 'tiny', stopped>\n" in said, said
     assert "KeyboardInterrupt" in said
@@ -473,4 +527,16 @@ async def test_a_program_that_is_interrupted_ends_in_order(tiny_model, tmp_path,
     assert "ResourceWarning" not in said
     assert len(family) >= 2
     _, left = psutil.wait_procs(family, timeout=10)
+    assert not left
+
+
+async def test_engines_go_with_a_killed_program(tiny_model, tmp_path, vllm_environment):
+    """A program that is killed outright takes its engine's processes with it within seconds."""
+    script = tmp_path / "program.py"
+    script.write_text(_PROGRAM)
+    said, family = await asyncio.to_thread(_interrupt, script, tiny_model, signal.SIGKILL)
+    assert "ready\n" in said, said
+    assert "stopped" not in said
+    assert len(family) >= 2
+    _, left = await asyncio.to_thread(psutil.wait_procs, family, timeout=15)
     assert not left
