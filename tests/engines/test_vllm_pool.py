@@ -220,10 +220,8 @@ class TestTwoEngines:
             tasks = [group.create_task(outcome(app, number)) for number in range(12)]
             await _until(lambda: killed.statistics().running, 30)
             await asyncio.sleep(0.05)
-            begin = time.monotonic()
             os.kill(killed._life.started.processes[0].pid, signal.SIGKILL)
             await _until(lambda: pool.engines[0].state != "running", 5)
-            taken_out = time.monotonic() - begin
             assert repr(pool).endswith("on 1 of 2 engines>")
         outcomes = [task.result() for task in tasks]
         for result in outcomes:
@@ -234,7 +232,6 @@ class TestTwoEngines:
                 assert result
                 assert set(result) <= {"good", "bad"}
         assert any(isinstance(result, list) for result in outcomes)
-        assert taken_out < 3
         await _until(lambda: pool.engines[0].state == "running", 300)
         assert not pids & _processes()
         assert "dead" in [event.state for event in pool.events if event.engine == "tiny[0]"]
