@@ -312,8 +312,9 @@ def _check_prompt(prompt: Prompt) -> None:
         names = ", ".join(sorted(k.__name__ for k in kinds))
         msg = f"a prompt list holds token ids or alto.Message, one kind only, not {names}"
         raise InvalidRequest(msg)
-    if kinds == {int} and min(cast("Sequence[int]", prompt)) < 0:
-        msg = "token ids must be >= 0"
+    ids = cast("Sequence[int]", prompt)
+    if kinds == {int} and not 0 <= min(ids) <= max(ids) < 1 << 31:
+        msg = "token ids must be from 0 to 2**31 - 1"
         raise InvalidRequest(msg)
 
 

@@ -117,6 +117,8 @@ class TestRequests:
             {"choice": ["a"], "regex": "a"},
             {"prompt": ""},
             {"prompt": [1.5]},
+            {"prompt": [-1]},
+            {"prompt": [1, 1 << 31]},
             {"prefix": "q"},
             {"n": 0},
             {"n": 2},

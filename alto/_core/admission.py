@@ -214,7 +214,9 @@ class Admission:
         times = [
             book.heard + self.stall
             for book in self._usable
-            if book.line.count and book.outstanding and book.heard + self.stall > now
+            if book.line.count
+            and book.outstanding > book.streamed
+            and book.heard + self.stall > now
         ]
         return min(times, default=None)
 
@@ -237,7 +239,11 @@ class Admission:
             chosen, branch = self._fallback.choose(ticket, usable), "fallback"
             assert chosen is not None
         if self.watcher is not None:
-            self.watcher(now, ticket, usable, chosen, branch)
+            try:
+                self.watcher(now, ticket, usable, chosen, branch)
+            except Exception as error:  # noqa: BLE001  # whatever a user's recorder raises
+                self.watcher = None  # it is not asked again
+                self._fault(error)
         return chosen
 
     def _fault(self, error: BaseException) -> None:
@@ -342,7 +348,7 @@ class Admission:
     def _refresh(self, now: float) -> None:
         """Find the engines that have work and say nothing."""
         for book in self._usable:
-            if book.outstanding and now - book.heard > self.stall:
+            if book.outstanding > book.streamed and now - book.heard > self.stall:
                 book.silent = True
                 self._find_usable()
                 self._bind_anew(book.line, now)

@@ -53,6 +53,8 @@ class Work:
     """Equal for calls that probably share a long prefix, since one item is above them."""
     salt: int = 0
     """What else must be equal for cached blocks to be shared, such as an adapter."""
+    streamed: bool = False
+    """Whether its prompt is still being written: until its first token its engine waits for others."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -141,6 +143,8 @@ class EngineBook:
     """Calls that it was given and that have not ended."""
     shared: dict[Hashable, list[int]] = attrs.Factory(dict)
     """Per beginning: how many of its generations have it, and the KV tokens that they share."""
+    streamed: int = 0
+    """Calls whose prompts are still being written, as far as is known."""
     heard: float = 0.0
     """When it last said anything."""
     silent: bool = False

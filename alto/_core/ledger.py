@@ -96,6 +96,8 @@ class Ledger:
         """What is known of calls of a template."""
         template = self.templates.get(key)
         if template is None:
+            if len(self.templates) >= _REMEMBERED:  # a prefix of each request's own makes many
+                del self.templates[next(iter(self.templates))]
             template = self.templates[key] = Template(key)
         return template
 
@@ -149,6 +151,7 @@ class Ledger:
         ticket.dispatched = now
         book.tickets[ticket] = None
         book.outstanding += ticket.work.n
+        book.streamed += ticket.work.streamed
         book.prefill += ticket.uncached
         ticket.queued = book.prefill
         book.outputs += ticket.expected_output
@@ -171,6 +174,7 @@ class Ledger:
         book.outstanding -= ticket.work.n
         book.outputs = book.outputs - ticket.expected_output if book.outstanding else 0.0
         if ticket.state == "prefilling":
+            book.streamed -= ticket.work.streamed
             book.prefill -= ticket.uncached
             if book.alive:
                 self._settle(ticket, book, computed=computed)
@@ -199,6 +203,7 @@ class Ledger:
         book = ticket.engine
         assert book is not None
         ticket.state = "decoding"
+        book.streamed -= ticket.work.streamed
         ticket.first = now
         ticket.among = book.outstanding
         if book.alive:
@@ -206,7 +211,8 @@ class Ledger:
             self._settle(ticket, book, computed=True)
             steps = -(-ticket.queued // book.capacity.max_num_batched_tokens)
             seconds = now - ticket.dispatched
-            if book.outstanding <= book.capacity.max_num_seqs:  # else it also waited for a place
+            waited = book.outstanding > book.capacity.max_num_seqs or ticket.work.streamed
+            if not waited:  # for a place, or for text
                 self.speed.saw_prefill(ticket.queued, steps, book.outstanding, seconds)
         cached = ticket.prompt_tokens - ticket.uncached if cached_tokens is None else cached_tokens
         ticket.template.prompt.add(ticket.prompt_tokens)

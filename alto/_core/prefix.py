@@ -190,6 +190,8 @@ class PrefixIndex:
         """An engine says that it holds more blocks; see :class:`alto.protocols.CacheListener`."""
         own = self._keys[engine]
         self._listen(engine)
+        if len(token_ids) != len(keys) * self.block_size:
+            return  # blocks of another length, as hybrid models have them
         if parent is None:
             depth, names = 0, chain(token_ids, self.block_size, salt=salt)
         elif parent in own:

@@ -46,6 +46,7 @@ class Resources:
                 await engine.start()
             except Exception as error:  # noqa: BLE001  # raised below, without a group around it
                 errors.append(error)
+                tasks.cancel_scope.cancel()  # the others need not load to the end
             else:
                 self._started.append(engine)
 

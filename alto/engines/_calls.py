@@ -17,7 +17,7 @@ from alto._aio import uncut
 from alto._core.prefix import salt_of
 from alto.engines._members import Members, Seat
 from alto.engines._pool_run import Run
-from alto.engines._prompts import Prompts, with_changes, work_of
+from alto.engines._prompts import Prompts, in_order, work_of
 from alto.engines._readers import Readers
 from alto.errors import (
     Closed,
@@ -72,22 +72,28 @@ class Calls:
 
     # -- one call
 
-    async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
+    async def generate(  # noqa: PLR0912  # one life from beginning to end, and every way out
+        self, request: GenerateRequest, /
+    ) -> AsyncGenerator[Chunk, None]:
         """Run one generation, wherever there is room for it."""
         asked = asyncio.get_running_loop().time()
         readers = self._readers
         self._admit(request.origin, asked)
         self.open += 1
         run: Run | None = None
+        streamed = False
         try:
             prefix = request.prefix
             request, tokens = await self._prompts.prepared(request)
+            streamed = isinstance(request.prompt, StreamedPrompt)
             run = await self._submitted(request, tokens, prefix, asked)
             for attempt in range(1, self._attempts + 1):
                 seat = await self._granted(run)
                 life = seat.life
                 try:
-                    run.source = source = seat.engine.generate(_in_order(run))
+                    run.source = source = seat.engine.generate(
+                        in_order(cast(GenerateRequest, run.request), run.ticket)
+                    )
                     run.reading = True
                     async for chunk in source:
                         run.reading = False
@@ -114,9 +120,12 @@ class Calls:
                 else:
                     return
         finally:
-            if run is not None:
-                await self._leave(run)
-            self._closed_one()
+            self._prompts.streaming -= streamed
+            try:
+                if run is not None:
+                    await self._leave(run)
+            finally:
+                self._closed_one()
 
     async def embed(self, request: EmbedRequest, /) -> Embedding:
         """Run one prompt on an engine that pools."""
@@ -151,13 +160,16 @@ class Calls:
                     return result
             raise AssertionError("the last attempt returns or raises")
         finally:
-            if run is not None:
-                await self._leave(run)
-            self._closed_one()
+            try:
+                if run is not None:
+                    await self._leave(run)
+            finally:
+                self._closed_one()
 
     def _admit(self, origin: Origin | None, now: float) -> None:
-        if self._prompts.closed is not None:
-            raise Closed(*self._prompts.closed.args)
+        refusal = self._prompts.closed or self._prompts.refusing
+        if refusal is not None:
+            raise Closed(*refusal.args)
         if origin is not None and origin.deadline is not None and origin.deadline <= now:
             raise DeadlineExceeded(max(0.0, origin.deadline - origin.arrived))
         waiting = self._scheduler.waiting
@@ -190,6 +202,7 @@ class Calls:
             request.origin, tokens, max_tokens=request.max_tokens, priority=request.priority,
             n=request.n, salt=salt_of(request.lora), prefix=prefix,
             prefix_tokens=await self._prompts.prefix_tokens(prefix, tokens),
+            streamed=isinstance(request.prompt, StreamedPrompt),
         )  # fmt: skip
         return self._new_run(request, work, asked)
 
@@ -381,16 +394,6 @@ class Calls:
         for run in self._runs.values():
             if run.granted is not None and not run.granted.done():
                 run.granted.set_result(None)
-
-
-def _in_order(run: Run) -> GenerateRequest:
-    """The request with its place in the line as its priority, in milliseconds.
-
-    So an engine that must choose itself, among the few that it has in advance or whom to take memory
-    from, chooses as the scheduler would.
-    """
-    request = cast(GenerateRequest, run.request)
-    return with_changes(request, priority=round(1000 * run.ticket.key[0]))
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

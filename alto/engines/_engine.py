@@ -79,6 +79,7 @@ class _Life:
     def watch(self) -> None:
         workers = [worker for process in self.started.processes for worker in _workers(process)]
         processes = [*self.started.processes, *workers]
+        self.started.processes = tuple(processes)  # when the first is gone, who finds the others?
         self.deaths = Deaths(processes or [_Health(self.session)], self._process_gone)
 
     def _process_gone(self) -> None:
@@ -111,7 +112,7 @@ class _Life:
         if self.noticing is not None:
             self.noticing.cancel()
         try:
-            await self.session.stop()
+            await self.session.stop(died=self.died.is_set())
         finally:
             if self.events is not None:
                 await self.events.close()
@@ -192,6 +193,11 @@ class VLLMEngine:
         return self._running().session.capacity
 
     @property
+    def streams_prompts(self) -> bool:
+        """Whether it computes a prompt while its end is being written."""
+        return self._streamed_prompts
+
+    @property
     def scores_pairs(self) -> bool:
         """Whether it scores a pair of texts at once, as a cross-encoder does; False until it runs."""
         return self._life is not None and self._life.session.scores_pairs
@@ -210,9 +216,9 @@ class VLLMEngine:
             await to_the_end(self._end_life())
             try:
                 arguments = {**lora_arguments(self._lora), **self._engine_args}
-            except ValueError as error:
+                events = CacheEvents() if self._kv_events else None
+            except (ValueError, OSError) as error:  # adapters; a folder for events
                 raise EngineStartError(self._name, str(error)) from error
-            events = CacheEvents() if self._kv_events else None
             try:
                 started = await self._launch(arguments, events)
             except BaseException:

@@ -131,7 +131,8 @@ class Launch:
             raise
         except (Exception, SystemExit) as error:
             traceback.clear_frames(error.__traceback__)  # they hold the half-built engine
-            output.settle(2.0)
+            if not self._cancelled:  # who waits for the end wants no reason
+                output.settle(2.0)
             self._sweep(output)
             if self._cancelled:
                 raise LaunchCancelled from error

@@ -133,6 +133,7 @@ class Members:
         self._progress = _print if progress is True else progress or None
         self._changed = changed
         self._mine: list[Seat] = []
+        self._turns: dict[Hashable, asyncio.Lock] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
 
@@ -160,6 +161,7 @@ class Members:
         ready = asyncio.get_running_loop().create_future()
         self._main = asyncio.get_running_loop().create_task(self._supervise(ready))
         errors: list[BaseException] = []
+        self._turns = {}  # the loop may be another one
         groups: dict[Hashable, list[Seat]] = {}
         for number, seat in enumerate(self.seats):
             key = number if self._start_group is None else self._start_group(seat.engine)
@@ -248,7 +250,9 @@ class Members:
         if seat not in self._mine and not _runs(seat.engine):
             self._mine.append(seat)
         try:
-            await seat.engine.start()
+            group = id(seat) if self._start_group is None else self._start_group(seat.engine)
+            async with self._turns.setdefault(group, asyncio.Lock()):
+                await seat.engine.start()
         except Exception as error:
             seat.cause = error
             raise
@@ -265,8 +269,8 @@ class Members:
         self._changed()
 
     async def _watch(self, seat: Seat, member: Member, life: int) -> None:
-        await member.wait_died()
         try:
+            await member.wait_died()
             seat.engine.check_health()
             cause: BaseException = EngineError(seat.name, "it died")
         except EngineError as error:

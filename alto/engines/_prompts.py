@@ -8,15 +8,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, cast, final
 
+import anyio
 import attrs
 
 from alto.engines._members import Members
+from alto.engines._spoken import whole_prompt
 from alto.errors import Closed, EngineDied, PromptTooLong
 from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Member
-from alto.sched import Work
+from alto.sched import Ticket, Work
 
-__all__ = ("Prompts", "with_changes", "work_of")
+__all__ = ("Prompts", "in_order", "with_changes", "work_of")
 
 _PREFIXES = 64
 """Declared prefixes whose tokens are remembered."""
@@ -39,7 +41,12 @@ class Prompts:
         self._prefixes: OrderedDict[object, tuple[int, ...]] = OrderedDict()
         self._wanted: list[asyncio.Future[None]] = []
         self.closed: Closed | None = None
-        """Why nothing more is taken."""
+        """Why nothing goes on any more."""
+        self.refusing: Closed | None = None
+        """Why nothing more is taken, while what is there goes on."""
+        self.streaming = 0
+        """Calls whose prompts an engine has while they are being written."""
+        self._reading: set[anyio.CancelScope] = set()
 
     def engines_changed(self) -> None:
         """Engines came or went: whoever waits for one looks again."""
@@ -47,6 +54,9 @@ class Prompts:
             if not future.done():
                 future.set_result(None)
         self._wanted.clear()
+        if self.closed is not None or not self._members.hopeful:
+            for scope in tuple(self._reading):
+                scope.cancel()
 
     def death(self) -> EngineDied:
         """Why there is no engine."""
@@ -65,17 +75,41 @@ class Prompts:
         """The request as engines get it, and its prompt in tokens; None: nobody knows them."""
         prompt = request.prompt
         if isinstance(prompt, StreamedPrompt):
-            if any(getattr(s.engine, "streams_prompts", False) for s in self._members.seats):
-                head = await self.encode(prompt.head) if prompt.head else ()
-                return request, head
-            text = prompt.head + "".join([piece async for piece in prompt.tail])
-            prompt = text
-            request = attrs.evolve(request, prompt=text)
+            if self._may_stream():
+                self.streaming += 1
+                try:
+                    return request, await self.encode(prompt.head) if prompt.head else ()
+                except BaseException:
+                    self.streaming -= 1
+                    raise
+            prompt = await self._whole(prompt)
+            request = attrs.evolve(request, prompt=prompt)
         tokens = await self.encode(prompt)
         if await self._member() is not None:
             request = with_changes(request, prompt=tokens, prefix=None)
             self._check_length(len(tokens))
         return request, tokens
+
+    def _may_stream(self) -> bool:
+        """Whether an engine may have one more prompt that is still being written.
+
+        A few only: each holds a place while it is written, perhaps by a call of the same engine.
+        """
+        running = self._members.running
+        able = all(getattr(seat.engine, "streams_prompts", False) for seat in running)
+        places = [seat.book.capacity.max_num_seqs for seat in running if seat.book is not None]
+        return able and self.streaming < min(places, default=0) // 4
+
+    async def _whole(self, prompt: StreamedPrompt) -> str:
+        """Read a prompt to its end, unless the pool ends before."""
+        with anyio.CancelScope() as scope:
+            self._reading.add(scope)
+            try:
+                return await whole_prompt(prompt)
+            finally:
+                self._reading.discard(scope)
+        self.check_hopeful()
+        raise self.death()
 
     def _check_length(self, length: int) -> None:
         limits = [book.capacity.max_model_len for book in self._members.scheduler.engines]
@@ -139,6 +173,15 @@ def with_changes(request: GenerateRequest, /, **changes: object) -> GenerateRequ
     return copied
 
 
+def in_order(request: GenerateRequest, ticket: Ticket, /) -> GenerateRequest:
+    """The request with its place in the line as its priority, in milliseconds.
+
+    So an engine that must choose itself, among the few that it has in advance or whom to take memory
+    from, chooses as the scheduler would.
+    """
+    return with_changes(request, priority=round(1000 * ticket.key[0]))
+
+
 def work_of(  # noqa: PLR0913  # fields of the record that it makes
     origin: Origin | None,
     tokens: Sequence[int] | None,
@@ -149,6 +192,7 @@ def work_of(  # noqa: PLR0913  # fields of the record that it makes
     salt: int = 0,
     prefix: Prompt | None = None,
     prefix_tokens: int = 0,
+    streamed: bool = False,
 ) -> Work:
     """A call as the scheduler wants it; *tokens* None: nobody knows them."""
     stage, arrived, deadline, depth = "", None, None, 0
@@ -174,6 +218,7 @@ def work_of(  # noqa: PLR0913  # fields of the record that it makes
         group=group,
         parent=parent,
         salt=salt,
+        streamed=streamed,
     )
 
 

@@ -34,9 +34,10 @@ def capacity_of(config: Any, /) -> EngineCapacity:  # noqa: ANN401  # vLLM is no
     blocks = getattr(cache, "num_gpu_blocks", None)
     if kv_tokens is None and blocks:
         kv_tokens = blocks * block_size
-    return EngineCapacity(
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=getattr(scheduler, "max_num_batched_tokens", 2048),
+    ranks = getattr(getattr(config, "parallel_config", None), "data_parallel_size", None) or 1
+    return EngineCapacity(  # vLLM counts the memory of all ranks, and of the rest what one has
+        max_num_seqs=ranks * scheduler.max_num_seqs,
+        max_num_batched_tokens=ranks * getattr(scheduler, "max_num_batched_tokens", 2048),
         kv_tokens=kv_tokens,
         block_size=block_size,
         max_model_len=config.model_config.max_model_len,

@@ -12,7 +12,8 @@ from typing import Any, final
 import anyio
 
 from alto.engines._child_output import find_cause
-from alto.engines._launch import Started, shut_down
+from alto.engines._ending import end
+from alto.engines._launch import Started
 from alto.engines._pooling import Pooling, pools
 from alto.engines._sampling import (
     Adapters,
@@ -81,6 +82,7 @@ class Session:
         self._engine = started.engine
         self._loop = asyncio.get_running_loop()
         self._closing = False
+        self._died: EngineDied | None = None
         self._finished = 0
         self._aborted = 0
         self._numbers = itertools.count()
@@ -201,33 +203,18 @@ class Session:
             if run.rid in self._open:
                 await self._abandon(run)
 
-    async def stop(self) -> None:
-        """Abort what runs and end the processes."""
+    async def stop(self, *, died: bool = False) -> None:
+        """End the processes; generations end with `Closed`, or `EngineDied` where it *died*."""
+        if died or self.is_dead:
+            self._died = self._death()
         self._closing = True
         self.cut_incoming()
-        engine, started, self._started = self._engine, self._started, None
+        started, self._started = self._started, None
         assert started is not None
-        if self._open and not self.is_dead:
-            await self._wait_registered()
-            await engine.abort(list(self._open))
-        handler = engine.output_handler
-        if handler is not None:  # or it would report the shutdown as a failure
-            handler.cancel()
-            await asyncio.wait([handler])
-        resources = getattr(engine.engine_core, "resources", None)
-        reader = getattr(resources, "output_queue_task", None)
-        await self._loop.run_in_executor(None, shut_down, started)
-        if reader is not None:  # vLLM closes its sockets in the loop, and then cancels this
-            await asyncio.wait([reader], timeout=1.0)
-        self._tokens.close()
-
-    async def _wait_registered(self) -> None:
-        """Let vLLM take in what is on its way, since it can abort only what it knows."""
-        known = getattr(self._engine.output_processor, "external_req_ids", self._open)
-        for _ in range(500):
-            if self.is_dead or all(heard or rid in known for rid, heard in self._open.items()):
-                return
-            await asyncio.sleep(0.01)
+        try:
+            await end(started, self._open, None if self._died is None else self._dead_error())
+        finally:
+            self._tokens.close()
 
     def check_usable(self) -> None:
         """Raise what says why it cannot serve, if it cannot."""
@@ -391,10 +378,14 @@ class Session:
             return InvalidRequest(str(error))
         return GenerationFailed(self._name, f"{type(error).__name__}: {error}")
 
-    def _stopped(self) -> Closed:
+    def _stopped(self) -> Closed | EngineDied:
+        if self._died is not None:
+            return EngineDied(self._died.engine, self._died.reason)
         return Closed(f"engine {self._name!r} was stopped")
 
     def _death(self) -> EngineDied:
+        if self._died is not None:
+            return EngineDied(self._died.engine, self._died.reason)
         lines = () if self._started is None else self._started.output.lines()
         cause, _ = find_cause(lines)
         return EngineDied(self._name, f"it died: {cause or 'a process of it is gone'}")

@@ -168,7 +168,7 @@ class Pool:
             except BaseException:
                 self._state = "stopped"
                 raise
-            self._prompts.closed = None
+            self._prompts.closed = self._prompts.refusing = None
             self._state = "running"
 
     async def stop(self, *, drain: bool = False) -> None:
@@ -181,7 +181,7 @@ class Pool:
         """
         try:
             if drain and self._state == "running" and self._calls.open:
-                self._prompts.closed = Closed(f"pool {self._name!r} is being stopped")
+                self._prompts.refusing = Closed(f"pool {self._name!r} is being stopped")
                 await self._calls.wait_quiet()
         finally:
             with anyio.CancelScope(shield=True):
@@ -304,7 +304,7 @@ class Pool:
         policy = type(self._scheduler.policy).__name__
         asyncio.get_running_loop().call_exception_handler(
             {
-                "message": f"policy {policy} failed; the least loaded engine is used instead, "
+                "message": f"policy {policy}, or its recorder, failed; the least loaded engine is used instead, "
                 f"now and whenever it fails again",
                 "exception": error,
             }

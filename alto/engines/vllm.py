@@ -202,7 +202,9 @@ class VLLM:
                 except Closed:
                     pass
                 except EngineDied:
-                    await self._pool.stop()
+                    states = {engine.state for engine in self._pool.engines}
+                    if not states & {"dead", "starting"}:  # else they are being brought back
+                        await self._pool.stop()
             await self._pool.start()
 
     async def stop(self, *, drain: bool = False) -> None:

@@ -220,6 +220,44 @@ class TestFeeding:
             assert await ask(pool, StreamedPrompt("hel", tail())) == "".join(WORDS)
         assert engine.requests[0].prompt == [*b"hello you"]
 
+    async def test_engines_that_can_get_a_few_streamed_prompts_as_they_are(self):
+        """A quarter of an engine's places, for each is held while somebody writes; others wait."""
+        pool, (engine,) = pool_of(1, seats=8, delay=0.1)
+        engine.streams_prompts = True
+        released = asyncio.Event()
+
+        async def tail():
+            await released.wait()
+            yield "you"
+
+        async with pool, asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(ask(pool, StreamedPrompt(f"{k} ", tail()))) for k in range(3)
+            ]
+            await asyncio.sleep(60)
+            assert [type(r.prompt) for r in engine.requests] == [StreamedPrompt] * 2
+            assert not pool.scheduler.engines[0].silent
+            assert await ask(pool, "meanwhile") == "".join(WORDS)
+            released.set()
+        assert {task.result() for task in tasks} == {"".join(WORDS)}
+        assert engine.requests[-1].prompt == [*b"2 you"]
+        pool.scheduler.check()
+
+    async def test_a_stop_ends_calls_whose_prompts_are_being_written(self):
+        """A call that reads a tail which never ends is ended with the pool."""
+        pool, _ = pool_of(1)
+
+        async def tail():
+            await asyncio.Event().wait()
+            yield ""
+
+        await pool.start()
+        task = asyncio.ensure_future(ask(pool, StreamedPrompt("hello ", tail())))
+        await asyncio.sleep(1)
+        await pool.stop()
+        with pytest.raises(Closed, match="was stopped"):
+            await task
+
     async def test_chunks_pass_unchanged(self):
         """But for the last, whose usage has the times, a reader gets the engine's own chunks."""
         chunks = [Chunk(text="x", token_ids=(1,)), Chunk(text="y", token_ids=(2,))]
@@ -604,6 +642,22 @@ class TestLife:
 class TestPolicies:
     """Policies that do wrong."""
 
+    async def test_a_recorder_that_fails_costs_no_call(self):
+        """Its error is told once, and it is not asked again."""
+        told, asked = [], []
+
+        def broken(decision):
+            asked.append(decision)
+            raise OSError("disk full")
+
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        pool, _ = pool_of(2, recorder=broken, delay=0.1)
+        async with pool, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(pool, f"{k}")) for k in range(9)]
+        assert {task.result() for task in tasks} == {"".join(WORDS)}
+        assert (len(told), len(asked)) == (1, 1)
+        assert "disk full" in str(told[0]["exception"])
+
     async def test_a_policy_that_fails_is_told_once(self):
         """Calls are placed all the same, and the loop's exception handler hears of it once."""
 
@@ -617,7 +671,7 @@ class TestPolicies:
         async with pool:
             assert await ask(pool) == await ask(pool) == "".join(WORDS)
         assert len(told) == 1
-        assert "policy Broken failed" in told[0]["message"]
+        assert "policy Broken, or its recorder, failed" in told[0]["message"]
 
 
 @alto.stage
