@@ -11,6 +11,7 @@ may always have one more digit, with the character after it.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -141,8 +142,8 @@ def _is_pydantic(kind: object, seen: set[type]) -> bool:
     """Whether something of pydantic is in a type. Nothing is where nobody has imported it."""
     if "pydantic" not in sys.modules:
         return False
-    if type(kind).__module__.partition(".")[0] == "pydantic":  # Annotated[int, Field(gt=0)]
-        return True
+    if type(kind).__module__.partition(".")[0] in ("pydantic", "annotated_types"):
+        return True  # Annotated[int, Field(gt=0)], PositiveInt
     parts = list(get_args(kind))
     if isinstance(kind, type) and not parts and kind not in seen:
         seen.add(kind)
@@ -200,6 +201,11 @@ def _plain(value: object) -> object:
     return value
 
 
+_MOST_DIGITS = 1000
+"""Digits of a number. Python and the parser have their limits at 4,300."""
+_DIGITS = re.compile(r"[0-9]+")
+
+
 @final
 class Reader:
     """Reads one output of a model, text by text, and knows each value as soon as it is whole.
@@ -207,14 +213,16 @@ class Reader:
     Nothing here raises: after a fault :attr:`error` is set, and what comes then is not read.
     """
 
-    __slots__ = ("_begun", "_faults", "_found", "_parser", "_raw", "_schema", "_texts", "error",
+    __slots__ = ("_begun", "_digits", "_faults", "_found", "_parser", "_raw", "_schema", "_texts", "error",
                  "values")  # fmt: skip
 
     def __init__(self, schema: Schema, /) -> None:
         import ijson  # noqa: PLC0415  # an extra, and for those only who ask for a type
 
         self._schema = schema
-        self._faults = (ijson.JSONError, ValueError)
+        # Numbers beyond all bounds, and nesting deeper than Python goes, come from models too.
+        self._faults = (ijson.JSONError, ValueError, ArithmeticError, RecursionError)
+        self._digits = 0
         self._texts: list[str] = []
         self._begun = not schema.is_list  # Whether it is known that this is a list, or any value.
         self._found = ijson.sendable_list()
@@ -245,6 +253,9 @@ class Reader:
             if head[0] != "[":
                 self._fail(f"is no JSON list, it begins with {head[:20]!r}")
                 return
+        if self._has_endless_number(text):
+            self._fail(f"has a number of more than {_MOST_DIGITS} digits")
+            return
         fault: Exception | None = None
         try:
             self._parser.send(text.encode("utf-8", "surrogatepass"))
@@ -252,6 +263,15 @@ class Reader:
             fault = error
         if fault is not None or self._found:
             self._take(fault)
+
+    def _has_endless_number(self, text: str) -> bool:
+        """Whether digits follow each other without an end: the parser would end the process."""
+        longest = 0
+        for run in _DIGITS.finditer(text):
+            longest = max(longest, len(run[0]) + (self._digits if run.start() == 0 else 0))
+        rest = text[len(text.rstrip("0123456789")) :]
+        self._digits = len(rest) + (self._digits if len(rest) == len(text) else 0)
+        return longest > _MOST_DIGITS
 
     def finish(self, reason: FinishReason, max_tokens: int | None, /) -> None:
         """There is no more to read; *reason* says why."""
@@ -277,6 +297,13 @@ class Reader:
 
     def _take(self, fault: Exception | None) -> bool:
         """Take what the parser found, and the fault that stopped it; whether all was well."""
+        try:
+            return self._take_found(fault)
+        except RecursionError:
+            self._fail("is nested too deep")
+            return False
+
+    def _take_found(self, fault: Exception | None) -> bool:
         found = list(self._found)
         self._found.clear()
         for raw in map(_plain, found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, final, overload
 
 from alto._aio import current_call
@@ -154,10 +154,10 @@ class LLM:
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=(stop,) if isinstance(stop, str) else _several("stop", stop),
             seed=seed,
             ignore_eos=ignore_eos,
-            choice=None if choice is None else tuple(choice),
+            choice=None if choice is None else _several("choice", choice),
             regex=regex,
             json_schema=json_schema,
             priority=priority,
@@ -297,3 +297,10 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
     if prompts and isinstance(prompts[0], (int, Message)):
         return [prompts], False
     return [*prompts], True
+
+
+def _several(name: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, Iterable):
+        msg = f"{name} must be texts, not {values!r}"
+        raise InvalidRequest(msg)
+    return tuple(values)

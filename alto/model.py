@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
+from alto._checks import check_extras, check_number, check_positive, check_streamed, texts
 from alto.errors import InvalidRequest
 
 __all__ = (
@@ -148,17 +149,6 @@ class Completion:
     """One for each token, where they were asked for."""
 
 
-def _positive(name: str, value: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number of tokens or None, not {value!r}"
-        raise InvalidRequest(msg)
-    if value <= 0:
-        msg = f"{name} must be at least 1, not {value}"
-        raise InvalidRequest(msg)
-
-
 @attrs.frozen(kw_only=True)
 class GenerateRequest:
     """One generation as an engine gets it. Validated when it is built.
@@ -206,10 +196,10 @@ class GenerateRequest:
     def __attrs_post_init__(self) -> None:
         """Check every field; see the class."""
         if isinstance(self.prompt, StreamedPrompt):
-            _check_streamed(self.prompt.head, self.prompt.tail)
+            check_streamed(self.prompt.head, self.prompt.tail)
         else:
             _check_prompt(self.prompt)
-        _check_extras(self.n, self.logprobs, self.lora)
+        check_extras(self)
         if self.n > 1 and isinstance(self.prompt, StreamedPrompt):
             msg = f"a streamed prompt has one sample, not n={self.n}; wait for its text first"
             raise InvalidRequest(msg)
@@ -217,48 +207,25 @@ class GenerateRequest:
             _check_prefix(self.prefix, self.prompt)
         if self.resume:
             _check_resume(self)
-        _positive("max_tokens", self.max_tokens)
+        check_positive("max_tokens", self.max_tokens)
         for name in ("temperature", "top_p"):
-            _number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             msg = f"temperature must be a finite number >= 0, not {self.temperature!r}"
             raise InvalidRequest(msg)
         if not 0 < self.top_p <= 1:
             msg = f"top_p must be in (0, 1], not {self.top_p!r}"
             raise InvalidRequest(msg)
-        if not _texts(self.stop):
+        if not texts(self.stop):
             msg = f"stop must hold non-empty texts, not {self.stop!r}"
             raise InvalidRequest(msg)
         given = [n for n in ("choice", "regex", "json_schema") if getattr(self, n) is not None]
         if len(given) > 1:
             msg = f"give one constraint at most, not {' and '.join(given)}"
             raise InvalidRequest(msg)
-        if self.choice is not None and not (self.choice and _texts(self.choice)):
+        if self.choice is not None and not (self.choice and texts(self.choice)):
             msg = f"choice must hold at least one text, and no empty one, not {self.choice!r}"
             raise InvalidRequest(msg)
-
-
-def _check_streamed(head: object, tail: object) -> None:
-    if not isinstance(head, str):
-        msg = f"the head of a streamed prompt is text, not {type(head).__name__}"
-        raise InvalidRequest(msg)
-    if not isinstance(tail, AsyncIterable):
-        msg = (
-            f"the tail of a streamed prompt is a Group or another async iterable of texts, "
-            f"not {type(tail).__name__}"
-        )
-        raise InvalidRequest(msg)
-
-
-def _check_extras(n: object, logprobs: object, lora: object) -> None:
-    for name, value, low, high in (("n", n, 1, _MOST_SAMPLES), ("logprobs", logprobs, 0, 20)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        if not whole and not (value is None and name == "logprobs"):
-            msg = f"{name} must be a whole number from {low} to {high}, not {value!r}"
-            raise InvalidRequest(msg)
-    if lora is not None and not (isinstance(lora, str) and lora):
-        msg = f"lora must be the name of an adapter, not {lora!r}"
-        raise InvalidRequest(msg)
 
 
 def _check_resume(request: GenerateRequest) -> None:
@@ -273,6 +240,9 @@ def _check_resume(request: GenerateRequest) -> None:
 
 def _check_prefix(prefix: Prompt, prompt: Prompt | StreamedPrompt) -> None:
     whole = prompt.head if isinstance(prompt, StreamedPrompt) else prompt
+    if not isinstance(prefix, str) and not prefix:
+        msg = "prefix= is empty; leave it out, or give the head that the template's prompts share"
+        raise InvalidRequest(msg)
     if isinstance(prefix, str) != isinstance(whole, str) or len(prefix) > len(whole):
         begins = False
     elif isinstance(prefix, str):
@@ -282,19 +252,6 @@ def _check_prefix(prefix: Prompt, prompt: Prompt | StreamedPrompt) -> None:
     if not begins:
         msg = "the prompt does not begin with prefix=; give the head that the template's prompts share"
         raise InvalidRequest(msg)
-
-
-_MOST_SAMPLES = 128
-
-
-def _number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{name} must be a number, not {value!r}"
-        raise InvalidRequest(msg)
-
-
-def _texts(values: Sequence[object]) -> bool:
-    return all(isinstance(value, str) and value for value in values)
 
 
 def _check_prompt(prompt: Prompt) -> None:

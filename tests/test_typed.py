@@ -716,3 +716,31 @@ def test_a_reader_knows_no_less_after_a_fault(output):
     assert reader.values == values
     assert reader.error is not None
     assert reader.text == "".join(pieces) + "x"
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 5000])
+@pytest.mark.parametrize("kind", [list[float], list[Any], Any])
+@pytest.mark.parametrize(
+    "text", ["[" + "1" * 6000 + "]", "[1e99999999999999999999]", "[" * 3000 + "]" * 3000]
+)
+def test_what_no_parser_can_read_is_an_output_error(text, kind, chunk):
+    """Endless numbers and nesting, as models write them, are an error of the output and no more."""
+    reader = Reader(schema_of(kind))
+    for start in range(0, len(text), chunk):
+        reader.feed(text[start : start + chunk])
+    reader.finish("stop", 10_000)
+    if not (text.startswith("[1e") and kind is not list[float]):
+        assert isinstance(reader.error, OutputError)
+
+
+def test_digits_in_several_numbers_are_no_endless_one():
+    """Only a run of digits counts, and it is counted across chunks."""
+    reader = Reader(schema_of(list[int]))
+    for _ in range(40):
+        reader.feed("[" if reader.text == "" else ",")
+        for digit in "12345678901234567890123456789012345":
+            reader.feed(digit)
+    reader.feed("]")
+    reader.finish("stop", None)
+    assert reader.error is None
+    assert len(reader.values) == 40

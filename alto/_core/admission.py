@@ -21,6 +21,7 @@ Cost: a call costs a constant number of choices (linear in engines), and line op
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from alto._core.books import EngineBook, Ticket, Work
@@ -134,9 +135,15 @@ class Admission:
         )
         if work.group is not None:
             self._groups.setdefault(work.group, {})[ticket] = None
-        self._set_key(ticket)
         self._waiting += 1
-        self._bind(ticket, now, "submitted")
+        try:
+            self._set_key(ticket)
+            self._bind(ticket, now, "submitted")
+        except BaseException:  # a prompt, or numbers, that cannot be counted with
+            self._waiting -= 1
+            ticket.state = "ended"
+            self._leave_group(ticket)
+            raise
         return ticket
 
     def resubmit(self, ticket: Ticket, /, *, now: float) -> None:
@@ -228,11 +235,11 @@ class Admission:
         ticket.chosen = now
         chosen: EngineBook | None = None
         try:
-            chosen = self.policy.choose(ticket, usable)
+            chosen = self.policy.choose(ticket, tuple(usable))
         except Exception as error:  # noqa: BLE001  # whatever a user's policy raises
             self._fault(error)
         else:
-            if chosen is None or chosen not in usable:
+            if not any(chosen is book for book in usable):
                 self._fault(LookupError(f"the policy returned {chosen!r}, which is not among them"))
                 chosen = None
         if chosen is None:
@@ -249,7 +256,8 @@ class Admission:
     def _fault(self, error: BaseException) -> None:
         if not self._faulty and self._on_fault is not None:
             self._faulty = True
-            self._on_fault(error)
+            with suppress(Exception):  # whoever is told must not harm those that wait
+                self._on_fault(error)
 
     def _bind(self, ticket: Ticket, now: float, branch: str) -> None:
         if not self._usable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from alto._declare import check_input
 from alto._spec import Declaration, GroupOrder
@@ -42,6 +43,7 @@ def check_options(order: GroupOrder | None, timeout: object) -> None:
 
 def check_priority(priority: object) -> None:
     """Refuse a priority that is no whole number."""
-    if isinstance(priority, bool) or not isinstance(priority, int):
+    whole = isinstance(priority, int) and not isinstance(priority, bool)
+    if not whole or not -(10**9) <= cast("int", priority) <= 10**9:
         msg = f"priority= must be a whole number, lower runs earlier, not {priority!r}"
         raise TypeError(msg)

@@ -72,12 +72,11 @@ class Calls:
 
     # -- one call
 
-    async def generate(  # noqa: PLR0912  # one life from beginning to end, and every way out
+    async def generate(  # noqa: C901, PLR0912  # one life from beginning to end, and every way out
         self, request: GenerateRequest, /
     ) -> AsyncGenerator[Chunk, None]:
         """Run one generation, wherever there is room for it."""
-        asked = asyncio.get_running_loop().time()
-        readers = self._readers
+        asked, readers = asyncio.get_running_loop().time(), self._readers
         self._admit(request.origin, asked)
         self.open += 1
         run: Run | None = None
@@ -109,8 +108,9 @@ class Calls:
                     while run.pump is not None and (run.left or run.buffer):
                         chunk = await run.next_kept()
                         yield chunk if chunk.usage is None else self._billed(run, chunk, request)
-                except EngineDied as error:
-                    self._members.died(seat, life, error)
+                except (EngineDied, Closed) as error:
+                    if run.closed is not None or not self._members.died(seat, life, error):
+                        raise
                     await self._close_source(run)
                     if attempt == self._attempts or not self._may_go_on(run, request, tokens):
                         raise

@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 import attrs
 
-from alto.errors import EngineError
+from alto.errors import EngineDied, EngineError
 from alto.model import EngineCapacity, EngineStatistics
 from alto.protocols import Engine, Member
 from alto.sched import EngineBook, Scheduler
@@ -215,15 +215,25 @@ class Members:
         if errors:
             raise errors[0]
 
-    def died(self, seat: Seat, life: int, cause: BaseException) -> None:
-        """The engine in *seat* has died in its *life*. Telling so twice changes nothing."""
+    def died(self, seat: Seat, life: int, cause: BaseException) -> bool:
+        """The engine in *seat* has died in its *life*, or was stopped by somebody else.
+
+        Telling so twice changes nothing. An engine that serves all the same keeps its place: what
+        has died is one of several below it.
+
+        Returns:
+            Whether a call that got *cause* from it may go on elsewhere.
+        """
         if seat.life != life or seat.book is None:
-            return
+            return True
+        if _runs(seat.engine):
+            return isinstance(cause, EngineDied)
         seat.cause = cause
         self._take_out(seat, "dead" if self._replace else "failed")
-        if self._replace and self._tasks is not None:
+        if self._replace and self._main is not None:
             self.spawn(self._bring_back, seat)
         self._changed()
+        return True
 
     def statistics(self) -> list[PoolEngine]:
         """Each engine."""

@@ -139,11 +139,10 @@ class Prompts:
                 return _made_up(prompt)
             try:
                 return await member.encode(prompt)
-            except EngineDied as error:
-                for seat in self._members.running:
-                    if seat.engine is member:
-                        self._members.died(seat, seat.life, error)
-                if attempt == self._attempts:
+            except (EngineDied, Closed) as error:
+                seats = [seat for seat in self._members.running if seat.engine is member]
+                gone = all(self._members.died(seat, seat.life, error) for seat in seats)
+                if attempt == self._attempts or not gone:
                     raise
         raise AssertionError("the last attempt returns or raises")
 

@@ -47,7 +47,7 @@ class EngineProfile:
     """
 
     name: str
-    """Short name, as a key of :data:`PROFILES`."""
+    """Short name, as a key of ``PROFILES``."""
     source: str
     """Where the numbers come from: a command, a section of a paper, an assumption."""
     base_s: float = attrs.field(validator=_seconds)

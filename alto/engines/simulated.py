@@ -52,7 +52,7 @@ class Simulated:
     Log-probabilities are 0: it is certain. A streamed prompt is read to its end first.
 
     Args:
-        profile: Constants and limits of the engine; :mod:`alto.engines.profiles` has some.
+        profile: Constants and limits of the engine; ``alto.engines.profiles`` has some.
         says: What it says: a text, a number of filler tokens, or a list of the texts of its tokens;
             or a mapping from prompts to these; or a function from a request to one of these.
         name: For messages and statistics.

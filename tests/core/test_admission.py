@@ -455,6 +455,25 @@ class TestFaults:
         assert [t.engine.name for t in admission.dispatch(now=0.0)] == ["a", "b"]
         assert len(faults) == 1
 
+    def test_a_policy_gets_a_list_of_its_own(self):
+        """Whatever it does to what it is given, the engines stay."""
+        seen = []
+        admission = Admission(_Wrong(lambda engines: seen.append(engines) or engines[0]))
+        for name in "ab":
+            admission.add_engine(name, SMALL, now=0.0)
+        admission.submit(work(), now=0.0)
+        assert type(seen[0]) is tuple
+        assert len(seen[0]) == 2
+
+    def test_a_call_that_cannot_be_counted_leaves_nothing(self):
+        """Where a prompt's ids are no ids, submit raises, and nobody waits."""
+        admission = Admission(LeastLoaded())
+        admission.add_engine("a", SMALL, now=0.0)
+        with pytest.raises(OverflowError):
+            admission.submit(work((10**30,) * 99, group="g"), now=0.0)
+        assert (admission.waiting, admission._groups) == (0, {})
+        admission.check()
+
     def test_an_engine_that_has_gone_is_no_choice(self):
         """A policy that sticks to an engine that is gone is a fault."""
         faults, kept = [], []

@@ -196,6 +196,55 @@ class TestDeath:
             assert engine.starts == 1
             pool.scheduler.check()
 
+    async def test_one_death_below_an_inner_pool_is_not_its_death(self):
+        """A pool of pools keeps an inner one that serves on, and its calls on other engines go on."""
+        deepest = [Mortal(f"e{k}", lines=from_zero) for k in range(2)]
+        inner = Pool(deepest, policy=LeastLoaded(), replace=False)
+        async with Pool([inner]) as outer:
+            tasks = [asyncio.ensure_future(outcome(outer)) for _ in range(2)]
+            await asyncio.sleep(2.5)
+            deepest[0].kill()
+            results = [await task for task in tasks]
+            assert sorted(type(result).__name__ for result in results) == ["EngineDied", "str"]
+            inner.check_health()
+            assert await outcome(outer) == WHOLE
+
+    async def test_an_engine_that_somebody_else_has_stopped_is_lost(self, pool_from_zero):
+        """Its place is not kept as if it ran, and calls that it refuses run elsewhere."""
+        pool, engines = pool_from_zero(2, replace=False)
+        async with pool:
+            await engines[0].stop()
+            assert [await outcome(pool) for _ in range(3)] == [WHOLE] * 3
+            assert [e.state for e in pool.engines] == ["failed", "running"]
+
+    async def test_a_death_while_the_pool_stops_is_no_error_of_its_own(self, pool_from_zero):
+        """Whenever engines die during a stop, calls end with a typed error."""
+        for ticks in range(8):
+            pool, engines = pool_from_zero(2)
+            await pool.start()
+            tasks = [asyncio.ensure_future(outcome(pool)) for _ in range(3)]
+            await asyncio.sleep(1.5)
+            stopping = asyncio.ensure_future(pool.stop())
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            for engine in engines:
+                engine.kill()
+            await stopping
+            for task in tasks:
+                assert isinstance(await task, Closed | EngineDied)
+
+    async def test_calls_of_a_draining_pool_survive_a_death(self, pool_from_zero):
+        """What is there when a drain begins is run again elsewhere like at any other time."""
+        pool, engines = pool_from_zero(2, replace=False, policy=LeastLoaded())
+        await pool.start()
+        tasks = [asyncio.ensure_future(outcome(pool)) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        stopping = asyncio.ensure_future(pool.stop(drain=True))
+        await asyncio.sleep(0.1)
+        engines[0].kill()
+        assert [await task for task in tasks] == [WHOLE] * 2
+        await stopping
+
     async def test_constraints_cannot_be_resumed(self):
         """A generation whose grammar would begin anew is refused, before it costs anything."""
         for odd in ({"regex": "a"}, {"n": 2}, {"stop": ("x",)}, {"choice": ("a",)}):

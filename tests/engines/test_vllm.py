@@ -474,13 +474,13 @@ async def main(model):
                   block_size=32, kv_cache_memory_bytes=64 << 20, enforce_eager=True)
     try:
         async with engine:
-            chunks = LLM(engine).generate("hello", max_tokens=500)
             count = 0
             try:
-                async for chunk in chunks:
-                    count += 1
-                    if count == 5:
-                        print("ready", flush=True)
+                while True:  # until it is interrupted, however late that comes
+                    async for chunk in LLM(engine).generate("hello", max_tokens=500):
+                        count += 1
+                        if count == 5:
+                            print("ready", flush=True)
             except asyncio.CancelledError:
                 asyncio.current_task().uncancel()
                 engine.check_health()
