@@ -230,11 +230,15 @@ def load_decisions(file: IO[str], /) -> Iterator[Decision]:
 
 
 def _scores(policy: Policy, ticket: Ticket, engines: Sequence[EngineBook]) -> Mapping[str, float]:
-    score = getattr(policy, "score", None)
-    if score is None:
-        return {}
+    scores, score = getattr(policy, "scores", None), getattr(policy, "score", None)
     try:
-        return {engine.name: float(score(ticket, engine)) for engine in engines}
+        if scores is not None:
+            numbers = list(scores(ticket, engines))
+        elif score is not None:
+            numbers = [score(ticket, engine) for engine in engines]
+        else:
+            return {}
+        return {e.name: float(number) for e, number in zip(engines, numbers, strict=True)}
     except Exception:  # noqa: BLE001  # a user's; what it chose is recorded all the same
         return {}
 
@@ -270,7 +274,7 @@ def _engine_facts(book: EngineBook) -> Mapping[str, Any]:
         },
         **{name: getattr(book, name) for name in _COUNTERS},
         "line": [line.count, line.prefill, line.outputs],
-        "line_keys": [] if first is None else [list(first.key), line.last],
+        "line_keys": [] if first is None else [list(first.key), line.begin, line.last],
     }  # fmt: skip
 
 
@@ -288,8 +292,8 @@ def _engine_of(facts: Mapping[str, Any], speed: Speed) -> EngineBook:
         **{name: facts[name] for name in _COUNTERS},
     )
     if facts["line_keys"]:
-        key, last = facts["line_keys"]
-        book.line = Line.of(*facts["line"], first=_ticket(key), last=last)
+        key, begin, last = facts["line_keys"]
+        book.line = Line.of(*facts["line"], first=_ticket(key), begin=begin, last=last)
     return book
 
 

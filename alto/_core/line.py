@@ -70,12 +70,22 @@ class Line:
         """The latest key since the line was empty, in seconds."""
 
     @classmethod
-    def of(cls, count: int, prefill: int, outputs: float, /, *, first: Ticket, last: float) -> Self:
+    def of(  # all that is known of a line
+        cls,
+        count: int,
+        prefill: int,
+        outputs: float,
+        /,
+        *,
+        first: Ticket,
+        begin: float,
+        last: float,
+    ) -> Self:
         """A line of which only this much is known, for a replay. It is for looking at only."""
         line = cls()
         line._heap.append((first.key, first.version, first))
         line.count, line.prefill, line.outputs = count, prefill, outputs
-        line.begin, line.last = first.key[0], last
+        line.begin, line.last = begin, last
         return line
 
     def push(self, ticket: Ticket, /) -> None:

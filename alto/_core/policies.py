@@ -6,7 +6,8 @@ a policy may carry besides ``choose``:
 
 * ``rebinds``: ask again when the call's turn comes, and when another engine would stand idle;
 * ``order``: ``"request"``, as :mod:`alto._core.line` says, or ``"arrival"``, first come first served;
-* ``score(call, engine)``: the number by which it chose, lower is better, for records.
+* ``score(call, engine)``, or ``scores(call, engines)`` where they depend on each other: the numbers
+  by which it chose, lower is better, for records.
 
 Sources of the rules: ``docs/explanation/scheduling.md``.
 """
@@ -55,14 +56,16 @@ class PromptAware:
 
     For each engine, in seconds::
 
-        p (Q + u) + ceil((Q + u) / budget) s + o s + slots + memory + w n p u
+        p (Q + u) + ceil((Q + u) / budget) s + o s + slots + memory + w n p (u - least)
 
-    where ``u`` is what the engine must compute of the prompt, ``Q`` what it has to compute before
-    that, ``p`` seconds per prompt token, ``s`` seconds per step, ``o`` the expected output, ``slots``
-    and ``memory`` the wait for a place in the batch and in the KV cache, and ``n`` the generations
-    that the prefill would hold up. The engine that last served the same document or parent costs
-    3 % less, the homes of the call's template 1 %: enough to decide between equals. More made P99
-    worse (``bench.scheduling``).
+    where ``u`` is what the engine must compute of the prompt, ``least`` what the best must, ``Q``
+    what it has to compute before that, ``p`` seconds per prompt token, ``s`` seconds per step, ``o``
+    the expected output, ``slots`` and ``memory`` the wait for a place in the batch and in the KV
+    cache, and ``n`` the generations that the prefill would hold up: the last term is the delay to
+    others that could be avoided. The declared prefix counts as held by all; else the calls of a
+    template would crowd where one of them has been (P99 on *pipeline* was 16 % worse). The engine
+    that last served the same document or parent costs 3 % less, the homes of the call's template 1 %:
+    enough to decide between equals. More made P99 worse (``bench.scheduling``).
 
     Args:
         inflicted: ``w``, how much a second of delay to another generation counts.
@@ -88,18 +91,15 @@ class PromptAware:
 
     def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
         """The cheapest; of equals the least loaded."""
-        costs = self._costs(call, engines)
+        costs = self.scores(call, engines)
         lowest = min(costs)
         if costs.count(lowest) == 1:
             return engines[costs.index(lowest)]
         equal = [e for e, cost in zip(engines, costs, strict=True) if cost == lowest]
         return min(equal, key=_load)
 
-    def score(self, call: Ticket, engine: EngineBook, /) -> float:
-        """Seconds, weighted as the class says."""
-        return self._costs(call, (engine,))[0]
-
-    def _costs(self, call: Ticket, engines: Sequence[EngineBook]) -> list[float]:
+    def scores(self, call: Ticket, engines: Sequence[EngineBook], /) -> list[float]:
+        """Seconds, weighted as the class says, for each engine beside the others."""
         # On the path of every call, once per engine: hence one loop and local names.
         hits, length, output = call.hits, call.prompt_tokens, call.expected_output
         known, samples, served, homes = len(hits), call.work.n, call.served, call.template.homes
@@ -108,13 +108,16 @@ class PromptAware:
         base, each, prefill = speed.base, speed.per_sequence, speed.prefill  # a pool's, for all
         slots = budget = 1
         limit: int | None = None
-        for engine in engines:
+        # Every engine is taken to hold the head of the template, as each will after its first call.
+        head = call.work.prefix_tokens
+        lacking = [length - max(hits[e.index] if e.index < known else 0, head) for e in engines]
+        least = min(lacking)
+        for engine, uncached in zip(engines, lacking, strict=True):
             if engine.capacity is not capacity:
                 capacity = engine.capacity
                 slots, limit = capacity.max_num_seqs, capacity.kv_tokens
                 budget = capacity.max_num_batched_tokens
             index, line = engine.index, engine.line
-            uncached = length - hits[index] if index < known else length
             queue: float = engine.prefill
             n: float = engine.outstanding
             outputs = engine.outputs
@@ -132,7 +135,7 @@ class PromptAware:
             step = base + each * (running + 1)
             work = queue + uncached
             cost = step * (work // budget + 1 + output)
-            cost += prefill * (work + inflicted * running * uncached)
+            cost += prefill * (work + inflicted * running * (uncached - least))
             if n:
                 over = n + samples - slots
                 if over > 0:  # places come free at the rate at which those that are there end

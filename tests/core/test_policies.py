@@ -66,21 +66,27 @@ class TestPromptAware:
         """Whoever waits for an engine and goes first makes it later; whoever goes later does not."""
         engines, first = books(3, 3), call(key="t")
         first.key = (10.0, 0, 1)
-        engines[0].line = Line.of(5, 4000, 500.0, first=first, last=20.0)
+        engines[0].line = Line.of(5, 4000, 500.0, first=first, begin=10.0, last=20.0)
         late, early, middle = call(), call(), call()
         late.key, early.key, middle.key = (30.0, 0, 9), (5.0, 0, 9), (15.0, 0, 9)
         policy = PromptAware()
-        costs = [policy.score(c, engines[0]) for c in (early, middle, late)]
+        costs = [policy.scores(c, engines)[0] for c in (early, middle, late)]
         assert costs == sorted(set(costs))
-        assert costs[0] == policy.score(early, engines[1])
+        assert costs[0] == policy.scores(early, engines)[1]
         assert [choice(policy, c, engines) for c in (late, middle)] == [1, 1]
 
     def test_delay_to_others_counts(self):
-        """A long prefill goes where it holds up few, even where it would be done a little later."""
-        engines = books(100, 2, prefill=(0, 600))
-        long = call(4000, output=1.0)
+        """What an engine holds is waited for, though another that holds nothing would be done sooner."""
+        engines = books(100, 100, prefill=(0, 2500))
+        long = call(4000, hits=(0, 2000), output=1.0)
         assert choice(PromptAware(), long, engines) == 1
         assert choice(PromptAware(inflicted=0.0), long, engines) == 0
+
+    def test_the_declared_prefix_is_left_out(self):
+        """An engine that holds nothing but the template's head is no better than any other."""
+        engines = books(5, 4)
+        assert choice(PromptAware(), call(1000, (640, 0), prefix=640), engines) == 1
+        assert choice(PromptAware(), call(1000, (640, 0)), engines) == 0
 
     def test_full_batches_repel(self):
         """An engine whose places are taken costs a wait."""
@@ -116,7 +122,7 @@ class TestPromptAware:
         """What it chooses has the lowest of the scores that it gives, and the least load of those."""
         policy, engines = PromptAware(), books(*loads)
         ticket = call(tokens, tuple(min(hit, tokens) for hit in hits))
-        scores = [policy.score(ticket, engine) for engine in engines]
+        scores = policy.scores(ticket, engines)
         chosen = policy.choose(ticket, engines)
         assert scores[chosen.index] == min(scores)
         equal = [e.load for e in engines if scores[e.index] == min(scores)]
