@@ -11,7 +11,7 @@ import anyio
 
 from alto.model import Origin
 
-__all__ = ("Cleanup", "CurrentCall", "current_call", "uncut")
+__all__ = ("Cleanup", "CurrentCall", "LoopLock", "current_call", "uncut")
 
 
 class Cleanup:
@@ -111,3 +111,19 @@ async def uncut(wait: Callable[[], Awaitable[None]], /) -> None:
                 break
     if late is not None:
         raise late
+
+
+class LoopLock:
+    """A lock for one event loop at a time, of a thing that may be used in another loop later."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    def here(self) -> asyncio.Lock:
+        """The lock of the running loop; a new one where that is not the last one's."""
+        loop = asyncio.get_running_loop()
+        if self._held is None or self._held[0] is not loop:
+            self._held = (loop, asyncio.Lock())
+        return self._held[1]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-__all__ = ("Deaths",)
+__all__ = ("Deaths", "is_alive")
 
 _INTERVAL = 0.25
 """Seconds between two looks, where there is no other way."""
@@ -63,12 +63,13 @@ class Deaths:
                 os.close(fd)
 
     async def _look(self, processes: Sequence[Any]) -> None:
-        while all(map(_is_alive, processes)):  # noqa: ASYNC110  # see above
+        while all(map(is_alive, processes)):  # noqa: ASYNC110  # see above
             await asyncio.sleep(_INTERVAL)
         self._gone()
 
 
-def _is_alive(process: Any) -> bool:  # noqa: ANN401  # psutil is not typed
+def is_alive(process: Any, /) -> bool:  # noqa: ANN401  # psutil is not typed
+    """Whether a process runs: a zombie does not."""
     import psutil
 
     try:

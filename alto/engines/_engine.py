@@ -13,6 +13,7 @@ from typing import Any, Final, Self, final
 import anyio
 import attrs
 
+from alto._aio import LoopLock
 from alto.engines._arguments import lora_arguments
 from alto.engines._deaths import Deaths
 from alto.engines._kv_events import CacheEvents
@@ -160,7 +161,7 @@ class VLLMEngine:
         self._kv_events = kv_events and _has_one_cache(engine_args)
         self._engine_args = engine_args
         self._life: _Life | None = None
-        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._lifecycle = LoopLock()
 
     def __repr__(self) -> str:
         """Its state in a line."""
@@ -210,7 +211,7 @@ class VLLMEngine:
 
         Cancellation: processes that have been started are ended before it goes on.
         """
-        async with self._lifecycle():
+        async with self._lifecycle.here():
             if self._life is not None and not self._life.is_dead:
                 return
             await to_the_end(self._end_life())
@@ -346,15 +347,8 @@ class VLLMEngine:
             raise EngineDied(self._name, "it died: a process of it is gone")
         return life.session
 
-    def _lifecycle(self) -> asyncio.Lock:
-        """Starts and stops come one after the other, in whichever loop."""
-        loop = asyncio.get_running_loop()
-        if self._gate is None or self._gate[0] is not loop:
-            self._gate = (loop, asyncio.Lock())
-        return self._gate[1]
-
     async def _stop_in_turn(self) -> None:
-        async with self._lifecycle():
+        async with self._lifecycle.here():
             await self._end_life()
 
     async def _end_life(self) -> None:

@@ -29,6 +29,7 @@ from alto.engines._arguments import (
     unknown_arguments,
 )
 from alto.engines._child_output import ChildOutput, find_cause
+from alto.engines._deaths import is_alive
 from alto.engines._main_module import main_module_left_alone
 from alto.engines._stat_logger import Tally, stat_loggers
 from alto.errors import EngineStartError
@@ -314,22 +315,13 @@ def _end(processes: tuple[Any, ...], *, grace: float) -> None:
     deadline, killed = time.monotonic() + grace, False
     while True:
         multiprocessing.active_children()  # reaps those that have ended
-        left = [process for process in processes if _is_alive(process)]
+        left = [process for process in processes if is_alive(process)]
         if not left or (killed and time.monotonic() > deadline):
             return
         if not killed and time.monotonic() > deadline:
             _signal(left, signal.SIGKILL)
             deadline, killed = time.monotonic() + grace + 1.0, True
         time.sleep(0.01)
-
-
-def _is_alive(process: Any) -> bool:  # noqa: ANN401  # psutil is not typed
-    import psutil
-
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def _signal(processes: Sequence[Any], number: int) -> None:

@@ -16,6 +16,7 @@ from typing import Self, cast, final
 
 import anyio
 
+from alto._aio import LoopLock
 from alto.engines._calls import Calls
 from alto.engines._members import EngineState, Members, PoolEngine, PoolProgress
 from alto.engines._prompts import Prompts
@@ -99,7 +100,7 @@ class Pool:
             max_waiting=max_waiting,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._lifecycle = LoopLock()
         self._state: EngineState = "stopped"
         self._news: list[asyncio.Future[None]] = []
 
@@ -158,7 +159,7 @@ class Pool:
 
         Cancellation: nothing is left behind; the pool can be started again.
         """
-        async with self._lifecycle():
+        async with self._lifecycle.here():
             if self._state == "running":
                 return
             self._state = "starting"
@@ -185,7 +186,7 @@ class Pool:
                 await self._calls.wait_quiet()
         finally:
             with anyio.CancelScope(shield=True):
-                async with self._lifecycle():
+                async with self._lifecycle.here():
                     await self._stop_now()
 
     async def __aenter__(self) -> Self:
@@ -285,13 +286,6 @@ class Pool:
         self._state = "stopped"
         self._calls.close(Closed(f"pool {self._name!r} was stopped"))
         await self._members.stop()
-
-    def _lifecycle(self) -> asyncio.Lock:
-        """Starts and stops come one after the other, in whichever loop."""
-        loop = asyncio.get_running_loop()
-        if self._gate is None or self._gate[0] is not loop:
-            self._gate = (loop, asyncio.Lock())
-        return self._gate[1]
 
     def _engines_changed(self) -> None:
         self._calls.engines_changed()

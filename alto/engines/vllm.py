@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self, final
 
 import anyio
 
+from alto._aio import LoopLock
 from alto.engines._arguments import check_model_folder, lora_arguments
 from alto.engines._engine import VLLMEngine
 from alto.engines._machine import look_at_machine, size_of_weights
@@ -117,7 +118,7 @@ class VLLM:
             "progress": progress or False, "max_waiting": max_waiting,
         }  # fmt: skip
         self._pool: Pool | None = None
-        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._lifecycle = LoopLock()
 
     def __repr__(self) -> str:
         """Its state in a line."""
@@ -193,7 +194,7 @@ class VLLM:
 
         Cancellation: processes that have been started are ended before it goes on.
         """
-        async with self._lifecycle():
+        async with self._lifecycle.here():
             if self._pool is None:
                 self._pool = await self._make_pool()
             else:
@@ -275,15 +276,8 @@ class VLLM:
             raise Closed(msg)
         return self._pool
 
-    def _lifecycle(self) -> asyncio.Lock:
-        """Starts and stops come one after the other, in whichever loop."""
-        loop = asyncio.get_running_loop()
-        if self._gate is None or self._gate[0] is not loop:
-            self._gate = (loop, asyncio.Lock())
-        return self._gate[1]
-
     async def _stop_in_turn(self) -> None:
-        async with self._lifecycle():
+        async with self._lifecycle.here():
             if self._pool is not None:
                 await self._pool.stop()
 

@@ -99,7 +99,7 @@ def test_a_child_that_does_not_go_is_killed():
         _launch._end(family, grace=0.2)
         assert 0.2 <= time.monotonic() - begin < 2
         assert parent.wait(5) == -signal.SIGKILL
-    assert not any(map(_launch._is_alive, family))
+    assert not any(map(_launch.is_alive, family))
     _launch._end(family, grace=0)
     assert _launch._family(family[0]) == (family[0],)
 
