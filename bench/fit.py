@@ -9,7 +9,7 @@ the weights.
 
 ``--validate`` then plays three loads that nothing was fitted on (``bench/_fit/loads.py``): calls of mixed
 lengths that come by chance and do not wait for each other, at a fifth of what the engine gets through
-when it has all at once, at three quarters, and at three fifths with prompts that share their
+when it always has 32, at three quarters, and at three fifths with prompts that share their
 beginnings. The real engine plays each ``--runs`` times, taking turns, with other tokens each time, and
 with a round of trials before each, so that the fit is to the machine as it was then. The simulated engine plays the same calls,
 on virtual time. Printed are the relative errors of median and P99 latency and of throughput against
@@ -64,6 +64,7 @@ def main() -> None:
     arguments = parsed(sys.argv[1:])
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     report = run_virtual(fitted, arguments) if arguments.on else asyncio.run(fitted(arguments))
     if arguments.validate:
         profile = EngineProfile(**report["profile"])
@@ -118,13 +119,15 @@ async def fitted(arguments: argparse.Namespace) -> dict[str, Any]:
         start = start_profile(engine, name=arguments.name, source=source)
         trials = trials_for(start.max_num_seqs, start.max_model_len)
         bench = Bench(engine, () if arguments.profile else trials, seed=arguments.seed)
-        await bench.warm_up()
+        await bench.warm_up(0 if arguments.on else min(1024, start.max_model_len - 1))
         for _ in range(arguments.rounds):
             await bench.round()
         if arguments.validate:
             loads = [
                 sketch.load(
-                    await capacity(engine, sketch, seed=arguments.seed),
+                    await capacity(
+                        engine, sketch, lanes=min(32, start.max_num_seqs), seed=arguments.seed
+                    ),
                     seconds=arguments.seconds,
                     luck=luck,
                 )

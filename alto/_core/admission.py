@@ -20,20 +20,20 @@ Cost: a call costs a constant number of choices (linear in engines), and line op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Protocol
 
-from alto._core.books import EngineBook, Ticket, Work
+from alto._core.books import EngineBook, Ticket, Work, rivals
 from alto._core.ledger import Ledger
-from alto._core.line import Line, order_key
+from alto._core.line import Line, OrderKey, order_key
 from alto._core.policies import LeastLoaded, Policy
+from alto._core.siblings import Siblings
 from alto.model import EngineCapacity
 
 __all__ = ("Admission", "Watcher")
 
-_FEW = 3
-"""Open siblings from which on those that wait go ahead."""
 _MOVES = 4
 """Calls that may change lines while one engine takes from its own."""
 _FRESH = 1e-3
@@ -79,9 +79,10 @@ class Admission:
         self._by_arrival = getattr(policy, "order", "request") == "arrival"
         self._usable: list[EngineBook] = []
         self._homeless = Line()
-        self._groups: dict[Hashable, dict[Ticket, None]] = {}
+        self._siblings = Siblings()
         self._number = 0
         self._waiting = 0
+        self._look_at = -inf  # when an engine may be silent, at the earliest
 
     @property
     def engines(self) -> tuple[EngineBook, ...]:
@@ -133,8 +134,7 @@ class Admission:
             expected_output=template.expected_output(work.max_tokens) * work.n,
             submitted=now,
         )
-        if work.group is not None:
-            self._groups.setdefault(work.group, {})[ticket] = None
+        self._siblings.join(ticket)
         self._waiting += 1
         try:
             self._set_key(ticket)
@@ -150,7 +150,7 @@ class Admission:
         """The engine of a call is gone: it waits again, at its old place."""
         assert ticket.state in ("prefilling", "decoding")
         self.ledger.take_off(ticket, computed=False)
-        ticket.state = "waiting"
+        ticket.state, ticket.engine = "waiting", None
         self._waiting += 1
         self._bind(ticket, now, "again")
 
@@ -167,6 +167,8 @@ class Admission:
     def dispatch(self, /, *, now: float) -> list[Ticket]:
         """The calls that start now; ``ticket.engine`` says where. Ask after every other event."""
         started: list[Ticket] = []
+        for ticket in self._siblings.grown():
+            self._set_key_anew(ticket)
         self._refresh(now)
         if self._homeless.count and self._usable:
             self._bind_anew(self._homeless, now)
@@ -229,9 +231,13 @@ class Admission:
 
     # -- choosing
 
-    def _choose(self, ticket: Ticket, now: float, branch: str) -> EngineBook:
-        usable = self._usable
-        self.ledger.look_up(ticket)
+    def _choose(
+        self, ticket: Ticket, now: float, branch: str, among: list[EngineBook] | None = None
+    ) -> EngineBook:
+        usable = among
+        if usable is None:
+            usable = self._usable
+            self.ledger.look_up(ticket)
         ticket.chosen = now
         chosen: EngineBook | None = None
         try:
@@ -284,13 +290,16 @@ class Admission:
         while book.line.count and book.has_room:
             ticket = book.line.pop()
             if self._rebinds and now - ticket.chosen > _FRESH and moves < _MOVES:
-                self.ledger.unbind(ticket)
-                better = self._choose(ticket, now, "turn")
-                if better is not book:
-                    self._wait_for(ticket, better)
-                    moves += 1
-                    continue
-                self.ledger.bind(ticket, book)
+                self.ledger.look_up(ticket)
+                others = rivals(ticket, book, self._usable)
+                if len(others) > 1:
+                    better = self._choose(ticket, now, "turn", others)
+                    if better is not book:
+                        self.ledger.unbind(ticket)
+                        self._wait_for(ticket, better)
+                        moves += 1
+                        continue
+                self.ledger.charge(ticket, book)
             self._start(ticket, book, started, now)
         return moves > 0
 
@@ -305,14 +314,14 @@ class Admission:
                 if ticket is None or now - ticket.chosen <= 5 * _FRESH:
                     return
                 longest.line.discard(ticket)
-                self.ledger.unbind(ticket)
                 better = self._choose(ticket, now, "idle")
-                if better is not longest and better.has_room and not better.line.count:
-                    self.ledger.bind(ticket, better)
-                    self._start(ticket, better, started, now)
-                else:
-                    self._wait_for(ticket, longest)
+                if better is longest or not better.has_room or better.line.count:
+                    self.ledger.charge(ticket, longest)
+                    longest.line.push(ticket)
                     return
+                self.ledger.unbind(ticket)
+                self.ledger.bind(ticket, better)
+                self._start(ticket, better, started, now)
 
     def _start(self, ticket: Ticket, book: EngineBook, started: list[Ticket], now: float) -> None:
         self._waiting -= 1
@@ -322,7 +331,7 @@ class Admission:
     def _set_key(self, ticket: Ticket) -> None:
         work, service = ticket.work, 0.0
         arrived = ticket.submitted if work.arrived is None else work.arrived
-        siblings = 1 if work.group is None else len(self._groups[work.group])
+        siblings = self._siblings.of(ticket)
         if self._by_arrival:
             arrived, siblings = ticket.submitted, 0
         if work.deadline is not None:
@@ -335,33 +344,36 @@ class Admission:
             ticket.key = (ticket.key[0], 0, ticket.number)
 
     def _leave_group(self, ticket: Ticket) -> None:
-        group = ticket.work.group
-        members = self._groups.get(group) if group is not None else None
-        if members is None or ticket not in members:
+        for other in self._siblings.leave(ticket):
+            self._set_key_anew(other, at_most=other.key)
+
+    def _set_key_anew(self, ticket: Ticket, at_most: OrderKey | None = None) -> None:
+        if ticket.state != "waiting" or self._by_arrival:
             return
-        del members[ticket]
-        if not members:
-            del self._groups[group]
-        elif len(members) <= _FEW and not self._by_arrival:
-            for other in members:
-                before = other.key
-                self._set_key(other)
-                other.key = min(before, other.key)
-                if other.state == "waiting" and other.key < before:
-                    (self._homeless if other.engine is None else other.engine.line).moved(other)
+        before = ticket.key
+        self._set_key(ticket)
+        if at_most is not None:
+            ticket.key = min(at_most, ticket.key)
+        if ticket.key != before:
+            (self._homeless if ticket.engine is None else ticket.engine.line).moved(ticket)
 
     def _find_usable(self) -> None:
         self._usable = [b for b in self.ledger.books if b is not None and not b.silent]
 
     def _refresh(self, now: float) -> None:
         """Find the engines that have work and say nothing."""
-        for book in self._usable:
-            if book.outstanding > book.streamed and now - book.heard > self.stall:
-                book.silent = True
-                self._find_usable()
-                self._bind_anew(book.line, now)
-                return self._refresh(now)
-        return None
+        if now < self._look_at:
+            return
+        while True:
+            waited = [b for b in self._usable if b.outstanding > b.streamed]
+            silent = next((b for b in waited if now - b.heard > self.stall), None)
+            if silent is None:
+                # Nobody is silent before that: who is heard, or gets work, is so from then on.
+                self._look_at = min((b.heard for b in waited), default=now) + self.stall
+                return
+            silent.silent = True
+            self._find_usable()
+            self._bind_anew(silent.line, now)
 
     def check(self) -> None:
         """Assert the invariants. Slow."""

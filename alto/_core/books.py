@@ -18,7 +18,7 @@ from alto.model import EngineCapacity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ("EngineBook", "Ticket", "TicketState", "Work")
+__all__ = ("EngineBook", "Ticket", "TicketState", "Work", "rivals")
 
 TicketState: TypeAlias = Literal["waiting", "prefilling", "decoding", "ended"]
 
@@ -175,3 +175,18 @@ class EngineBook:
             "line": self.line.count,
             "line_prefill": self.line.prefill,
         }
+
+
+def rivals(ticket: Ticket, book: EngineBook, engines: Sequence[EngineBook], /) -> list[EngineBook]:
+    """Those of *engines* that may be better for *ticket* than *book*, which has room; it is among them.
+
+    One that is full, and holds no more of the prompt, would be later.
+    """
+    hits, known, own = ticket.hits, len(ticket.hits), ticket.hit_on(book)
+    return [
+        e
+        for e in engines
+        if e is book
+        or (e.outstanding < e.most and e.has_room)
+        or (e.index < known and hits[e.index] > own)
+    ]

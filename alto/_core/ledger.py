@@ -41,6 +41,9 @@ class Ledger:
 
     def add_engine(self, name: str, capacity: EngineCapacity, now: float, /) -> EngineBook:
         """An engine has come, and holds nothing."""
+        for other in self.books:
+            if other is not None and other.capacity == capacity:
+                capacity = other.capacity  # one object for equals, so that policies see it at once
         seats = capacity.max_num_seqs
         free = [k for k, book in enumerate(self.books) if book is None]
         index = free[0] if free else len(self.books)
@@ -112,14 +115,21 @@ class Ledger:
             ticket.beginning = ticket.names[max(skipped, min(at, len(ticket.names) - 1))]
 
     def look_up(self, ticket: Ticket, /) -> None:
-        """Find out what each engine holds of a call's prompt, and who served its like."""
+        """Find out what each engine holds of a call's prompt, and who served its like.
+
+        What the engine that it is bound to holds, or will, for this call alone does not count.
+        """
         index = self._index
         if index is not None and not ticket.named:
             ticket.named = True
             self._name_blocks(ticket, index)
         if index is not None and ticket.names:
-            tokens = index.tokens
-            ticket.hits = [d * tokens for d in index.hits(ticket.names, len(self.books))]
+            ticket.hits = index.hits(ticket.names, len(self.books))
+            if (
+                ticket.engine is not None and ticket.engine.alive
+            ):  # what it holds for this call only
+                own = ticket.engine.index
+                ticket.hits[own] = index.hit(own, ticket.names)
         served = self._served.get(ticket.beginning, -1) if ticket.beginning is not None else -1
         if served < 0 and not ticket.names and ticket.work.parent is not None:
             served = self._served.get(("parent", ticket.work.parent), -1)
@@ -128,9 +138,13 @@ class Ledger:
     def bind(self, ticket: Ticket, book: EngineBook, /) -> None:
         """*ticket* is to run on *book*, which counts as holding its prompt from now on."""
         ticket.engine = book
-        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
         if self._index is not None:
             self._index.sent(book.index, ticket.names)
+        self.charge(ticket, book)
+
+    def charge(self, ticket: Ticket, book: EngineBook, /) -> None:
+        """What *ticket* costs *book*, to which it is bound, is as :meth:`look_up` has found."""
+        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
         if ticket.served != book.index:
             if ticket.names:
                 self._remember(ticket.beginning, book.index)
@@ -145,7 +159,7 @@ class Ledger:
 
     def start(self, ticket: Ticket, book: EngineBook, now: float, /) -> None:
         """*book* gets *ticket*, which is bound to it."""
-        if not book.outstanding:
+        if book.outstanding == book.streamed:
             book.heard = now  # it had no reason to speak
         ticket.state = "prefilling"
         ticket.dispatched = now

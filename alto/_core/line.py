@@ -9,7 +9,8 @@ The order is one number in seconds, a time at which a call "should have begun", 
   earlier. Where it is, calls are in order of their latest start.
 
 Of equals the deeper stage goes first, then whoever came first. The number is fixed when a call is
-submitted, but for the siblings: when few are left, the keys of those that still wait are made anew.
+submitted, but for the siblings: calls that come together get the place of all of them, and when few are
+left, the keys of those that still wait are made anew.
 
 A heap with lazy deletion: an entry is void when its ticket's version has moved on.
 """
@@ -23,7 +24,14 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 if TYPE_CHECKING:
     from alto._core.books import Ticket
 
-__all__ = ("PRIORITY_SECONDS", "STRAGGLER_SECONDS", "Line", "OrderKey", "order_key")
+__all__ = (
+    "MOST_SIBLINGS",
+    "PRIORITY_SECONDS",
+    "STRAGGLER_SECONDS",
+    "Line",
+    "OrderKey",
+    "order_key",
+)
 
 OrderKey: TypeAlias = tuple[float, int, int]
 
@@ -31,7 +39,8 @@ PRIORITY_SECONDS = 60.0
 """Age that one step of priority is worth, and the most that a deadline is."""
 STRAGGLER_SECONDS = 0.05
 """Age that a call loses per open sibling."""
-_MOST_SIBLINGS = 10
+MOST_SIBLINGS = 10
+"""Siblings that count."""
 
 
 def order_key(ticket: Ticket, siblings: int, arrived: float, service: float) -> OrderKey:
@@ -45,7 +54,7 @@ def order_key(ticket: Ticket, siblings: int, arrived: float, service: float) -> 
     """
     work = ticket.work
     due = arrived + PRIORITY_SECONDS * work.priority
-    due += STRAGGLER_SECONDS * min(siblings, _MOST_SIBLINGS)
+    due += STRAGGLER_SECONDS * min(siblings, MOST_SIBLINGS)
     if work.deadline is not None:
         due = min(due, work.deadline - service - PRIORITY_SECONDS * (1 - work.priority))
     return (due, -work.depth, ticket.number)
@@ -99,13 +108,12 @@ class Line:
         """*ticket*, which waits here, has a new key."""
         ticket.version += 1
         self._enter(ticket)
+        self._sweep()
 
     def discard(self, ticket: Ticket, /) -> None:
         """*ticket*, which waits here, waits no more."""
         self._leave(ticket)
-        if len(self._heap) > 32 and len(self._heap) > 4 * (self.count + 8):
-            self._heap = [entry for entry in self._heap if entry[1] == entry[2].version]
-            heapify(self._heap)
+        self._sweep()
 
     def first(self) -> Ticket | None:
         """Who goes next; None: nobody waits."""
@@ -142,6 +150,11 @@ class Line:
         if due >= self.last:
             return 1.0
         return 0.0 if due <= self.begin else (due - self.begin) / (self.last - self.begin)
+
+    def _sweep(self) -> None:
+        if len(self._heap) > 32 and len(self._heap) > 4 * (self.count + 8):
+            self._heap = [entry for entry in self._heap if entry[1] == entry[2].version]
+            heapify(self._heap)
 
     def _enter(self, ticket: Ticket) -> None:
         due = ticket.key[0]

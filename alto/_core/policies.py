@@ -79,7 +79,7 @@ class PromptAware:
     def __init__(
         self,
         *,
-        inflicted: float = 0.3,
+        inflicted: float = 1.0,
         affinity: float = 0.97,
         home: float = 0.99,
         order: CallOrder = "request",
@@ -110,14 +110,15 @@ class PromptAware:
         limit: int | None = None
         # Every engine is taken to hold the head of the template, as each will after its first call.
         head = call.work.prefix_tokens
-        lacking = [length - max(hits[e.index] if e.index < known else 0, head) for e in engines]
-        least = min(lacking)
-        for engine, uncached in zip(engines, lacking, strict=True):
+        least = length - max(_best_hit(hits, engines), head)
+        for engine in engines:
             if engine.capacity is not capacity:
                 capacity = engine.capacity
                 slots, limit = capacity.max_num_seqs, capacity.kv_tokens
                 budget = capacity.max_num_batched_tokens
             index, line = engine.index, engine.line
+            hit = hits[index] if index < known else 0
+            uncached = length - (hit if hit > head else head)  # noqa: FURB136
             queue: float = engine.prefill
             n: float = engine.outstanding
             outputs = engine.outputs
@@ -347,6 +348,13 @@ def _index(engine: EngineBook) -> int:
 
 def _load(engine: EngineBook) -> int:
     return engine.load
+
+
+def _best_hit(hits: Sequence[int], engines: Sequence[EngineBook]) -> int:
+    """The most tokens that one of *engines* holds."""
+    if len(hits) == len(engines):  # all that there are
+        return max(hits)
+    return max((hits[e.index] for e in engines if e.index < len(hits)), default=0)
 
 
 def _slice(engines: Sequence[EngineBook], begin: float, end: float) -> Sequence[EngineBook]:

@@ -68,12 +68,14 @@ class PrefixIndex:
     """
 
     __slots__ = ("_capacity", "_exact", "_holders", "_keys", "_known", "_pending", "block_size",
-                 "every")  # fmt: skip
+                 "every", "tokens")  # fmt: skip
 
     def __init__(self, block_size: int, /) -> None:
         self.block_size = block_size
         self.every = max(1, 64 // block_size)
         """Blocks per name."""
+        self.tokens: int = block_size * self.every
+        """Tokens per name."""
         self._holders: dict[int, int] = {}
         self._known: dict[int, dict[int, None]] = {}
         self._pending: dict[int, dict[int, int]] = {}
@@ -101,17 +103,12 @@ class PrefixIndex:
         del self._capacity[engine], self._keys[engine]
         self._exact.discard(engine)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens per name."""
-        return self.block_size * self.every
-
     def thin(self, names: Sequence[int], /) -> tuple[int, ...]:
         """Those of a prompt's chain that the index keeps."""
         return tuple(names[self.every - 1 :: self.every])
 
     def hits(self, names: Sequence[int], engines: int, /) -> list[int]:
-        """How many of a prompt's first names each engine holds, or will.
+        """How many tokens of a prompt each engine holds, or will, as far as names tell.
 
         Args:
             names: The prompt's chain, thinned.
@@ -123,11 +120,23 @@ class PrefixIndex:
         Cost: logarithmic in the prompt for each different answer, linear in engines.
         """
         depths = [0] * engines
-        holders = self._holders
-        first = holders.get(names[0], 0) if names else 0
+        first = self._holders.get(names[0], 0) if names else 0
         if first:
             self._walk(names, 0, first, len(names), 0, depths)
         return depths
+
+    def hit(self, engine: int, names: Sequence[int], /, *, without: int = 1) -> int:
+        """Tokens of a prompt that one engine would hold if it had not been sent it so many times."""
+        known, pending = self._known[engine], self._pending[engine]
+        low, high = 0, len(names)
+        while low < high:
+            middle = (low + high) >> 1
+            name = names[middle]
+            if name in known or pending.get(name, 0) > without:
+                low = middle + 1
+            else:
+                high = middle
+        return low * self.tokens
 
     def _walk(self, names: Sequence[int], low: int, at_low: int, high: int, at_high: int,
               depths: list[int]) -> None:  # fmt: skip
@@ -142,10 +151,10 @@ class PrefixIndex:
             else:
                 self._walk(names, middle, at_middle, high, at_high, depths)
                 high, at_high = middle, at_middle
-        left = at_low & ~at_high
+        left, tokens = at_low & ~at_high, (low + 1) * self.tokens
         while left:
             bit = left & -left
-            depths[bit.bit_length() - 1] = low + 1
+            depths[bit.bit_length() - 1] = tokens
             left ^= bit
 
     def sent(self, engine: int, names: Sequence[int], /) -> None:
@@ -170,20 +179,25 @@ class PrefixIndex:
         approximate = computed and engine not in self._exact
         if pending:
             for name in names:
-                left = pending.get(name, 0) - 1
-                if left > 0:
+                if name not in pending:
+                    continue
+                left = pending[name] - 1
+                if left:
                     pending[name] = left
-                elif left == 0:
+                else:
                     del pending[name]
                     if not approximate and name not in known:
                         self._unset(engine, name)
         if approximate:
             bit, holders = 1 << engine, self._holders
             for name in reversed(names):  # the deepest first: it is forgotten first
-                if known.pop(name, True):
+                if name in known:
+                    del known[name]
+                else:
                     holders[name] = holders.get(name, 0) | bit
                 known[name] = None
-            self._forget(engine)
+            if self._capacity[engine] is not None:
+                self._forget(engine)
 
     def stored(self, engine: int, parent: int | None, token_ids: Sequence[int],
                keys: Sequence[int], salt: int = 0, /) -> None:  # fmt: skip

@@ -58,6 +58,9 @@ class EngineProfile:
     """Seconds for each token that the decoding sequences attend to, prompt and output."""
     per_prefill_token_s: float = attrs.field(default=0.0, validator=_seconds)
     """Seconds for each prompt token that is computed, those in the cache left out."""
+    per_prefill_step_s: float = attrs.field(default=0.0, validator=_seconds)
+    """Seconds more for a step in which any prompt is computed. On a CPU kernels are prepared for a
+    number of tokens that was not met lately; on a GPU such a step may run without its graph."""
     per_prefill_s: float = attrs.field(default=0.0, validator=_seconds)
     """Seconds for each sequence of which part of the prompt is computed."""
     per_prefill_pair_s: float = attrs.field(default=0.0, validator=_seconds)
@@ -138,6 +141,7 @@ class EngineProfile:
             + self.per_sequence_s * decoding
             + self.per_context_token_s * context_tokens
             + self.per_prefill_token_s * prefill_tokens
+            + (self.per_prefill_step_s if prefills else 0.0)
             + self.per_prefill_s * prefills
             + self.per_prefill_pair_s * prefill_pairs
         )

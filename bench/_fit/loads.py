@@ -16,7 +16,17 @@ import numpy as np
 from alto.model import GenerateRequest
 from alto.protocols import Engine
 
-__all__ = ("Call", "Figures", "Load", "Sketch", "figures", "play", "random_prompt", "sketches")
+__all__ = (
+    "Call",
+    "Figures",
+    "Load",
+    "Sketch",
+    "figures",
+    "flow",
+    "play",
+    "random_prompt",
+    "sketches",
+)
 
 DOCUMENTS = 8
 FIRST_ID, LAST_ID = 3, 250
@@ -112,22 +122,41 @@ async def play(engine: Engine, calls: Sequence[Call], /) -> list[tuple[float, fl
 
     async def one(call: Call) -> tuple[float, float, float]:
         await asyncio.sleep(max(0.0, start + call.at - loop.time()))
-        request = GenerateRequest(
-            prompt=call.prompt, max_tokens=call.output_tokens, ignore_eos=True
-        )
-        first, tokens = None, 0
-        async for chunk in engine.generate(request):
-            tokens += len(chunk.token_ids)
-            if first is None and chunk.token_ids:
-                first = loop.time() - start
-        if first is None or tokens != call.output_tokens:
-            msg = f"a call for {call.output_tokens} tokens got {tokens}"
-            raise RuntimeError(msg)
-        return call.at, first, loop.time() - start
+        first = await _ask(engine, call)
+        return call.at, first - start, loop.time() - start
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(call)) for call in calls]
     return [task.result() for task in tasks]
+
+
+async def flow(engine: Engine, lanes: Sequence[Sequence[Call]], /) -> float:
+    """Seconds until all lanes have all; in each a call is asked for when the last one has ended."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+
+    async def one(lane: Sequence[Call]) -> None:
+        for call in lane:
+            await _ask(engine, call)
+
+    async with asyncio.TaskGroup() as group:
+        for lane in lanes:
+            group.create_task(one(lane))
+    return loop.time() - start
+
+
+async def _ask(engine: Engine, call: Call) -> float:
+    """When its first token came."""
+    request = GenerateRequest(prompt=call.prompt, max_tokens=call.output_tokens, ignore_eos=True)
+    first, tokens = None, 0
+    async for chunk in engine.generate(request):
+        tokens += len(chunk.token_ids)
+        if first is None and chunk.token_ids:
+            first = asyncio.get_running_loop().time()
+    if first is None or tokens != call.output_tokens:
+        msg = f"a call for {call.output_tokens} tokens got {tokens}"
+        raise RuntimeError(msg)
+    return first
 
 
 def figures(calls: Sequence[Call], times: Sequence[tuple[float, float, float]]) -> Figures:

@@ -18,7 +18,7 @@ from alto.engines.simulated import Simulated
 from alto.engines.tiny import build_tiny_llama
 from alto.protocols import Engine, Member
 from alto.testing.clock import run_virtual
-from bench._fit.loads import Call, Figures, Load, Sketch, figures, play, random_prompt
+from bench._fit.loads import Call, Figures, Load, Sketch, figures, flow, play, random_prompt
 from bench._fit.trials import Trial
 
 __all__ = (
@@ -40,7 +40,8 @@ TINY = {
     "max_model_len": 2048,
 }
 """Arguments for the engine that is measured where nobody names another."""
-BURST = 96
+LANE = 10
+"""Calls of a lane when it is measured what an engine gets through."""
 SHORT_SECONDS = 0.15
 SHORT_TIMES = 5
 NAMES = ("median", "p99", "throughput")
@@ -98,8 +99,15 @@ class Bench:
         self._luck = random.Random(seed)
         self._taken: dict[Trial, list[tuple[float, float]]] = {trial: [] for trial in trials}
 
-    async def warm_up(self) -> None:
-        """Once each, not counted."""
+    async def warm_up(self, longest: int) -> None:
+        """Prompts of every length up to *longest*, and each trial once; not counted.
+
+        A CPU engine prepares kernels for each number of tokens that a step may have, when it first
+        meets it: 5 ms with a tiny model, as much as the step itself.
+        """
+        for length in range(1, longest + 1):
+            prompt = random_prompt(self._luck, length)
+            await play(self._engine, [Call(at=0.0, prompt=prompt, output_tokens=1)])
         for trial in self._taken:
             await self._one(trial)
 
@@ -112,20 +120,25 @@ class Bench:
             self._taken[trial].append(_middle(times))
 
     async def _one(self, trial: Trial) -> tuple[float, float]:
-        calls = [
-            Call(
-                at=0.0,
-                prompt=random_prompt(self._luck, trial.prompt_tokens),
-                output_tokens=trial.output_tokens,
-            )
-            for _ in range(trial.calls)
+        lanes = [
+            [
+                Call(
+                    at=0.0,
+                    prompt=random_prompt(self._luck, trial.prompt_length(self._luck)),
+                    output_tokens=output,
+                )
+                for output in trial.outputs(lane)
+            ]
+            for lane in range(trial.calls)
         ]
-        times = await play(self._engine, calls)
+        if trial.rounds > 1:
+            return await flow(self._engine, lanes), 0.0
+        times = await play(self._engine, [lane[0] for lane in lanes])
         first = max(time for _, time, _ in times)
         return first, max(time for _, _, time in times) - first
 
     def times(self) -> dict[Trial, tuple[float, float]]:
-        """Seconds to the last first token, and from there to the end: medians over the rounds."""
+        """Seconds to the last first token, and from there to the end (a flow: all, and 0): medians."""
         return {trial: _middle(times) for trial, times in self._taken.items()}
 
 
@@ -136,15 +149,17 @@ def _middle(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
     )
 
 
-async def capacity(engine: Engine, sketch: Sketch, *, seed: int) -> float:
-    """Calls per second that an engine gets through when it has them all at once."""
+async def capacity(engine: Engine, sketch: Sketch, *, lanes: int, seed: int) -> float:
+    """Calls per second that an engine gets through when *lanes* calls are always there."""
     luck = random.Random(seed)
-    calls = [
-        Call(at=0.0, prompt=prompt, output_tokens=output)
-        for prompt, output in sketch.drawn(luck, 2 * BURST)[:BURST]
+    drawn = [
+        [
+            Call(at=0.0, prompt=prompt, output_tokens=output)
+            for prompt, output in sketch.drawn(luck, LANE)
+        ]
+        for _ in range(lanes)
     ]
-    times = await play(engine, calls)
-    return len(calls) / max(end for _, _, end in times)
+    return lanes * LANE / await flow(engine, drawn)
 
 
 def played_simulated(profile: EngineProfile, calls: Sequence[Call]) -> Figures:

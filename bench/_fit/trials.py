@@ -1,15 +1,20 @@
 """Small loads by which the constants of an engine are told apart, and the fit to what they took.
 
-A trial is a few calls at once. Two times are taken of it: until the last first token, which prompts
-decide, and from there to the end, which decoding does. What a profile would take is asked of the
-simulated engine itself, `Batching`. Which step does what hardly depends on the constants, and for
+Most trials are a few calls at once. Two times are taken of them: until the last first token, which
+prompts decide, and from there to the end, which decoding does. In the others, *flows*, calls come one by
+one while others decode, as they do in use: each of a few lanes asks for the next as soon as it has the
+last, and the whole is timed. What a profile would take is asked of the simulated engine itself,
+`Batching`. Lengths of prompts vary around those of a trial, as they do in use, for an engine on a CPU
+takes longer where it has not met a number of tokens lately. Which step does what hardly depends on the constants, and for
 given steps times are linear in them. So Gauss and Newton's method, with a least squares that gives no
 negative constants, is there after a few rounds.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import attrs
 import numpy as np
@@ -25,6 +30,7 @@ CONSTANTS = (
     "per_sequence_s",
     "per_context_token_s",
     "per_prefill_token_s",
+    "per_prefill_step_s",
     "per_prefill_s",
     "per_prefill_pair_s",
     "latency_s",
@@ -33,20 +39,39 @@ CONSTANTS = (
 
 ROUNDS = 8
 SMALL = 1e-12
+VARIED = 0.25
+"""Part by which prompts are shorter or longer than a trial says."""
 
 
 @attrs.frozen(kw_only=True)
 class Trial:
-    """Equal calls at once, with nothing in common."""
+    """Calls with nothing in common: all at once, or one after the other in each of a few lanes."""
 
     calls: int
+    """How many at once."""
     prompt_tokens: int
     output_tokens: int
+    rounds: int = 1
+    """Calls of a lane. Where there are several the first are of different lengths, so that the lanes
+    do not go in step."""
 
     @property
     def name(self) -> str:
         """In a few words."""
-        return f"{self.calls} x {self.prompt_tokens} + {self.output_tokens}"
+        flow = f"{self.rounds} x " if self.rounds > 1 else ""
+        return f"{flow}{self.calls} x {self.prompt_tokens} + {self.output_tokens}"
+
+    def prompt_length(self, luck: random.Random) -> int:
+        """Tokens of one prompt, on the average what the trial says."""
+        by = int(VARIED * self.prompt_tokens)
+        return self.prompt_tokens + luck.randint(-by, by)
+
+    def outputs(self, lane: int) -> tuple[int, ...]:
+        """How much each call of a lane asks for."""
+        if self.rounds == 1:
+            return (self.output_tokens,)
+        first = max(1, self.output_tokens * (lane + 1) // self.calls)
+        return (first, *(self.output_tokens,) * (self.rounds - 1))
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +80,8 @@ class Fit:
 
     profile: EngineProfile
     residuals: Mapping[str, tuple[float, ...]]
-    """Relative error of the predicted times, by trial: to the last first token, and after it."""
+    """Relative error of the predicted times, by trial: to the last first token, and after it, or of
+    all that a flow took."""
 
 
 def trials_for(max_num_seqs: int, max_model_len: int) -> tuple[Trial, ...]:
@@ -63,27 +89,40 @@ def trials_for(max_num_seqs: int, max_model_len: int) -> tuple[Trial, ...]:
     outputs = min(32, max_model_len // 8)
     batches = sorted({min(n, max_num_seqs) for n in (1, 4, 16, 64)})
     decoding = [Trial(calls=n, prompt_tokens=16, output_tokens=outputs) for n in batches]
-    room = max_model_len - outputs
+    room = int((max_model_len - outputs) / (1 + VARIED))
     context = [
         Trial(calls=min(n, max_num_seqs), prompt_tokens=min(length, room), output_tokens=outputs)
         for n, length in ((8, 768), (32, 384))
     ]
     prompts = [
         Trial(calls=1, prompt_tokens=min(length, room), output_tokens=1)
-        for length in (16, 256, 768, 1900)
+        for length in (16, 256, 768, 1600)
     ]
     bursts = [
         Trial(calls=min(n, max_num_seqs), prompt_tokens=min(length, room), output_tokens=1)
         for n, length in ((4, 256), (48, 16))
     ]
-    return tuple(dict.fromkeys((*decoding, *context, *prompts, *bursts)))
+    flows = [
+        Trial(
+            calls=min(n, max_num_seqs), prompt_tokens=min(length, room), output_tokens=outputs,
+            rounds=6,
+        )
+        for n, length in ((2, 32), (6, 128), (24, 64), (24, 256))
+    ]  # fmt: skip
+    return tuple(dict.fromkeys((*decoding, *context, *prompts, *bursts, *flows)))
 
 
 def predict(profile: EngineProfile, trial: Trial) -> tuple[float, float]:
-    """Seconds to the last first token, and from there to the end."""
+    """Seconds to the last first token, and from there to the end; of a flow all, and 0."""
     engine = Batching(profile)
-    for key in range(trial.calls):
-        engine.add(key, trial.prompt_tokens, (), now=0.0, output_tokens=trial.output_tokens)
+    lanes = [iter(trial.outputs(lane)) for lane in range(trial.calls)]
+
+    def ask(lane: int, now: float) -> None:
+        for output in islice(lanes[lane], 1):
+            engine.add(lane, trial.prompt_tokens, (), now=now, output_tokens=output)
+
+    for lane in range(trial.calls):
+        ask(lane, 0.0)
     first = end = 0.0
     while (due := engine.next_event()) is not None:
         for event in engine.advance(due):
@@ -91,7 +130,8 @@ def predict(profile: EngineProfile, trial: Trial) -> tuple[float, float]:
                 first = event.time
             elif event.kind == "finished":
                 end = event.time
-    return first, end - first
+                ask(event.key, end)  # type: ignore[arg-type]  # keys are lanes
+    return (first, end - first) if trial.rounds == 1 else (end, 0.0)
 
 
 def nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

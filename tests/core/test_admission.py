@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from alto._core.admission import Admission
 from alto._core.books import Work
-from alto._core.line import PRIORITY_SECONDS, STRAGGLER_SECONDS
+from alto._core.line import MOST_SIBLINGS, PRIORITY_SECONDS, STRAGGLER_SECONDS
 from alto._core.policies import (
     BoundedLoadHash,
     LeastLoaded,
@@ -181,8 +181,11 @@ class Pool(RuleBasedStateMachine):
         assert self.admission.waiting == len(self.waiting)
         assert set(self.admission.engines) == set(self.books)
         for ticket in self.waiting:
-            assert ticket.key <= self.keys.get(ticket, ticket.key), "a place in a line gets worse"
-            self.keys[ticket] = ticket.key
+            best = self.keys.setdefault(ticket, ticket.key)
+            latest = best[0] + STRAGGLER_SECONDS * MOST_SIBLINGS
+            assert ticket.key[0] <= latest, "siblings that come later cost more than they may"
+            assert ticket.key[1:] == best[1:]
+            self.keys[ticket] = min(best, ticket.key)
         for book in self.books:
             mine = [t for t, where in self.running.items() if where is book]
             assert book.outstanding == sum(t.work.n for t in mine)
@@ -198,7 +201,7 @@ class Pool(RuleBasedStateMachine):
             assert (book.line.count, book.line.prefill, book.shared) == (0, 0, {})
         if hasattr(self, "admission"):
             assert self.admission.waiting == 0
-            assert self.admission._groups == {}
+            assert len(self.admission._siblings) == 0
             index = self.admission.ledger._index
             assert index is None or not any(index._pending.values())
             self.admission.check()
@@ -281,8 +284,8 @@ class TestOrder:
             admission.submit(work(arrived=1.0, group="a"), now=1.0)
             assert k or started(admission) == [1]
         admission.submit(work(arrived=1.0 + 1.5 * STRAGGLER_SECONDS, group="b"), now=1.1)
-        # Four open siblings in a when the last of them came, one in b.
-        assert finish(admission) == [2, 3, 4, 5]
+        # Three open siblings in a when the next one starts, one in b.
+        assert finish(admission) == [5, 2, 3, 4]
 
     def test_one_of_many_gives_way_to_one_that_is_alone(self):
         """Of two calls of nearly one age the one with fewer open siblings goes first."""
@@ -291,8 +294,45 @@ class TestOrder:
         assert started(admission) == [1]
         for _ in range(8):
             admission.submit(work(arrived=1.0, group="a"), now=1.0)
-        admission.submit(work(arrived=1.0 + 2.5 * STRAGGLER_SECONDS, group="b"), now=1.3)
-        assert finish(admission)[:5] == [2, 3, 4, 10, 5]
+        admission.submit(work(arrived=1.0 + 6.5 * STRAGGLER_SECONDS, group="b"), now=1.3)
+        admission.submit(work(arrived=1.0 + 7.5 * STRAGGLER_SECONDS, group="c"), now=1.3)
+        assert finish(admission) == [10, 2, 3, 4, 5, 6, 7, 8, 9, 11]
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_all_calls_of_a_group_have_the_place_of_its_size(self, together):
+        """Whether they come at once or one by one, the first does not go before a smaller group."""
+        admission = one_engine()
+        admission.submit(work(arrived=0.0), now=0.0)
+        assert started(admission) == [1]
+        many = []
+        for _ in range(8):
+            many.append(admission.submit(work(arrived=1.0, group="a"), now=1.0))
+            assert together or started(admission) == []
+        few = [admission.submit(work(arrived=1.0, group="b"), now=1.0) for _ in range(4)]
+        for _ in range(2):
+            assert started(admission) == []
+        assert [t.key[0] for t in many] == pytest.approx([1.0 + 8 * STRAGGLER_SECONDS] * 8)
+        assert [t.key[0] for t in few] == pytest.approx([1.0 + 4 * STRAGGLER_SECONDS] * 4)
+        assert finish(admission) == [t.number for t in (*few, *many)]
+
+    def test_more_siblings_than_count_cost_no_more(self):
+        """The place of the largest group is half a second behind that of one alone."""
+        admission = one_engine()
+        admission.submit(work(arrived=0.0), now=0.0)
+        assert started(admission) == [1]
+        many = [admission.submit(work(arrived=1.0, group="a"), now=1.0) for _ in range(30)]
+        assert started(admission) == []
+        expected = 1.0 + MOST_SIBLINGS * STRAGGLER_SECONDS
+        assert [t.key[0] for t in many] == pytest.approx([expected] * 30)
+
+    def test_a_group_that_grows_in_order_of_arrival_stays(self):
+        """With order="arrival" siblings make no difference."""
+        admission = one_engine(order="arrival")
+        admission.submit(work(arrived=0.0), now=0.0)
+        assert started(admission) == [1]
+        many = [admission.submit(work(group="a"), now=1.0) for _ in range(3)]
+        few = admission.submit(work(group="b"), now=1.0)
+        assert finish(admission) == [*(t.number for t in many), few.number]
 
     def test_calls_left_alone_are_moved_forward(self):
         """When the siblings of a waiting call end, it passes those that it was behind."""
@@ -471,7 +511,7 @@ class TestFaults:
         admission.add_engine("a", SMALL, now=0.0)
         with pytest.raises(OverflowError):
             admission.submit(work((10**30,) * 99, group="g"), now=0.0)
-        assert (admission.waiting, admission._groups) == (0, {})
+        assert (admission.waiting, len(admission._siblings)) == (0, 0)
         admission.check()
 
     def test_an_engine_that_has_gone_is_no_choice(self):

@@ -109,13 +109,23 @@ class Index(RuleBasedStateMachine):
     @rule(prompt=PROMPTS)
     def look(self, prompt):
         """Where the holders of every block hold those before it, a lookup is exact."""
-        depths = self.index.hits(prompt, 3)
-        for engine, depth in enumerate(depths):
+        for engine, tokens in enumerate(self.index.hits(prompt, 3)):
             held = [name in self._held(engine) for name in prompt]
             if held == sorted(held, reverse=True):
-                assert depth == sum(held), (engine, held)
-            assert depth <= len(prompt)
-            assert depth == 0 or held[0]
+                assert tokens == 64 * sum(held), (engine, held)
+            assert tokens <= 64 * len(prompt)
+            assert tokens == 0 or held[0]
+
+    @rule(engine=ENGINES, prompt=PROMPTS)
+    def look_without(self, engine, prompt):
+        """What an engine would hold if it had not been sent the prompt so many times."""
+        for without in range(3):
+            held = []
+            for name in prompt:
+                sent = sum(name in names for names in self.counted[engine])
+                held.append(name in self.recent[engine] or sent > without)
+            if held == sorted(held, reverse=True):
+                assert self.index.hit(engine, prompt, without=without) == 64 * sum(held)
 
     @invariant()
     def consistent(self):
@@ -143,19 +153,19 @@ class TestEvents:
         index = self._index()
         index.stored(0, None, tokens[:128], [901, 902])
         index.stored(0, 902, tokens[128:], [903, 904])
-        assert index.hits(index.thin(chain(tokens, 64)), 1) == [4]
+        assert index.hits(index.thin(chain(tokens, 64)), 1) == [256]
 
     def test_names_are_kept_every_64_tokens(self):
-        """With small blocks most names are left out, and depths count those that are kept."""
+        """With small blocks most names are left out, and only those that are kept count."""
         tokens = list(range(200))
         index = self._index(16)
         index.stored(0, None, tokens[:192], list(range(12)))
         names = index.thin(chain(tokens, 16))
         assert (index.every, index.tokens, len(names)) == (4, 64, 3)
-        assert index.hits(names, 1) == [3]
+        assert index.hits(names, 1) == [192]
         assert index.held(0) == 3
         index.removed(0, [11])
-        assert index.hits(names, 1) == [2]
+        assert index.hits(names, 1) == [128]
 
     def test_removed_and_cleared_blocks_are_forgotten(self):
         """A block that was thrown out is not found any more, and after a clear none is."""
@@ -164,7 +174,7 @@ class TestEvents:
         index.stored(0, None, tokens, [1, 2, 3, 4])
         names = chain(tokens, 64)
         index.removed(0, [4, 99])
-        assert index.hits(names, 1) == [3]
+        assert index.hits(names, 1) == [192]
         index.cleared(0)
         assert index.hits(names, 1) == [0]
         index.check()
@@ -177,7 +187,7 @@ class TestEvents:
         for engine in range(2):
             index.stored(engine, None, tokens, [1, 2, 3, 4])
         index.removed(0, [1, 2])
-        assert index.hits(chain(tokens, 64), 2) == [0, 4]
+        assert index.hits(chain(tokens, 64), 2) == [0, 256]
 
     def test_blocks_behind_an_unknown_one_are_left_out(self):
         """What hangs on a block that nobody has heard of cannot be named."""
@@ -191,9 +201,9 @@ class TestEvents:
         names = chain(list(range(128)), 64)
         index.sent(0, names)
         index.settled(0, names, computed=True)
-        assert index.hits(names, 1) == [2]
+        assert index.hits(names, 1) == [128]
         index.stored(0, None, list(range(64)), [1])
-        assert index.hits(names, 1) == [1]
+        assert index.hits(names, 1) == [64]
 
     def test_a_pending_prompt_counts_until_it_is_settled(self):
         """An exact engine holds a prompt that it was given, and not one that was given up."""
@@ -202,9 +212,9 @@ class TestEvents:
         names = chain(list(range(128)), 64)
         index.sent(0, names)
         index.sent(0, names[:1])
-        assert index.hits(names, 1) == [2]
+        assert index.hits(names, 1) == [128]
         index.settled(0, names, computed=False)
-        assert index.hits(names, 1) == [1]
+        assert index.hits(names, 1) == [64]
         index.settled(0, names[:1], computed=False)
         assert index.hits(names, 1) == [0]
 
@@ -217,4 +227,4 @@ class TestEvents:
         index.sent(0, names)
         index.settled(0, names, computed=True)
         assert index.held(0) == 512 // index.tokens
-        assert index.hits(names, 1) == [512 // index.tokens]
+        assert index.hits(names, 1) == [512]
