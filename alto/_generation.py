@@ -270,7 +270,7 @@ class _Tally:
 class _Values(Generic[T]):
     """Reads a typed generation's values while it runs, in the task of whoever asks for them."""
 
-    __slots__ = ("_chunks", "_generation", "_given", "_over", "_reader", "_tally")
+    __slots__ = ("_chunks", "_generation", "_given", "_over", "_reader", "_reading", "_tally")
 
     def __init__(self, generation: TypedGeneration[Any], schema: Schema, chunks: _Chunks) -> None:
         self._generation = generation
@@ -279,11 +279,25 @@ class _Values(Generic[T]):
         self._tally = _Tally(generation._engine.name, 1)  # noqa: SLF001  # two halves of one
         self._given = 0  # How many of the reader's values have been handed out.
         self._over = False
+        self._reading = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
+        if self._reading:  # and that task goes on undisturbed
+            msg = (
+                "another task waits for the next item of this generation; let one task read the "
+                "items and hand them on, through a stage or a queue"
+            )
+            raise RuntimeError(msg)
+        self._reading = True
+        try:
+            return await self._next()
+        finally:
+            self._reading = False
+
+    async def _next(self) -> T:
         reader = self._reader
         while True:
             if self._given < len(reader.values):

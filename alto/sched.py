@@ -93,7 +93,7 @@ class Replayed:
 
     decision: Decision
     chosen: str | None
-    """Name of the engine that it would have chosen; None: it would have waited."""
+    """Name of the engine that it would have chosen; None: it gave none."""
     scores: Mapping[str, float]
     """By engine; empty where the policy gives none."""
 
@@ -209,7 +209,7 @@ def replay(decisions: Iterable[Decision], policy: Policy, /) -> Iterator[Replaye
         speed = Speed(**decision.engines[0]["speed"]) if decision.engines else Speed()
         engines = [_engine_of(facts, speed) for facts in decision.engines]
         ticket = _ticket_of(decision)
-        chosen = policy.choose(ticket, engines)
+        chosen: EngineBook | None = policy.choose(ticket, engines)  # None: a fault of a user's
         yield Replayed(
             decision=decision,
             chosen=None if chosen is None else chosen.name,
@@ -224,9 +224,19 @@ def dump_decisions(decisions: Iterable[Decision], file: IO[str], /) -> None:
 
 
 def load_decisions(file: IO[str], /) -> Iterator[Decision]:
-    """Read what :func:`dump_decisions` has written."""
-    for line in file:
-        yield Decision(**json.loads(line))
+    """Read what :func:`dump_decisions` has written.
+
+    Raises:
+        ValueError: A line is no decision; it says which line.
+    """
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            yield Decision(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            msg = f"line {number} is no decision, as dump_decisions() writes them: {error}"
+            raise ValueError(msg) from error
 
 
 def _scores(policy: Policy, ticket: Ticket, engines: Sequence[EngineBook]) -> Mapping[str, float]:

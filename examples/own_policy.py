@@ -35,7 +35,7 @@ class KeepOneFree:
     order: str = "request"
     """Who goes first: calls of older requests."""
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
         """Any engine for a short prompt, any but the first for a long one."""
         others = engines[1:]
         uncached = call.prompt_tokens - max(map(call.hit_on, engines))

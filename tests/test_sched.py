@@ -148,3 +148,33 @@ class TestScheduler:
         scheduler.remove_engine(books[1], now=0.0)
         listener.stored(None, tokens, list(range(20)))
         scheduler.check()
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_an_unknown_order_is_refused(self, policy):
+        """Not when the first call comes, but when the policy is made."""
+        with pytest.raises(ValueError, match="order must be"):
+            policy(order="fifo")
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: PrefixThreshold(match=2),
+            lambda: PrefixThreshold(most=-1),
+            lambda: PrefixThreshold(ratio=0.5),
+            lambda: PromptAware(inflicted=-1),
+            lambda: PromptAware(affinity=0),
+            lambda: PromptAware(home=1.5),
+            lambda: Work(template="t", prompt_tokens=3, n=0),
+            lambda: Work(template="t", prompt_tokens=-1),
+        ],
+    )
+    def test_numbers_that_mean_nothing_are_refused(self, make):
+        """With what they may be."""
+        with pytest.raises(ValueError, match=r"at least|to 1|at most 1"):
+            make()
+
+    def test_a_file_that_holds_no_decisions_is_refused(self):
+        """The error says which line, and what was expected."""
+        for text in ("\n{}\n", "\nnonsense\n", "\n[1, 2]\n"):
+            with pytest.raises(ValueError, match="line 2 is no decision"):
+                list(load_decisions(io.StringIO(text)))

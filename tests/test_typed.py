@@ -494,6 +494,15 @@ class TestLeaving:
         assert complaints == []
         assert await _value('["a"]', list[str]) == ["a"]
 
+    async def test_items_have_one_reader_at_a_time(self):
+        """A second task is refused, and the first gets everything."""
+        items = _ask(Talker('["a"', ', "b"]'), list[str]).items()
+        first = asyncio.create_task(anext(items))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another task waits"):
+            await anext(items)
+        assert [await first, *[item async for item in items]] == ["a", "b"]
+
 
 class TestFaults:
     """Output that is not what was asked for."""

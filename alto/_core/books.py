@@ -56,6 +56,15 @@ class Work:
     streamed: bool = False
     """Whether its prompt is still being written: until its first token its engine waits for others."""
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers that nobody can count with."""
+        if self.n < 1 or self.prompt_tokens < 0 or self.prefix_tokens < 0:
+            msg = (
+                f"a call has at least one sample and no negative lengths, not n={self.n!r}, "
+                f"prompt_tokens={self.prompt_tokens!r}, prefix_tokens={self.prefix_tokens!r}"
+            )
+            raise ValueError(msg)
+
 
 @attrs.define(eq=False, kw_only=True)
 class Ticket:

@@ -40,8 +40,11 @@ CallOrder: TypeAlias = Literal["request", "arrival"]
 class Policy(Protocol):
     """Chooses an engine for a call."""
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
-        """Where *call* should run, now or when there is room; None: ask again later.
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
+        """Where *call* should run, now or when there is room.
+
+        One of *engines*. Anything else, None too, is a fault: it is reported once, and the call is
+        placed by `LeastLoaded`.
 
         Args:
             call: What is to be placed; ``call.hit_on(engine)`` tells what is cached where.
@@ -84,12 +87,18 @@ class PromptAware:
         home: float = 0.99,
         order: CallOrder = "request",
     ) -> None:
+        if inflicted < 0 or not 0 < affinity <= 1 or not 0 < home <= 1:
+            msg = (
+                f"inflicted must be at least 0, affinity and home above 0 and at most 1, not "
+                f"{inflicted!r}, {affinity!r} and {home!r}"
+            )
+            raise ValueError(msg)
         self.inflicted = inflicted
         self.affinity = affinity
         self.home = home
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
         """The cheapest; of equals the least loaded."""
         costs = self.scores(call, engines)
         lowest = min(costs)
@@ -162,10 +171,10 @@ class RoundRobin:
     """
 
     def __init__(self, *, order: CallOrder = "arrival") -> None:
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
         self._last = -1
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:  # noqa: ARG002
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:  # noqa: ARG002
         """The next by number."""
         following = [engine for engine in engines if engine.index > self._last]
         chosen = min(following or engines, key=_index)
@@ -182,9 +191,9 @@ class LeastLoaded:
     """
 
     def __init__(self, *, order: CallOrder = "arrival") -> None:
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:  # noqa: ARG002
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:  # noqa: ARG002
         """The least loaded; of equals the first."""
         return min(engines, key=_load)
 
@@ -210,12 +219,12 @@ class StaticPartition:
         if shares is not None and not (shares and all(count >= 1 for count in shares.values())):
             msg = f"every stage needs at least one engine: {shares!r}"
             raise ValueError(msg)
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
         self._shares = None if shares is None else dict(shares)
         self._seen: dict[object, int] = {}
         self._turns: dict[object, int] = {}
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
         """The next of its template's own engines."""
         key = call.template.key
         own = self._own(key, sorted(engines, key=_index))
@@ -256,11 +265,11 @@ class BoundedLoadHash:
             msg = f"bound must be above 1, not {bound}"
             raise ValueError(msg)
         self.bound = bound
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
         self._ring: list[tuple[int, int]] = []
         self._members: frozenset[tuple[int, str]] = frozenset()
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
         """The owner, or the next that is not too full."""
         self._refresh(engines)
         by_index = {engine.index: engine for engine in engines}
@@ -302,12 +311,18 @@ class PrefixThreshold:
         self, *, match: float = 0.5, most: int = 32, ratio: float = 1.1,
         order: CallOrder = "arrival",
     ) -> None:  # fmt: skip
+        if not 0 <= match <= 1:
+            msg = f"match must be a part of the prompt, 0 to 1, not {match!r}"
+            raise ValueError(msg)
+        if most < 0 or ratio < 1:
+            msg = f"most must be at least 0 and ratio at least 1, not {most!r} and {ratio!r}"
+            raise ValueError(msg)
         self.match = match
         self.most = most
         self.ratio = ratio
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
         """As the class says."""
         least = min(engines, key=_load)
         highest = max(engine.load for engine in engines)
@@ -331,15 +346,22 @@ class LMetric:
     """
 
     def __init__(self, *, order: CallOrder = "arrival") -> None:
-        self.order: CallOrder = order
+        self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook | None:
+    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
         """The least product; of equals the least loaded."""
         return min(engines, key=lambda engine: (self.score(call, engine), engine.load))
 
     def score(self, call: Ticket, engine: EngineBook, /) -> float:
         """Uncached tokens times (load + 1)."""
         return (call.prompt_tokens - call.hit_on(engine)) * (engine.load + 1)
+
+
+def _checked(order: CallOrder) -> CallOrder:
+    if order not in ("request", "arrival"):
+        msg = f'order must be "request" or "arrival", not {order!r}'
+        raise ValueError(msg)
+    return order
 
 
 def _index(engine: EngineBook) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import anyio
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ("Resources", "with_handles")
 
+_users: Final[dict[int, int]] = {}
+"""Apps that use an engine which one of them has started, by its identity; they keep it alive."""
+
 
 class Resources:
     """Resources by name, and the engines among them.
 
-    Engines that do not run yet are started, side by side, and those are stopped again; engines
-    that run are left alone.
+    Engines that do not run yet are started, side by side, and those are stopped again, by the last
+    app that uses them; engines that somebody else has started are left alone.
     """
 
     def __init__(self, declaration: Declaration, values: Mapping[str, object]) -> None:
@@ -31,7 +34,7 @@ class Resources:
         given = [*values.values(), *bound]
         engines = {id(e): e for e in map(_engine, given) if e is not None}
         self._engines = list(engines.values())
-        self._started: list[Engine] = []
+        self._used: list[Engine] = []
 
     async def start(self) -> None:
         """Start what does not run.
@@ -48,13 +51,15 @@ class Resources:
                 errors.append(error)
                 tasks.cancel_scope.cancel()  # the others need not load to the end
             else:
-                self._started.append(engine)
+                self._use(engine)
 
         try:
             async with anyio.create_task_group() as tasks:
                 for engine in self._engines:
                     if not _runs(engine):
                         tasks.start_soon(start, engine)
+                    elif id(engine) in _users:
+                        self._use(engine)
         except BaseException:
             await self.stop()
             raise
@@ -62,8 +67,19 @@ class Resources:
             await self.stop()
             raise errors[0]
 
+    def _use(self, engine: Engine) -> None:
+        self._used.append(engine)
+        _users[id(engine)] = _users.get(id(engine), 0) + 1
+
+    def _leave(self, engine: Engine) -> bool:
+        """Whether no other app uses it."""
+        left = _users.pop(id(engine)) - 1
+        if left:
+            _users[id(engine)] = left
+        return not left
+
     async def stop(self) -> None:
-        """Stop what was started here. Cancellation: shielded.
+        """Stop what apps have started and this one was the last to use. Cancellation: shielded.
 
         Raises:
             Exception: What an engine raised; all have been asked to stop.
@@ -78,8 +94,10 @@ class Resources:
 
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
-                while self._started:
-                    tasks.start_soon(stop, self._started.pop())
+                while self._used:
+                    engine = self._used.pop()
+                    if self._leave(engine):
+                        tasks.start_soon(stop, engine)
         if errors:
             raise errors[0]
 

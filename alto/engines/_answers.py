@@ -33,7 +33,7 @@ def split_words(text: str, /) -> list[str]:
 
 
 def _token_id(text: str) -> int:
-    return zlib.crc32(text.encode())
+    return zlib.crc32(text.encode()) & 0x7FFF_FFFF  # as large as an engine takes
 
 
 def prompt_text(prompt: Prompt, /) -> str:

@@ -19,13 +19,7 @@ from alto.engines._members import Members, Seat
 from alto.engines._pool_run import Run
 from alto.engines._prompts import Prompts, in_order, work_of
 from alto.engines._readers import Readers
-from alto.errors import (
-    Closed,
-    DeadlineExceeded,
-    EngineDied,
-    InvalidRequest,
-    Overloaded,
-)
+from alto.errors import Closed, DeadlineExceeded, EngineDied, InvalidRequest, Overloaded
 from alto.model import (
     Chunk,
     Embedding,
@@ -66,7 +60,7 @@ class Calls:
         self._runs: dict[Ticket, Run] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._readers = Readers(scheduler, self._runs, self._account)
-        self._quiet: list[asyncio.Future[None]] = []
+        self._quiet: asyncio.Event | None = None
         self.open = 0
         """Calls that have begun and have not ended."""
 
@@ -136,6 +130,7 @@ class Calls:
         run: Run | None = None
         try:
             tokens = await self._prompts.encode(request.prompt)
+            self._members.check_fits(len(tokens), output=0)
             work = work_of(request.origin, tokens, max_tokens=0, priority=request.priority)
             run = self._new_run(None, work, asked)
             for attempt in range(1, self._attempts + 1):
@@ -179,17 +174,18 @@ class Calls:
     def _closed_one(self) -> None:
         self.open -= 1
         if not self.open:
-            for future in self._quiet:
-                if not future.done():
-                    future.set_result(None)
-            self._quiet.clear()
+            self._end_drains()
+
+    def _end_drains(self) -> None:
+        if self._quiet is not None:
+            self._quiet.set()
+            self._quiet = None
 
     async def wait_quiet(self) -> None:
-        """Wait until no call is open."""
-        while self.open:
-            future = asyncio.get_running_loop().create_future()
-            self._quiet.append(future)
-            await future
+        """Wait until no call is open, or the pool is stopped, while nothing new is taken."""
+        if self.open:
+            self._quiet = self._quiet or asyncio.Event()
+            await self._quiet.wait()
 
     async def _submitted(
         self,
@@ -198,6 +194,8 @@ class Calls:
         prefix: Prompt | None,
         asked: float,
     ) -> Run:
+        if tokens is not None and request.prompt is tokens:  # as an engine has made them
+            self._members.check_fits(len(tokens))
         work = work_of(
             request.origin, tokens, max_tokens=request.max_tokens, priority=request.priority,
             n=request.n, salt=salt_of(request.lora), prefix=prefix,
@@ -256,7 +254,8 @@ class Calls:
         if not (request.resume and run.said and tokens is not None):
             return False
         left = None if request.max_tokens is None else request.max_tokens - len(run.said)
-        if isinstance(request.prompt, str) or (left is not None and left < 1):
+        fits = self._members.fits_all(len(tokens) + len(run.said))
+        if isinstance(request.prompt, str) or not fits or (left is not None and left < 1):
             return False
         run.request = attrs.evolve(request, prompt=[*tokens, *run.said], max_tokens=left)
         return True
@@ -387,6 +386,7 @@ class Calls:
             self._timer.cancel()
             self._timer = None
         self._wake_all()
+        self._end_drains()
         self._prompts.engines_changed()
 
     def _wake_all(self) -> None:

@@ -30,7 +30,9 @@ from alto.engines._arguments import (
 )
 from alto.engines._child_output import ChildOutput, find_cause
 from alto.engines._deaths import is_alive
+from alto.engines._machine import CACHE_SPACE
 from alto.engines._main_module import main_module_left_alone
+from alto.engines._sockets import Sockets
 from alto.engines._stat_logger import Tally, stat_loggers
 from alto.errors import EngineStartError
 
@@ -65,6 +67,8 @@ class Started:
     """What they write."""
     tally: Tally = attrs.field(factory=Tally)
     """What the engine says of its work."""
+    sockets: Sockets = attrs.field(factory=Sockets)
+    """Its share of the folder for sockets."""
 
 
 @final
@@ -94,6 +98,7 @@ class Launch:
         self._arguments = arguments
         self._variables = dict(variables or {})
         self._events = events
+        self._sockets = Sockets()
         self._cpu = False
         self._lock = threading.Lock()
         self._cancelled = False
@@ -126,6 +131,7 @@ class Launch:
                 processes=self._new_children(),
                 output=output,
                 tally=tally,
+                sockets=self._sockets,
             )
         except LaunchCancelled:
             self._sweep(output)
@@ -201,12 +207,13 @@ class Launch:
                 with self._lock:
                     self._stop_if_cancelled()
                     self._stage = "building"
-                return AsyncLLM.from_vllm_config(
-                    config,
-                    enable_log_requests=settings.enable_log_requests,
-                    disable_log_stats=settings.disable_log_stats,
-                    stat_loggers=stat_loggers(tally),
-                )
+                with self._sockets.put_together():
+                    return AsyncLLM.from_vllm_config(
+                        config,
+                        enable_log_requests=settings.enable_log_requests,
+                        disable_log_stats=settings.disable_log_stats,
+                        stat_loggers=stat_loggers(tally),
+                    )
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled:
@@ -227,7 +234,7 @@ class Launch:
             known=known,
             cpu=self._cpu,
             memory=psutil.virtual_memory().total,
-            cache_chosen="VLLM_CPU_KVCACHE_SPACE" in os.environ,
+            cache_chosen=bool(os.environ.get(CACHE_SPACE)),  # as vLLM asks
         )
         if self._events is not None and "kv_events_config" in known:
             from vllm.config import KVEventsConfig
@@ -270,6 +277,7 @@ class Launch:
             for child in self._new_children():
                 self._remember(child)
             _end(tuple(self._family.values()), grace=_GRACE if self._family else 0)
+        self._sockets.release()
         output.close()
 
 
@@ -284,6 +292,7 @@ def shut_down(started: Started) -> None:
     finally:
         _end(family, grace=1.0)
         _close_sockets(engine)
+        started.sockets.release()
         started.output.close()
 
 

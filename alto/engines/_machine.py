@@ -17,8 +17,10 @@ from typing import Final
 from alto.engines._plan import Device, Machine
 from alto.errors import EngineStartError
 
-__all__ = ("look_at_machine", "size_of_weights")
+__all__ = ("CACHE_SPACE", "look_at_machine", "size_of_weights")
 
+CACHE_SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
+"""Variable in which a user may give the size of a KV cache on a CPU, in GiB; empty is as not set."""
 _BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
 _ASK_TIMEOUT: Final = 120.0
 """Seconds that the process which asks for the devices' memory may take; it imports torch."""
@@ -37,7 +39,7 @@ def look_at_machine(name: str, *, with_memory: bool = False) -> Machine:
         with_memory: Whether the memory of GPUs is wanted too.
 
     Raises:
-        EngineStartError: vLLM is not installed.
+        EngineStartError: vLLM is not installed, or the environment gives a size that is no number.
     """
     try:
         from vllm.platforms import current_platform
@@ -58,7 +60,21 @@ def look_at_machine(name: str, *, with_memory: bool = False) -> Machine:
         memory=memory.total,
         available=memory.available,
         binding_chosen=_BINDING in os.environ,
+        cache_space=_cache_space(name) if cpu else None,
     )
+
+
+def _cache_space(name: str) -> int | None:
+    """Bytes that the environment gives to a KV cache; None: it does not say."""
+    given = os.environ.get(CACHE_SPACE)
+    if not given:
+        return None
+    try:
+        return int(given) << 30
+    except ValueError:
+        raise EngineStartError(
+            name, f"{CACHE_SPACE}={given!r} is not a whole number of GiB; set one, or unset it"
+        ) from None
 
 
 def _devices(*, with_memory: bool) -> tuple[Device, ...]:

@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 import attrs
 
-from alto.errors import EngineDied, EngineError
+from alto.errors import EngineDied, EngineError, PromptTooLong
 from alto.model import EngineCapacity, EngineStatistics
 from alto.protocols import Engine, Member
 from alto.sched import EngineBook, Scheduler
@@ -88,6 +88,10 @@ class Seat:
     """How often it was started; tells one life from the next."""
     pause: float = 0.0
     """Seconds to wait before it is started again; grows while it does not live for long."""
+    group: Hashable = None
+    """Those that have the same start one after another."""
+    context: int | None = None
+    """Of a `Member` that has run: most tokens of a prompt and its output."""
 
     def statistics(self) -> EngineStatistics:
         """What its engine is doing."""
@@ -158,14 +162,11 @@ class Members:
 
     async def start(self) -> None:
         """Start all. If one fails, the others are stopped again, and its error is raised."""
+        groups = self._groups()  # it asks the user's function, before there is anything to end
         ready = asyncio.get_running_loop().create_future()
         self._main = asyncio.get_running_loop().create_task(self._supervise(ready))
         errors: list[BaseException] = []
         self._turns = {}  # the loop may be another one
-        groups: dict[Hashable, list[Seat]] = {}
-        for number, seat in enumerate(self.seats):
-            key = number if self._start_group is None else self._start_group(seat.engine)
-            groups.setdefault(key, []).append(seat)
 
         async def start_in_turn(seats: Sequence[Seat]) -> None:
             for seat in seats:
@@ -215,6 +216,21 @@ class Members:
         if errors:
             raise errors[0]
 
+    def fits_all(self, length: int, /) -> bool:
+        """Whether a prompt of *length* tokens fits whichever engine gets it, now or after a death."""
+        return all(length < limit for limit, _ in self._contexts())
+
+    def check_fits(self, length: int, /, *, output: int = 1) -> None:
+        """Refuse a prompt that some engines could run, and others not: any of them may get it.
+
+        One that fits none is refused by whoever makes its tokens, or runs it.
+        """
+        contexts = self._contexts()
+        limit, name = min(contexts, default=(0, ""))
+        if length + output > limit and limit < max(contexts, default=(0, ""))[0]:
+            detail = f"that of engine {name!r}, the shortest in its pool"
+            raise PromptTooLong(length, limit, detail=detail)
+
     def died(self, seat: Seat, life: int, cause: BaseException) -> bool:
         """The engine in *seat* has died in its *life*, or was stopped by somebody else.
 
@@ -247,6 +263,18 @@ class Members:
         causes = [str(seat.cause) for seat in self.seats if seat.cause is not None]
         return causes[-1] if causes else "its engines are gone"
 
+    def _groups(self) -> dict[Hashable, list[Seat]]:
+        groups: dict[Hashable, list[Seat]] = {}
+        for number, seat in enumerate(self.seats):
+            seat.group = number if self._start_group is None else self._start_group(seat.engine)
+            groups.setdefault(seat.group, []).append(seat)
+        return groups
+
+    def _contexts(self) -> list[tuple[int, str]]:
+        """Of those that run or will again, and tell; with their names."""
+        hopeful = [seat for seat in self.seats if seat.state != "failed"]
+        return [(seat.context, seat.name) for seat in hopeful if seat.context is not None]
+
     async def _supervise(self, ready: asyncio.Future[None]) -> None:
         async with anyio.create_task_group() as self._tasks:
             if not ready.done():
@@ -260,8 +288,7 @@ class Members:
         if seat not in self._mine and not _runs(seat.engine):
             self._mine.append(seat)
         try:
-            group = id(seat) if self._start_group is None else self._start_group(seat.engine)
-            async with self._turns.setdefault(group, asyncio.Lock()):
+            async with self._turns.setdefault(seat.group, asyncio.Lock()):
                 await seat.engine.start()
         except Exception as error:
             seat.cause = error
@@ -273,6 +300,7 @@ class Members:
         seat.book, seat.cause, seat.up = book, None, loop.time()
         seat.member = member
         if member is not None:
+            seat.context = capacity.max_model_len
             member.listen(self.scheduler.listener(book))
             self.spawn(self._watch, seat, member, seat.life)
         self._report(seat, "running")

@@ -63,6 +63,9 @@ class Machine:
     """What of it is free, in bytes; None where nobody asked."""
     binding_chosen: bool = False
     """Whether the program's environment says which cores to use; then we do not."""
+    cache_space: int | None = None
+    """What the program's environment gives to the KV cache of each part of a replica on a CPU, in
+    bytes; then we do not. vLLM takes it before what the arguments say. None: it does not say."""
 
 
 @final
@@ -273,16 +276,18 @@ def _plan_cpu(machine: Machine, wish: Wish) -> tuple[Place, ...]:
 
 def _share_of_memory(machine: Machine, wish: Wish, replicas: int) -> dict[str, Any]:
     sizes = ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization")
-    given = any(name in wish.engine_args for name in sizes)
-    cache = wish.engine_args.get("kv_cache_memory_bytes") or 0
-    least = cache + _PROCESS_MEMORY + (wish.weights or 0)
+    given = machine.cache_space is not None or any(name in wish.engine_args for name in sizes)
+    cache, said = wish.engine_args.get("kv_cache_memory_bytes") or 0, "kv_cache_memory_bytes"
+    if machine.cache_space is not None:
+        cache, said = machine.cache_space, "VLLM_CPU_KVCACHE_SPACE in the environment"
+    least = cache * wish.width + _PROCESS_MEMORY + (wish.weights or 0)  # each part has a cache
     available = machine.available
     if available is not None and replicas > 1 and replicas * least > available:
         raise EngineStartError(
             wish.name,
             f"replicas={replicas} needs about {_gib(replicas * least)} of memory, and "
             f"{_gib(available)} are free; set replicas={max(1, available // least)}"
-            f"{', or a smaller kv_cache_memory_bytes' if cache else ''}",
+            f"{f', or a smaller {said}' if cache else ''}",
         )
     if given or replicas == 1:
         return {}

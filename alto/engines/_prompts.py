@@ -114,8 +114,8 @@ class Prompts:
     def _check_length(self, length: int) -> None:
         limits = [book.capacity.max_model_len for book in self._members.scheduler.engines]
         known = [limit for limit in limits if limit is not None]
-        if known and length >= max(known):
-            raise PromptTooLong(length, max(known))
+        if known and length >= max(known):  # one that fits some of them is refused with its name
+            raise PromptTooLong(length, min(known))
 
     async def _member(self) -> Member | None:
         """An engine that tells its tokens, when one runs; None: those of this pool do not."""

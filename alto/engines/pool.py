@@ -102,6 +102,11 @@ class Pool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle = LoopLock()
         self._state: EngineState = "stopped"
+        self._over = asyncio.Event()
+        """Of this life, or the last: set when it has been stopped. Another one in each."""
+        self._starts: set[anyio.CancelScope] = set()
+        self._entered = 0
+        """Blocks that are inside, see `__aenter__`."""
         self._news: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
@@ -154,44 +159,51 @@ class Pool:
     async def start(self) -> None:
         """Start all engines that do not run yet. Starting a running pool does nothing.
 
+        While the pool is being stopped, this waits until that is over, and starts it again.
+
         Raises:
             EngineStartError: One could not be started; the others have been stopped again.
+            Closed: :meth:`stop` was called meanwhile.
 
         Cancellation: nothing is left behind; the pool can be started again.
         """
-        async with self._lifecycle.here():
-            if self._state == "running":
-                return
-            self._state = "starting"
-            self._loop = asyncio.get_running_loop()
+        with anyio.CancelScope() as scope:
+            self._starts.add(scope)
             try:
-                await self._members.start()
-            except BaseException:
-                self._state = "stopped"
-                raise
-            self._prompts.closed = self._prompts.refusing = None
-            self._state = "running"
+                while not await self._start_in_turn():
+                    await self._over.wait()
+                return
+            finally:
+                self._starts.discard(scope)
+        raise Closed(f"pool {self._name!r} was stopped while it started")
 
     async def stop(self, *, drain: bool = False) -> None:
-        """End all calls and stop the engines that were started here.
+        """End all calls and stop the engines that were started here, whoever is inside.
+
+        Starts that are under way, or wait, end with ``Closed``.
 
         Args:
-            drain: Take no new calls, and wait until those that are there have been read or closed.
+            drain: Take no new calls, and wait until those that are there have been read or closed,
+                or somebody else stops the pool.
 
         Cancellation: shielded; while it drains, a cancellation ends the wait, and the calls.
         """
+        for scope in self._starts:
+            scope.cancel()
+        drained: asyncio.Event | None = None
         try:
             if drain and self._state == "running" and self._calls.open:
+                drained = self._over
                 self._prompts.refusing = Closed(f"pool {self._name!r} is being stopped")
                 await self._calls.wait_quiet()
         finally:
             with anyio.CancelScope(shield=True):
-                async with self._lifecycle.here():
-                    await self._stop_now()
+                await self._stop_in_turn(drained)
 
     async def __aenter__(self) -> Self:
-        """Start it."""
+        """Start it. It may be entered several times; the last that leaves stops it."""
         await self.start()
+        self._entered += 1
         return self
 
     async def __aexit__(
@@ -201,8 +213,14 @@ class Pool:
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Stop it."""
-        await self.stop()
+        """Stop it, unless others are inside."""
+        self._entered = max(0, self._entered - 1)  # 0 where it was started, and not entered
+        if self._entered:
+            return
+        with anyio.CancelScope(shield=True):
+            async with self._lifecycle.here():
+                if not self._entered:  # nobody has come meanwhile
+                    await self._stop_now()
 
     def statistics(self) -> EngineStatistics:
         """The sum over its engines; calls that wait in the pool are among those that wait."""
@@ -253,7 +271,7 @@ class Pool:
         Raises:
             DeadlineExceeded: The time of the request that asks was over before it began.
             Overloaded: ``max_waiting`` calls wait.
-            PromptTooLong: The prompt fits no engine.
+            PromptTooLong: The prompt does not fit the shortest context of its engines.
             EngineDied: Its engine died after it had said something, or several did before.
 
         For the rest see :class:`alto.Engine`.
@@ -280,12 +298,38 @@ class Pool:
         if not here:
             raise EngineError(self._name, "it belongs to the event loop that started it")
 
+    async def _start_in_turn(self) -> bool:
+        """Start it if it is stopped. Returns False if it runs, but is about to be stopped."""
+        async with self._lifecycle.here():
+            if self._state == "running":
+                return self._prompts.refusing is None
+            self._state = "starting"
+            self._loop = asyncio.get_running_loop()
+            try:
+                await self._members.start()
+            except BaseException:
+                self._state = "stopped"
+                raise
+            self._prompts.closed = self._prompts.refusing = None
+            self._over = asyncio.Event()
+            self._state = "running"
+            return True
+
+    async def _stop_in_turn(self, life: asyncio.Event | None) -> None:
+        """Stop it, after whoever starts or stops it now; with *life* only if that is not over."""
+        async with self._lifecycle.here():
+            if life is None or not life.is_set():
+                await self._stop_now()
+
     async def _stop_now(self) -> None:
         if self._state == "stopped":
             return
         self._state = "stopped"
         self._calls.close(Closed(f"pool {self._name!r} was stopped"))
-        await self._members.stop()
+        try:
+            await self._members.stop()
+        finally:
+            self._over.set()
 
     def _engines_changed(self) -> None:
         self._calls.engines_changed()

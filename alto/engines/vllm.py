@@ -215,11 +215,14 @@ class VLLM:
             drain: Take no new calls and wait until those that are there have ended; else they are
                 ended. Cancelling the wait ends them too.
         """
-        try:
-            if drain and self._pool is not None:
-                await self._pool.stop(drain=True)
-        finally:
+        if not drain or self._pool is None:
             await to_the_end(self._stop_in_turn())
+            return
+        try:
+            await self._pool.stop(drain=True)
+        except BaseException:
+            await to_the_end(self._stop_in_turn())
+            raise
 
     async def __aenter__(self) -> Self:
         """Start it."""

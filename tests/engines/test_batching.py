@@ -25,6 +25,7 @@ def profile(**changes) -> EngineProfile:
         "per_sequence_s": TICK / 4,
         "per_context_token_s": TICK / 64,
         "per_prefill_token_s": TICK / 8,
+        "per_prefill_step_s": TICK,
         "per_prefill_s": TICK / 2,
         "per_prefill_pair_s": TICK / 256,
         "max_num_seqs": 4,

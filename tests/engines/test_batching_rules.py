@@ -38,6 +38,15 @@ def finished(engine: Batching) -> dict[object, float]:
     return ends
 
 
+def test_a_step_with_prompts_costs_more_once():
+    """However many prompts are in it; and a step without any costs nothing of that."""
+    plain, dear = profile(), profile(per_prefill_step_s=3 * TICK)
+    for prefills in (1, 2, 5):
+        facts = {"prefill_tokens": 8, "prefills": prefills, "prefill_pairs": 36, "decoding": 1}
+        assert dear.step_seconds(**facts) - plain.step_seconds(**facts) == 3 * TICK
+    assert dear.step_seconds(decoding=4) == plain.step_seconds(decoding=4)
+
+
 @pytest.mark.parametrize(
     ("prompt", "blocks", "output", "complaint"),
     [

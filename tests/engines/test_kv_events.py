@@ -166,9 +166,9 @@ class TestReader:
         names = index.thin(chain(tokens, 64))
         reader.read(_message(0, _stored([5, 6], None, tokens[:128])))
         reader.read(_message(1, _stored([7], 6, tokens[128:192])))
-        assert index.hits(names, 1) == [3]
+        assert index.hits(names, 1) == [192]
         reader.read(_message(2, {"type": "BlockRemoved", "block_hashes": [7], "medium": "GPU"}))
-        assert index.hits(names, 1) == [2]
+        assert index.hits(names, 1) == [128]
         reader.read(_message(4))
         assert index.hits(names, 1) == [0]
         index.check()

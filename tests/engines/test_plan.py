@@ -192,6 +192,14 @@ class TestCPU:
         wish = _wish(2, engine_args={"kv_cache_memory_bytes": 64 << 20})
         assert all(not place.arguments for place in plan(_cpu(), wish))
 
+    @pytest.mark.parametrize("given", [{}, {"kv_cache_memory_bytes": 64 * GIB}])
+    def test_a_cache_of_the_environments_size_is_kept(self, given):
+        """Where the environment sets the size, it goes before the arguments, and we set none."""
+        machine = _cpu(available=12 * GIB, cache_space=4 * GIB)
+        places = plan(machine, _wish(2, engine_args=given))
+        assert [dict(place.arguments) for place in places] == [{}, {}]
+        assert plan(machine, _wish(1, engine_args=given)) == (Place(group=0),)
+
     @pytest.mark.parametrize("machine", [_cpu(2, binding_chosen=True), _cpu(0)])
     def test_cores_are_left_alone(self, machine):
         """Where the environment binds, or the cores are not known, any number of replicas may."""
@@ -212,6 +220,20 @@ class TestCPU:
                 _cpu(available=8 * GIB),
                 _wish(2, engine_args={"kv_cache_memory_bytes": 4 * GIB}),
                 ["smaller kv_cache_memory_bytes"],
+            ),
+            (
+                _cpu(available=16 * GIB, cache_space=4 * GIB),
+                _wish(3),
+                [
+                    "needs about 16.5 GiB",
+                    "16.0 GiB are free",
+                    "set replicas=2, or a smaller VLLM_CPU_KVCACHE_SPACE in the environment",
+                ],
+            ),
+            (
+                _cpu(available=16 * GIB, cache_space=4 * GIB),
+                _wish(2, tp=2),
+                ["needs about 19.0 GiB"],
             ),
             (_cpu(), _wish(devices=(0,)), [r"devices=\[0\]", "computes on the CPU"]),
         ],
@@ -277,6 +299,22 @@ class TestMachine:
         """Its answer counts, and that it failed is no harm."""
         monkeypatch.setattr(_machine, "_ASK", said)
         assert _machine._ask_memory() == ([(1, 2)] if "1, 2" in said else [])
+
+    @pytest.mark.parametrize(
+        ("given", "expected"), [(None, None), ("", None), ("0", 0), ("3", 3 * GIB)]
+    )
+    def test_the_environment_may_give_the_size_of_a_cache(self, monkeypatch, given, expected):
+        """It is read as vLLM reads it: whole GiB, and an empty value does not count."""
+        monkeypatch.delenv(_machine.CACHE_SPACE, raising=False)
+        if given is not None:
+            monkeypatch.setenv(_machine.CACHE_SPACE, given)
+        assert _machine._cache_space("m") == expected
+
+    def test_a_size_that_is_no_number_is_refused(self, monkeypatch):
+        """The error names the variable, since vLLM's does not."""
+        monkeypatch.setenv(_machine.CACHE_SPACE, "4.5")
+        with pytest.raises(EngineStartError, match=r"VLLM_CPU_KVCACHE_SPACE='4\.5'"):
+            _machine._cache_space("m")
 
     @pytest.mark.vllm
     @pytest.mark.timeout(300)

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
+import attrs
 import pytest
 
 from alto._core.prefix import PrefixIndex, chain
@@ -26,6 +29,7 @@ from alto.errors import (
     EngineStartError,
     GenerationFailed,
     InvalidRequest,
+    OutputTruncated,
     PromptTooLong,
 )
 from alto.llm import LLM
@@ -40,6 +44,13 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.timeout(300),
 ]
+
+
+@attrs.frozen
+class Colour:
+    """What a random model is asked for."""
+
+    name: Literal["red", "green"]
 
 
 def _processes():
@@ -191,6 +202,18 @@ class TestGenerating:
         assert (await llm.text("?", regex="[0-9]{3}-[a-c]{2}")).replace("-", "").isalnum()
         assert json.loads(await llm.text("?", json_schema={"enum": ["a", "b"]})) in ("a", "b")
 
+    async def test_items_come_while_the_engine_goes_on(self, engine):
+        """Items of a type are whole and right, and the first is there before the last is said."""
+        generation = LLM(engine).generate("?", schema=list[Colour], max_tokens=300)
+        items, running = [], []
+        with suppress(OutputTruncated):  # a random model may not find an end
+            async for item in generation.items():
+                items.append(item)
+                running.append(engine.statistics().running)
+        assert len(items) >= 2
+        assert all(isinstance(item, Colour) for item in items)
+        assert running[0] == 1
+
     async def test_a_stop_text_ends_before_it(self, engine):
         """The text ends where the stop text would begin."""
         llm = LLM(engine)
@@ -258,7 +281,7 @@ class TestGenerating:
         assert engine.listen(_Follower(index))
         assert index.hits(mine, 1) == [0]
         await LLM(engine).text(prompt, max_tokens=2)
-        await _until(lambda: index.hits(mine, 1) == [len(mine)])
+        await _until(lambda: index.hits(mine, 1) == [64 * len(mine)])
         other = index.thin(chain([12, *prompt[1:]], index.block_size))
         assert index.hits(other, 1) == [0]
         assert await engine._life.session._engine.reset_prefix_cache()

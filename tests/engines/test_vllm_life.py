@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
-from alto.errors import EngineDied
+from alto.engines._engine import VLLMEngine
+from alto.errors import EngineDied, EngineStartError
 from alto.llm import LLM
 from alto.model import EngineStatistics
 
@@ -66,3 +71,39 @@ async def test_a_lost_worker_is_the_engines_death(engine):
     await engine.stop()
     _, left = psutil.wait_procs(family, timeout=5)
     assert not left
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def temporary(shared_engine, monkeypatch):
+    """The folder for temporary files, with a short path, and no engine that has sockets."""
+    await shared_engine.stop()
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def _sockets(folder):
+    """Sockets anywhere in *folder*, and folders of ours, which are to be gone with them."""
+    return [path for path in folder.rglob("*") if path.is_socket()], [*folder.glob("alto-*")]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_no_socket_is_left(temporary, tiny_model, small, dies):
+    """An engine's sockets are in a folder of ours, and go with it, however it ends."""
+    async with VLLMEngine(tiny_model, **small) as engine:
+        sockets, folders = _sockets(temporary)
+        assert sockets
+        assert {path.parent for path in sockets} <= {*folders}
+        assert "VLLM_RPC_BASE_PATH" not in os.environ
+        if dies:
+            engine._life.started.processes[0].kill()
+            await engine.wait_died()
+    assert _sockets(temporary) == ([], [])
+
+
+async def test_a_start_that_fails_leaves_no_socket(temporary, tiny_model, small):
+    """Those that were made before it failed are gone, and their folder."""
+    with pytest.raises(EngineStartError):
+        await VLLMEngine(tiny_model, **{**small, "kv_cache_memory_bytes": 1 << 60}).start()
+    assert _sockets(temporary) == ([], [])
