@@ -204,15 +204,23 @@ class TestGenerating:
 
     async def test_items_come_while_the_engine_goes_on(self, engine):
         """Items of a type are whole and right, and the first is there before the last is said."""
-        generation = LLM(engine).generate("?", schema=list[Colour], max_tokens=300)
-        items, running = [], []
-        with suppress(OutputTruncated):  # a random model may not find an end
-            async for item in generation.items():
-                items.append(item)
-                running.append(engine.statistics().running)
-        assert len(items) >= 2
-        assert all(isinstance(item, Colour) for item in items)
-        assert running[0] == 1
+
+        async def ask(seed):
+            generation = LLM(engine).generate(
+                "?", schema=list[Colour], temperature=1.0, seed=seed, max_tokens=200
+            )
+            items, ended = [], []
+            with suppress(OutputTruncated):  # a random model may not find an end
+                async for item in generation.items():
+                    items.append(item)
+                    ended.append(generation.usage is not None)
+            return items, ended
+
+        got = await asyncio.gather(*map(ask, range(24)))
+        assert all(isinstance(item, Colour) for items, _ in got for item in items)
+        several = [ended for items, ended in got if len(items) >= 2]
+        assert several
+        assert not any(ended[0] for ended in several)
 
     async def test_a_stop_text_ends_before_it(self, engine):
         """The text ends where the stop text would begin."""
