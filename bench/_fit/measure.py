@@ -124,10 +124,10 @@ class Bench:
             [
                 Call(
                     at=0.0,
-                    prompt=random_prompt(self._luck, trial.prompt_length(self._luck)),
+                    prompt=random_prompt(self._luck, length),
                     output_tokens=output,
                 )
-                for output in trial.outputs(lane)
+                for length, output in zip(trial.prompts(lane), trial.outputs(lane), strict=True)
             ]
             for lane in range(trial.calls)
         ]

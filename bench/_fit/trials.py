@@ -61,10 +61,11 @@ class Trial:
         flow = f"{self.rounds} x " if self.rounds > 1 else ""
         return f"{flow}{self.calls} x {self.prompt_tokens} + {self.output_tokens}"
 
-    def prompt_length(self, luck: random.Random) -> int:
-        """Tokens of one prompt, on the average what the trial says."""
+    def prompts(self, lane: int) -> tuple[int, ...]:
+        """The length of each prompt of a lane, the same every time: on the average what the trial says."""
         by = int(VARIED * self.prompt_tokens)
-        return self.prompt_tokens + luck.randint(-by, by)
+        luck = random.Random(f"{self.name} {lane}")
+        return tuple(self.prompt_tokens + luck.randint(-by, by) for _ in range(self.rounds))
 
     def outputs(self, lane: int) -> tuple[int, ...]:
         """How much each call of a lane asks for."""
@@ -115,11 +116,14 @@ def trials_for(max_num_seqs: int, max_model_len: int) -> tuple[Trial, ...]:
 def predict(profile: EngineProfile, trial: Trial) -> tuple[float, float]:
     """Seconds to the last first token, and from there to the end; of a flow all, and 0."""
     engine = Batching(profile)
-    lanes = [iter(trial.outputs(lane)) for lane in range(trial.calls)]
+    lanes = [
+        iter(list(zip(trial.prompts(lane), trial.outputs(lane), strict=True)))
+        for lane in range(trial.calls)
+    ]
 
     def ask(lane: int, now: float) -> None:
-        for output in islice(lanes[lane], 1):
-            engine.add(lane, trial.prompt_tokens, (), now=now, output_tokens=output)
+        for prompt, output in islice(lanes[lane], 1):
+            engine.add(lane, prompt, (), now=now, output_tokens=output)
 
     for lane in range(trial.calls):
         ask(lane, 0.0)

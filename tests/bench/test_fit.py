@@ -34,7 +34,7 @@ def test_the_constants_of_a_simulated_engine_are_found_again() -> None:
     true = PROFILES["scheduling-study"]
     for name in ("base_s", "per_sequence_s", "per_context_token_s", "per_prefill_token_s"):
         assert report["profile"][name] == pytest.approx(getattr(true, name), rel=1e-3)
-    for name in ("per_prefill_s", "per_prefill_pair_s", "latency_s"):
+    for name in ("per_prefill_step_s", "per_prefill_s", "per_prefill_pair_s", "latency_s"):
         assert report["profile"][name] == pytest.approx(0, abs=1e-5)
     assert report["trials_median_error"] < 1e-3
     assert [row["load"] for row in report["validation"]] == ["low", "knee", "prefixes"]

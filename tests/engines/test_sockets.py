@@ -22,7 +22,8 @@ def folder(monkeypatch):
     """The folder for temporary files, with a short path, while the program has chosen nothing."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         monkeypatch.setattr(tempfile, "tempdir", name)
-        monkeypatch.delenv(NAME, raising=False)
+        monkeypatch.setenv(NAME, "x")  # so that it is gone at the end, whatever a test has set
+        monkeypatch.delenv(NAME)
         yield Path(name)
 
 
