@@ -109,6 +109,34 @@ class TestApps:
             engine.check_health()
 
 
+async def test_an_app_that_opens_while_the_last_one_stops_waits() -> None:
+    """It finds the engine stopped and starts it, instead of taking it for somebody else's."""
+    engine = _Slow({"x": ["a", "b"]}, delay=0.5)
+
+    async def use_first() -> None:
+        async with talk.open(llm=engine) as app:
+            assert await app.run("x") == ["a", "b"]
+
+    first = asyncio.create_task(use_first())
+    await asyncio.sleep(1.5)  # it stops the engine now
+    assert not first.done()
+    engine.check_health()
+    async with talk.open(llm=engine) as second:
+        assert await second.run("x") == ["a", "b"]
+    await first
+    with pytest.raises(alto.Closed):
+        engine.check_health()
+
+
+class _Slow(Scripted):
+    """An engine that takes a second before it stops."""
+
+    async def stop(self) -> None:
+        """Take time, and stop."""
+        await asyncio.sleep(1)
+        await super().stop()
+
+
 class _Broken(Scripted):
     """An engine that does not start."""
 

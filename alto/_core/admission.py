@@ -151,6 +151,9 @@ class Admission:
         assert ticket.state in ("prefilling", "decoding")
         self.ledger.take_off(ticket, computed=False)
         ticket.state, ticket.engine = "waiting", None
+        before = ticket.key
+        self._set_key(ticket)  # siblings may have ended meanwhile
+        ticket.key = min(before, ticket.key)
         self._waiting += 1
         self._bind(ticket, now, "again")
 

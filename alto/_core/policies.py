@@ -48,7 +48,8 @@ class Policy(Protocol):
 
         Args:
             call: What is to be placed; ``call.hit_on(engine)`` tells what is cached where.
-            engines: Those that live, at least one.
+            engines: Those that may be chosen, at least one: all that live, and at the turn of a call
+                only those that have room or hold more of it than the one that it waited for.
         """
         ...
 

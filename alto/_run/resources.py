@@ -19,6 +19,8 @@ __all__ = ("Resources", "with_handles")
 
 _users: Final[dict[int, int]] = {}
 """Apps that use an engine which one of them has started, by its identity; they keep it alive."""
+_stopping: Final[dict[int, anyio.Event]] = {}
+"""Engines that an app stops now, and what tells that it is over."""
 
 
 class Resources:
@@ -54,6 +56,9 @@ class Resources:
                 self._use(engine)
 
         try:
+            for engine in self._engines:
+                while (stopped := _stopping.get(id(engine))) is not None:
+                    await stopped.wait()
             async with anyio.create_task_group() as tasks:
                 for engine in self._engines:
                     if not _runs(engine):
@@ -86,18 +91,22 @@ class Resources:
         """
         errors: list[Exception] = []
 
-        async def stop(engine: Engine) -> None:
+        async def stop(engine: Engine, stopped: anyio.Event) -> None:
             try:
                 await engine.stop()
             except Exception as error:  # noqa: BLE001  # raised below, without a group around it
                 errors.append(error)
+            finally:
+                del _stopping[id(engine)]
+                stopped.set()
 
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 while self._used:
                     engine = self._used.pop()
                     if self._leave(engine):
-                        tasks.start_soon(stop, engine)
+                        stopped = _stopping[id(engine)] = anyio.Event()
+                        tasks.start_soon(stop, engine, stopped)
         if errors:
             raise errors[0]
 

@@ -215,14 +215,10 @@ class VLLM:
             drain: Take no new calls and wait until those that are there have ended; else they are
                 ended. Cancelling the wait ends them too.
         """
-        if not drain or self._pool is None:
+        if drain and self._pool is not None:
+            await self._pool.stop(drain=True)  # it ends its own life, and no later one
+        else:
             await to_the_end(self._stop_in_turn())
-            return
-        try:
-            await self._pool.stop(drain=True)
-        except BaseException:
-            await to_the_end(self._stop_in_turn())
-            raise
 
     async def __aenter__(self) -> Self:
         """Start it."""

@@ -62,7 +62,7 @@ class Trial:
         return f"{flow}{self.calls} x {self.prompt_tokens} + {self.output_tokens}"
 
     def prompts(self, lane: int) -> tuple[int, ...]:
-        """The length of each prompt of a lane, the same every time: on the average what the trial says."""
+        """The length of each prompt of a lane, the same every time: near what the trial says."""
         by = int(VARIED * self.prompt_tokens)
         luck = random.Random(f"{self.name} {lane}")
         return tuple(self.prompt_tokens + luck.randint(-by, by) for _ in range(self.rounds))
