@@ -3,7 +3,8 @@
 Theory of operation. Calls wait here, not inside an engine. A call is *bound* to an engine when it is
 submitted: the policy chooses one, whether it has room or not, and the call waits in that engine's
 line. An engine with room takes the first of its line. A policy that *rebinds* is asked again then,
-since much may have changed; if it now prefers another engine the call moves to that line. It is also
+since much may have changed, about that engine and those that have room or hold more of the prompt; if
+it now prefers another the call moves to that line. It is also
 asked about the first of the longest line when an engine has room and an empty line. So a call may
 wait for its best engine while another is idle, and is taken as soon as that other one is better.
 
