@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alto import routing as routing
 from alto import text as text
 from alto._app import App as App
 from alto._run import AppStatistics as AppStatistics
 from alto._run import MapHandle as MapHandle
 from alto._run import Progress as Progress
+from alto._run import ReplicaStatistics as ReplicaStatistics
 from alto._run import Result as Result
 from alto._run import StageStatistics as StageStatistics
 from alto._run import StreamHandle as StreamHandle
+from alto._spec import PerReplica as PerReplica
+from alto._spec import per_replica as per_replica
 from alto._stage import Stage as Stage
 from alto._stage import stage as stage
 from alto.errors import AltoError as AltoError
@@ -31,7 +35,9 @@ from alto.errors import Overloaded as Overloaded
 from alto.errors import PromptTooLong as PromptTooLong
 from alto.errors import RequestError as RequestError
 from alto.errors import ResourceError as ResourceError
+from alto.errors import RoutingError as RoutingError
 from alto.errors import StageError as StageError
+from alto.errors import WorkerDied as WorkerDied
 from alto.llm import LLM as LLM
 from alto.llm import Generation as Generation
 from alto.llm import TypedGeneration as TypedGeneration
@@ -50,6 +56,16 @@ from alto.model import Prompt as Prompt
 from alto.model import StreamedPrompt as StreamedPrompt
 from alto.model import TokenLogprob as TokenLogprob
 from alto.model import Usage as Usage
+from alto.operators import Pane as Pane
+from alto.operators import collect as collect
+from alto.operators import count as count
+from alto.operators import first as first
+from alto.operators import merge as merge
+from alto.operators import reduce as reduce
+from alto.operators import switch as switch
+from alto.operators import top_k as top_k
+from alto.operators import total as total
+from alto.operators import where as where
 from alto.pipeline import Pipeline as Pipeline
 from alto.pipeline import pipeline as pipeline
 from alto.protocols import CacheListener as CacheListener
@@ -99,14 +115,18 @@ __all__ = (
     "OutputError",
     "OutputTruncated",
     "Overloaded",
+    "Pane",
     "Path",
+    "PerReplica",
     "Pipeline",
     "Progress",
     "Prompt",
     "PromptTooLong",
+    "ReplicaStatistics",
     "RequestError",
     "ResourceError",
     "Result",
+    "RoutingError",
     "Stage",
     "StageError",
     "StageStatistics",
@@ -117,9 +137,21 @@ __all__ = (
     "TypedGeneration",
     "Usage",
     "VLLM",
+    "WorkerDied",
+    "collect",
+    "count",
+    "first",
+    "merge",
+    "per_replica",
     "pipeline",
+    "reduce",
+    "routing",
     "stage",
+    "switch",
     "text",
+    "top_k",
+    "total",
+    "where",
 )
 
 

@@ -166,6 +166,27 @@ class App(Generic[*Ins, R_co]):
             progress=progress,
         )  # fmt: skip
 
+    async def scale(self, stage: str, replicas: int) -> None:
+        """Change the number of a stage's replicas while requests run.
+
+        Returns when new replicas have made their resources and work. Replicas that are to go get
+        nothing new from now on: those with the least to do. Items that wait for one go to others,
+        groups that are bound to one stay until they close; then its resources are given back. That
+        is not waited for: ``statistics()`` shows it as draining.
+
+        Args:
+            stage: Its name, as in ``statistics()``.
+            replicas: How many there are to be, at least one.
+
+        Raises:
+            ValueError: There is no such stage, or *replicas* is less than 1.
+            ResourceError: A new replica could not make a resource; all is as it was before.
+            Closed: The app is not open.
+
+        Cancellation: all is as it was before.
+        """
+        await self._running.scale(stage, replicas)
+
     def statistics(self) -> AppStatistics:
         """What it is doing now. An app without requests has the statistics of a fresh one."""
         return self._running.statistics()

@@ -11,27 +11,31 @@ from typing import (
     Concatenate,
     Final,
     Generic,
+    Literal,
     ParamSpec,
+    Protocol,
     TypeAlias,
     TypeVar,
     TypeVarTuple,
     cast,
     final,
-    get_args,
     overload,
 )
 
+import attrs
+
+from alto._core.binding import Router
 from alto._declare import check_resource
 from alto._declare.names import Unresolved
+from alto._declare.options import stage_options
 from alto._declare.resources import refuse_unknown
-from alto._declare.shape import check_concurrency, check_name
 from alto._declare.source import Source, local_names, stage_source
 from alto._declare.trace import call_stage
-from alto._spec import GroupOrder, StageSpec
+from alto._spec import GroupOrder, RunsIn, StageSpec
 from alto.errors import GraphError, ResourceError
 from alto.stream import Group, Stream
 
-__all__ = ("DEFAULT_CONCURRENCY", "Stage", "StageDecorator", "stage")
+__all__ = ("PlainStageDecorator", "Stage", "StageDecorator", "stage")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -45,9 +49,6 @@ Rest = TypeVarTuple("Rest")
 
 AsyncFunction: TypeAlias = Callable[P, Coroutine[Any, Any, R] | AsyncIterable[R]]
 """Any: what a coroutine is sent while it waits, which is its loop's affair."""
-
-DEFAULT_CONCURRENCY: Final = 32
-"""Calls of a stage that run at once, where it does not say."""
 
 
 @final
@@ -156,12 +157,26 @@ class StageDecorator:
     The annotations are looked up at once; where they name something defined further down, at the
     first use.
 
+    A blocking or computing function is written as a plain ``def`` that takes items and returns one
+    result, with ``runs_in="thread"`` or ``"process"``. It is run in a worker thread, or in a process
+    that lives as long as the replica and has resources of its own: those given are pickled to it,
+    those of :func:`alto.per_replica` are made there. A process that dies is replaced, and the call
+    that it ran is run once more; a second death fails the request with :class:`alto.WorkerDied` as
+    the cause. Nothing can interrupt such a function: a cancelled call ends when it returns.
+
     Args:
-        concurrency: Most calls that run at once in one open pipeline, over all requests. Calls
-            that wait inside alto do not count.
+        concurrency: Most calls that run at once in each replica, over all requests; by default 32,
+            and 1 where ``runs_in="process"``, which cannot run more. Calls that wait inside alto do
+            not count.
         order: ``"ancestry"``: groups hand out their pieces as a sequential program would make
             them; ``"arrival"``: as they come.
         name: What messages and statistics call it; by default the function's name.
+        replicas: How many instances of it there are, each with its own ``concurrency``, workers and
+            resources of :func:`alto.per_replica`. ``App.scale`` changes it.
+        router: Which replica gets an item or a group, see :mod:`alto.routing`; by default
+            ``LeastWork()``. Each open pipeline works with a copy.
+        runs_in: ``"loop"``: an async function, in the event loop; ``"thread"``, ``"process"``: a
+            plain one.
 
     Raises:
         GraphError: No stage can be made of the function; the message names the stage, the
@@ -169,21 +184,20 @@ class StageDecorator:
     """
 
     def __init__(
-        self, *, concurrency: int = DEFAULT_CONCURRENCY, order: GroupOrder = "ancestry",
-        name: str | None = None,
+        self, *, concurrency: int | None = None, order: GroupOrder = "ancestry",
+        name: str | None = None, replicas: int = 1, router: Router | None = None,
+        runs_in: RunsIn = "loop",
     ) -> None:  # fmt: skip
-        check_name("stage", name)
-        check_concurrency(concurrency)
-        if order not in get_args(GroupOrder):
-            msg = f"@stage(order=...) must be 'ancestry' or 'arrival', not {order!r}"
-            raise GraphError(msg)
-        self._concurrency = concurrency
-        self._order: GroupOrder = order
-        self._name = name
+        self._options = stage_options(
+            concurrency=concurrency, order=order, name=name, replicas=replicas, router=router,
+            runs_in=runs_in,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
-        name = "" if self._name is None else f", name={self._name!r}"
-        return f"stage(concurrency={self._concurrency}, order={self._order!r}{name})"
+        given = attrs.asdict(self._options, recurse=False)
+        plain = {"name": None, "replicas": 1, "router": None, "runs_in": "loop"}
+        said = (f"{k}={v!r}" for k, v in given.items() if k not in plain or v != plain[k])
+        return f"stage({', '.join(said)})"
 
     # The order matters: more parameters before fewer, which take the rest for resources; Group[T]
     # before T, which takes anything.
@@ -237,8 +251,14 @@ class StageDecorator:
     def __call__(self, fn: AsyncFunction[Concatenate[A, P], R], /) -> Stage[A, R]: ...
     @overload
     def __call__(
-        self, /, *, concurrency: int = ..., order: GroupOrder = ..., name: str | None = ...
-    ) -> StageDecorator: ...
+        self, /, *, concurrency: int = ..., order: GroupOrder = ..., name: str | None = ...,
+        replicas: int = ..., router: Router | None = ..., runs_in: Literal["loop"] = ...,
+    ) -> StageDecorator: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, /, *, concurrency: int = ..., name: str | None = ..., replicas: int = ...,
+        router: Router | None = ..., runs_in: Literal["thread", "process"],
+    ) -> PlainStageDecorator: ...  # fmt: skip
     def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: the overloads say.
         """Make a stage of *fn*, or with options a decorator; see the class."""
         if options:
@@ -248,12 +268,28 @@ class StageDecorator:
             return StageDecorator(**options)
         if fn is None:
             return self
-        source = stage_source(
-            fn, local_names(sys._getframe(1)), name=self._name,  # noqa: SLF001  # the caller's
-            concurrency=self._concurrency, order=self._order,
-        )  # fmt: skip
+        caller = local_names(sys._getframe(1))  # noqa: SLF001  # the caller's
+        source = stage_source(fn, caller, self._options)
         made: Stage[Any, Any] = Stage(source, {})
         return made
+
+
+class PlainStageDecorator(Protocol):
+    """Makes a stage of a plain function: ``@stage(runs_in="thread")``; see :class:`StageDecorator`."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[Any, Any, Any, Any, P], R], /
+    ) -> Stage[Any, Any, Any, Any, *tuple[Any, ...], R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[A, B, C, P], R], /) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[A, B, P], R], /) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[A, P], R], /) -> Stage[A, R]: ...
+    def __call__(self, fn: Any, /) -> Any:  # Any: the overloads say.
+        """Make a stage of *fn*."""
+        ...
 
 
 stage: Final = StageDecorator()

@@ -12,9 +12,11 @@
     │   └── OutputTruncated                    it hit max_tokens before it was complete
     ├── Closed                                 you closed it, or left it early
     ├── Overloaded                             too much waits already; ask again later
+    ├── WorkerDied                             a stage's worker process died, twice, at the same call
     ├── RequestError                           one request failed; other requests go on
     │   ├── StageError                         a stage raised; the cause is in ``__cause__``
     │   ├── BufferExceeded                     a request holds more items than its cap
+    │   ├── RoutingError                       a stage's router gave no replica
     │   └── DeadlineExceeded  (TimeoutError)   the request's time was over
     └── EngineError                            an engine failed; the foreign error is in ``__cause__``
         ├── EngineStartError                   it did not start; carries its last lines of output
@@ -46,7 +48,9 @@ __all__ = (
     "PromptTooLong",
     "RequestError",
     "ResourceError",
+    "RoutingError",
     "StageError",
+    "WorkerDied",
 )
 
 
@@ -185,6 +189,20 @@ class BufferExceeded(RequestError):
         )
 
 
+class RoutingError(RequestError):
+    """The router of a stage failed, or named a replica that does not exist.
+
+    Attributes:
+        stage: Name of the stage.
+        reason: What the router did.
+    """
+
+    def __init__(self, stage: str, reason: str, /) -> None:
+        self.stage = stage
+        self.reason = reason
+        super().__init__(f"stage {stage!r} cannot route an item: {reason}; mend the router")
+
+
 class DeadlineExceeded(RequestError, TimeoutError):
     """A request was not done in time and was stopped.
 
@@ -195,6 +213,26 @@ class DeadlineExceeded(RequestError, TimeoutError):
     def __init__(self, timeout: float, /) -> None:
         self.timeout = timeout
         super().__init__(f"the request was not done within its timeout of {timeout:g} s")
+
+
+class WorkerDied(AltoError):
+    """A worker process died while it ran a call, and so did the one that ran the call again.
+
+    Attributes:
+        stage: Name of the stage.
+        replica: Number of the replica.
+        exit_code: How the last process ended: negative for a signal; None where it is not known.
+    """
+
+    def __init__(self, stage: str, replica: int, exit_code: int | None, /) -> None:
+        self.stage = stage
+        self.replica = replica
+        self.exit_code = exit_code
+        how = "" if exit_code is None else f" (exit code {exit_code})"
+        super().__init__(
+            f"the worker process of stage {stage!r}, replica {replica}, died twice while it ran "
+            f"this call{how}; look at what the function does to its process"
+        )
 
 
 class EngineError(AltoError):

@@ -55,3 +55,19 @@ def test_own_policy_shortens_what_it_is_for() -> None:
     (default, short, _), (own, own_short, _) = shown
     assert (default, own) == ("PromptAware", "KeepOneFree")
     assert float(own_short) < float(short)
+
+
+@pytest.mark.slow
+def test_own_router_is_quicker_than_the_default() -> None:
+    """A router written in an example routes, and its replicas find more in their caches."""
+    done = subprocess.run(  # our own example, on virtual time
+        [sys.executable, str(EXAMPLES / "own_router.py")],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (default, took), (own, own_took) = re.findall(r"^(\w+) +([\d.]+) s$", done.stdout, re.MULTILINE)
+    assert (default, own) == ("LeastWork", "ByDocument")
+    assert float(own_took) < float(took)

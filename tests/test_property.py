@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
+import attrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alto import AppStatistics
 from alto.errors import RequestError, StageError
 from alto.model import Path
 from alto.testing import DrawnPipeline, pipelines, reference_run, run_virtual
@@ -37,6 +40,14 @@ async def references(case: DrawnPipeline) -> tuple[list[list[str]], Calls, bool]
     return results, calls, needed
 
 
+@asynccontextmanager
+async def scaled(case: DrawnPipeline, app: Any) -> AsyncIterator[None]:
+    """Meanwhile replicas come and go."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(case.scale, app)
+        yield
+
+
 async def at_once(functions: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
     """What they return, or the error of their request, run at the same time."""
     results: list[Any] = [None] * len(functions)
@@ -51,6 +62,28 @@ async def at_once(functions: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any
         for index in range(len(functions)):
             tasks.start_soon(one, index)
     return results
+
+
+def idle(now: AppStatistics) -> AppStatistics:
+    """The same, of replicas only what they do: their number may have changed."""
+    stages = {
+        name: attrs.evolve(
+            row, replicas=tuple({attrs.evolve(one, number=0) for one in row.replicas})
+        )
+        for name, row in now.stages.items()
+    }
+    return attrs.evolve(now, stages=stages)
+
+
+def balanced(app: Any) -> None:
+    """No replica counts anything that has ended, and no router is asked about anything."""
+    for _, node in app._running._named_nodes():
+        node.binding.check()
+        assert not node.line
+        assert {load.unfinished for load in node.binding.loads.values()} == {0}
+        for replica in node.replicas.values():
+            assert replica.turns.free == replica.turns.limit
+            assert not replica.active
 
 
 def watched(main: Callable[[], Awaitable[None]]) -> None:
@@ -81,12 +114,14 @@ def test_run_equals_the_sequential_interpreter(case: DrawnPipeline) -> None:
         expected, calls, needed = await references(case)
         async with case.pipeline.open(capacity=case.capacity) as app:
             fresh = app.statistics()
-            results = await at_once(runs(case, app))
+            async with scaled(case, app):
+                results = await at_once(runs(case, app))
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
             assert results == expected
-            assert app.statistics() == fresh
+            assert idle(app.statistics()) == idle(fresh)
+            balanced(app)
         if needed:
             assert case.probe.calls == calls
         else:  # What nobody waits for may not be called, but nothing is called twice.
@@ -118,8 +153,10 @@ def test_streams_give_the_same_results(case: DrawnPipeline, pause: float) -> Non
             fresh = app.statistics()
             in_order = [reading(inputs, "ancestry") for inputs in case.inputs]
             arriving = [reading(inputs, "arrival") for inputs in case.inputs]
-            results = await at_once([*in_order, *arriving])
-            assert app.statistics() == fresh
+            async with scaled(case, app):
+                results = await at_once([*in_order, *arriving])
+            assert idle(app.statistics()) == idle(fresh)
+            balanced(app)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -149,8 +186,10 @@ def test_a_failing_call_fails_its_request_alone(case: DrawnPipeline) -> None:
             expected[victim] = error
         async with case.pipeline.open(capacity=case.capacity) as app:
             fresh = app.statistics()
-            results = await at_once(runs(case, app))
-            assert app.statistics() == fresh
+            async with scaled(case, app):
+                results = await at_once(runs(case, app))
+            assert idle(app.statistics()) == idle(fresh)
+            balanced(app)
         failed: BaseException | list[str] = results.pop(victim)
         reference: Any = expected.pop(victim)
         assert results == expected
@@ -190,9 +229,11 @@ def test_a_cancelled_request_leaves_the_others_alone(
                     async with app.stream(*case.inputs[0], order="ancestry") as results:
                         assert await results.list() == expected[0]
 
-            first, *others = await at_once([cancelled, *runs(case, app)[1:]])
+            async with scaled(case, app):
+                first, *others = await at_once([cancelled, *runs(case, app)[1:]])
             assert first is None
             assert others == expected[1:]
-            assert app.statistics() == fresh
+            assert idle(app.statistics()) == idle(fresh)
+            balanced(app)
 
     watched(main)

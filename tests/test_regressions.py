@@ -437,3 +437,41 @@ async def test_a_pipeline_that_calls_itself_with_one_permit() -> None:
     async with opened(grow) as app:
         outcomes = [r.unwrap() async for r in app.map([3, 3, 3])]
         assert outcomes == [expected] * 3
+
+
+async def test_what_is_left_below_an_output_is_not_looked_for_among_the_inputs() -> None:
+    """A generator over a group opens a level of its own, whose indices say nothing of its input."""
+
+    @alto.stage
+    async def three(start: int) -> AsyncIterator[int]:
+        for k in range(3):
+            yield k
+
+    @alto.stage
+    async def slow(number: int) -> int:
+        await anyio.sleep(2 - number)
+        return number
+
+    @alto.stage(order="arrival")
+    async def passed(numbers: alto.Group[int]) -> AsyncIterator[int]:
+        async for number in numbers:
+            yield number
+
+    @alto.stage
+    async def twice(number: int) -> AsyncIterator[int]:
+        yield number
+        await anyio.sleep(5)
+        yield number
+
+    @alto.stage
+    async def one(numbers: alto.Group[int]) -> int:
+        async for number in numbers:
+            return number
+        raise AssertionError
+
+    @alto.pipeline
+    def made(start: alto.Stream[int]) -> alto.Stream[int]:
+        return one(twice(passed(slow(three(start)))))
+
+    async with made.open() as app:
+        assert sorted(await app.run(0)) == await reference_run(made, 0) == [0, 1, 2]

@@ -33,7 +33,7 @@ import attrs
 from alto._core.path import common_prefix, is_prefix
 from alto.errors import GraphError
 
-__all__ = ("InputPlan", "NodeDecl", "NodePlan", "ParamDecl", "Plan", "make_plan")
+__all__ = ("InputPlan", "NodeDecl", "NodePlan", "ParamDecl", "Plan", "call_levels", "make_plan")
 
 
 @attrs.frozen
@@ -125,7 +125,7 @@ def make_plan(inputs: int, nodes: Sequence[NodeDecl], output: int, *, pipeline: 
     levels: list[tuple[int, ...]] = [()] * inputs
     calls: list[tuple[int, ...]] = []
     for index, node in enumerate(nodes):
-        call = _call_levels(node, levels, nodes)
+        call = call_levels(node, levels, nodes)
         calls.append(call)
         levels.append((*call, index) if node.generator else call)
     consumers: list[list[tuple[int, int]]] = [[] for _ in levels]
@@ -199,9 +199,19 @@ def _told(
     return told
 
 
-def _call_levels(  # noqa: C901, PLR0912  # a table of cases, each with its own error
+def call_levels(  # noqa: C901, PLR0912  # a table of cases, each with its own error
     node: NodeDecl, levels: Sequence[tuple[int, ...]], nodes: Sequence[NodeDecl]
 ) -> tuple[int, ...]:
+    """The levels of *node*'s calls: the table at the head of this file.
+
+    Args:
+        node: The stage call.
+        levels: Of every stream so far its levels.
+        nodes: The stage calls so far, for messages.
+
+    Raises:
+        GraphError: Its inputs do not fit together.
+    """
     items = [(p.name, levels[s]) for p, s in zip(node.params, node.sources, strict=True)
              if not p.group]  # fmt: skip
     groups = [(p.name, levels[s]) for p, s in zip(node.params, node.sources, strict=True)

@@ -57,6 +57,11 @@ class Turns(Generic[Q, C]):
         """Whether a queue could be served now."""
         return self.free > 0 and bool(self._queues) and not self._resuming
 
+    @property
+    def spare(self) -> int:
+        """Permits that nobody waits for."""
+        return 0 if self._queues or self._resuming else self.free
+
     def offered(self, queue: Q, /) -> None:
         """*queue* has something to start. Saying so twice changes nothing."""
         if queue not in self._queued:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from alto._declare.accept import accepts
 from alto._declare.show import show
-from alto._spec import Declaration, InputSpec, NodeSpec, ResourceSpec
+from alto._spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec
 from alto.errors import InputError, ResourceError
 
 __all__ = ("bind_resources", "check_input", "check_input_count", "check_resource",
@@ -58,7 +58,7 @@ def check_resource(stage: str, spec: ResourceSpec, value: object) -> None:
     Raises:
         ResourceError: It is provably of a wrong type; stage, resource, expected and got are named.
     """
-    if not accepts(value, spec.type):
+    if not isinstance(value, PerReplica) and not accepts(value, spec.type):
         msg = (
             f"stage {stage!r}: resource {spec.name!r} must be {show(spec.type)}, not "
             f"{type(value).__name__}; give one, or correct the annotation"

@@ -12,9 +12,10 @@ from typing import Final
 import attrs
 
 from alto._declare.show import show
+from alto._spec import RunsIn
 from alto.errors import GraphError
 
-__all__ = ("Parameter", "Shape", "check_concurrency", "check_name", "pipeline_shape", "stage_shape")
+__all__ = ("Parameter", "Shape", "check_name", "pipeline_shape", "stage_shape")
 
 RESERVED: Final = ("capacity", "max_held_items", "timeout")
 """Options of ``open`` and ``run_sync``, which take resources as keywords beside them."""
@@ -68,24 +69,13 @@ def check_name(kind: str, name: object) -> None:
         raise GraphError(msg)
 
 
-def check_concurrency(value: object) -> None:
-    """Refuse what cannot be a number of calls.
-
-    Raises:
-        GraphError: It is no whole number, or below 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"@stage(concurrency=...) must be a whole number >= 1, not {value!r}"
-        raise GraphError(msg)
-
-
-def stage_shape(fn: object, name: str | None) -> Shape:
-    """Look at the function of a stage.
+def stage_shape(fn: object, name: str | None, runs_in: RunsIn = "loop") -> Shape:
+    """Look at the function of a stage, which runs where *runs_in* says.
 
     Raises:
         GraphError: No stage can be made of it; the message names stage, parameter and remedy.
     """
-    function = _function(fn, "stage", "async def")
+    function = _function(fn, "stage", "async def" if runs_in == "loop" else "def")
     what = f"stage {name or function.__name__!r}"
     if inspect.isgeneratorfunction(function):
         msg = (
@@ -94,10 +84,17 @@ def stage_shape(fn: object, name: str | None) -> Shape:
         )
         raise GraphError(msg)
     generator = inspect.isasyncgenfunction(function)
-    if not generator and not inspect.iscoroutinefunction(function):
+    plain = not generator and not inspect.iscoroutinefunction(function)
+    if plain and runs_in == "loop":
         msg = (
-            f"{what} is a plain function; write `async def` (and wrap what blocks in "
-            f"`await anyio.to_thread.run_sync(...)`)"
+            f"{what} is a plain function; write `async def`, or, if it blocks or computes for long, "
+            f'`@stage(runs_in="thread")` or `@stage(runs_in="process")`'
+        )
+        raise GraphError(msg)
+    if not plain and runs_in != "loop":
+        msg = (
+            f"{what} is async, and runs in the event loop; write a plain `def` for "
+            f"runs_in={runs_in!r}, or leave runs_in out"
         )
         raise GraphError(msg)
     shape = _shape(function, name or function.__name__, what, generator=generator)

@@ -10,9 +10,10 @@ import attrs
 
 from alto._declare.fit import class_of, plain
 from alto._declare.names import Names
+from alto._declare.options import StageOptions
 from alto._declare.shape import Shape
 from alto._declare.show import show
-from alto._spec import GroupOrder, InputSpec, ParamSpec, ResourceSpec, StageSpec
+from alto._spec import InputSpec, ParamSpec, ResourceSpec, StageSpec
 from alto.errors import GraphError
 from alto.stream import Group, Stream
 
@@ -34,7 +35,7 @@ class PipelineSpec:
     """What is inside the brackets of its ``-> Stream[...]``."""
 
 
-def stage_spec(shape: Shape, names: Names, *, concurrency: int, order: GroupOrder) -> StageSpec:
+def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpec:
     """Look up the annotations of a stage.
 
     Raises:
@@ -42,6 +43,7 @@ def stage_spec(shape: Shape, names: Names, *, concurrency: int, order: GroupOrde
         GraphError: An annotation does not fit; the message names stage, parameter and remedy.
     """
     what = f"stage {shape.name!r}"
+    plain_function = options.runs_in != "loop"
     params = tuple(
         _stream_param(p.name, _resolved(names, p.annotation, what, p.name), what)
         for p in shape.streams
@@ -51,6 +53,14 @@ def stage_spec(shape: Shape, names: Names, *, concurrency: int, order: GroupOrde
         for p in shape.resources
     )
     returns = names.resolve(shape.returns, where=f"{what}: its result")
+    for param in params:
+        if param.group and plain_function:
+            msg = (
+                f"{what}: parameter {param.name!r} is a Group, whose pieces come while the call "
+                f"runs, but a function with runs_in={options.runs_in!r} cannot wait for them; gather "
+                f"them first (alto.collect) and take a list"
+            )
+            raise GraphError(msg)
     return StageSpec(
         name=shape.name,
         fn=shape.fn,
@@ -58,8 +68,11 @@ def stage_spec(shape: Shape, names: Names, *, concurrency: int, order: GroupOrde
         params=params,
         resources=resources,
         output=_output(plain(returns), what, generator=shape.generator),
-        concurrency=concurrency,
-        order=order,
+        concurrency=options.concurrency,
+        order=options.order,
+        replicas=options.replicas,
+        router=options.router,
+        runs_in=options.runs_in,
     )
 
 

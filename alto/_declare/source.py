@@ -12,9 +12,10 @@ from types import FrameType
 from typing import Generic, TypeVar, final
 
 from alto._declare.names import Names, Unresolved
+from alto._declare.options import StageOptions
 from alto._declare.shape import Shape, pipeline_shape, stage_shape
 from alto._declare.signature import PipelineSpec, pipeline_spec, stage_spec
-from alto._spec import GroupOrder, StageSpec
+from alto._spec import StageSpec
 
 __all__ = ("Source", "local_names", "pipeline_source", "stage_source")
 
@@ -58,18 +59,15 @@ class Source(Generic[S]):
 def stage_source(
     fn: object,
     caller: Mapping[str, object],
-    *,
-    name: str | None,
-    concurrency: int,
-    order: GroupOrder,
+    options: StageOptions,
 ) -> Source[StageSpec]:
     """A stage's function with its options.
 
     Raises:
         GraphError: No stage can be made of it.
     """
-    read = partial(stage_spec, concurrency=concurrency, order=order)
-    return Source(stage_shape(fn, name), caller, read)
+    read = partial(stage_spec, options=options)
+    return Source(stage_shape(fn, options.name, options.runs_in), caller, read)
 
 
 def pipeline_source(

@@ -19,7 +19,7 @@ from alto._spec import Declaration, NodeSpec, ParamSpec, StageSpec
 from alto.errors import GraphError
 from alto.stream import Stream, Symbol, symbol_of
 
-__all__ = ("call_stage", "inline", "trace")
+__all__ = ("Tracer", "call_stage", "inline", "reading", "trace")
 
 GATHERED = (list, abc.AsyncIterable, abc.AsyncIterator, abc.Iterable, abc.Sequence)
 """What people write who mean Group."""
@@ -48,6 +48,13 @@ class Tracer:
             Symbol(tracer=self, pipeline=self.root.name, number=number, type=tp, shown=show(tp),
                    label=label)
         )  # fmt: skip
+
+    def named(self, error: GraphError) -> GraphError:
+        """*error* with the pipeline's name in front."""
+        said = str(error)
+        if said.startswith("pipeline "):
+            return error
+        return GraphError(f"pipeline {self.root.name!r}: {said}")
 
     def own(self, value: object, what: str) -> Symbol:
         """The symbol of *value*, which must be a stream of this reading."""
@@ -89,6 +96,11 @@ _tracer: ContextVar[Tracer | None] = ContextVar("alto_tracer", default=None)
 """The reading that goes on in this context, if any."""
 
 
+def reading() -> Tracer | None:
+    """The reading that goes on in this context, if any."""
+    return _tracer.get()
+
+
 def trace(spec: PipelineSpec) -> Declaration:
     """Read a pipeline.
 
@@ -109,11 +121,7 @@ def trace(spec: PipelineSpec) -> Declaration:
     try:
         plan = make_plan(len(spec.inputs), tracer.decls, result.number, pipeline=spec.name)
     except GraphError as error:
-        said = str(error)
-        if said.startswith("pipeline "):
-            raise
-        msg = f"pipeline {spec.name!r}: {said}"
-        raise GraphError(msg) from None
+        raise tracer.named(error) from None
     nodes = tuple(
         NodeSpec(name=node.name, stage=stage, bound=bound)
         for node, (stage, bound) in zip(plan.nodes, tracer.nodes, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ import anyio.abc
 
 from alto._aio import current_call, uncut
 from alto._declare import bind_resources
-from alto._declare.nested import own_resources
+from alto._declare.nested import mentioned, own_resources
 from alto._run.call import Call
 from alto._run.checks import (
     check_count,
@@ -24,33 +25,38 @@ from alto._run.checks import (
     check_priority,
 )
 from alto._run.handles import StreamHandle
+from alto._run.keeper import Keeper
+from alto._run.lane import Lane
 from alto._run.map import MapHandle, Progress, map_requests
 from alto._run.node import Node
 from alto._run.request import Request
-from alto._run.resources import Resources, with_handles
-from alto._run.statistics import AppStatistics, statistics_of
+from alto._run.resources import Resources
+from alto._run.scaling import add_replicas, find_node, remove_replicas, start_replicas, unseen
+from alto._run.statistics import AppStatistics, prefix_of, statistics_of
 from alto._run.worker import Worker
 from alto._spec import Declaration, GroupOrder
-from alto.errors import Closed
+from alto.errors import Closed, ResourceError
 
-__all__ = ("App", "Installed", "nested_run", "nested_stream")
+__all__ = ("App", "Installed")
 
 
 class Installed:
     """A pipeline inside an app: its nodes, shared by all its requests."""
 
-    __slots__ = ("app", "declaration", "nodes")
+    __slots__ = ("app", "declaration", "keeps", "nodes")
 
     def __init__(self, app: App, declaration: Declaration, values: Mapping[str, object]) -> None:
         self.app = app
         self.declaration = declaration
         bound = bind_resources(declaration, values)
         self.nodes = tuple(
-            Node(plan, spec, with_handles(spec, kwargs), app.spawn_worker)
+            Node(plan, spec, kwargs, app.spawn_worker)
             for plan, spec, kwargs in zip(
                 declaration.plan.nodes, declaration.nodes, bound, strict=True
             )
         )
+        self.keeps = any(node.keeps for node in self.nodes)
+        """Whether replicas have something of their own, made when the app opens."""
 
 
 @final
@@ -87,6 +93,7 @@ class App:
         self._installed: dict[int, Installed] = {}
         self._requests: set[Request] = set()
         self._feeders: set[anyio.CancelScope] = set()
+        self._keepers: list[Keeper] = []
         self._quiet: asyncio.Future[None] | None = None
         self._state: Literal["new", "opening", "open", "closed"] = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,9 +118,31 @@ class App:
         self._context = contextvars.copy_context()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
+        try:
+            await self._set_up()
+        except BaseException:
+            self._state = "closed"
+            self._close_nodes()
+            self._tasks.cancel_scope.shield = True
+            try:
+                await self._tasks.__aexit__(None, None, None)
+            finally:
+                await self._resources.stop()
+            raise
         self._state = "open"
-        self._install(self.declaration)
         return self
+
+    async def _set_up(self) -> None:
+        # Install what there is to install, and let replicas make what each has of its own.
+        installed = [self._install(self.declaration)]
+        for other in mentioned(self.declaration, self._values.values()):
+            with contextlib.suppress(ResourceError):  # Said where a stage calls it.
+                found = Installed(self, other, self._own_values(other))
+                if found.keeps:
+                    self._installed[id(other)] = found
+                    installed.append(found)
+        replicas = [r for one in installed for node in one.nodes for r in node.replicas.values()]
+        await start_replicas(replicas, self._spawn_keeper)
 
     async def __aexit__(
         self,
@@ -135,10 +164,10 @@ class App:
         try:
             for request in list(self._requests):
                 request.cancel()
+            for keeper in self._keepers:
+                keeper.abort()
             late = await self._quieten()
-            for installed in self._installed.values():
-                for node in installed.nodes:
-                    node.close()
+            self._close_nodes()
             for scope in self._feeders:
                 scope.cancel()
             if isinstance(error, asyncio.CancelledError):
@@ -148,9 +177,25 @@ class App:
             await tasks.__aexit__(None, None, None)
             if late is not None:
                 raise late
+            self._raise_late(error)
             return None
         finally:
             await self._stop_engines(error)
+
+    def _close_nodes(self) -> None:
+        for _, node in self._named_nodes():
+            node.close()
+        for keeper in self._keepers:
+            keeper.give_up()
+
+    def _raise_late(self, error: BaseException | None) -> None:
+        # What the caller raised goes before what was raised while resources were given back.
+        failures = [k.late_error for k in self._keepers if k.late_error is not None]
+        if not failures:
+            return
+        if error is None:
+            raise failures[0]
+        error.add_note(f"while its resources were given back, also: {failures[0]!r}")
 
     async def _quieten(self) -> asyncio.CancelledError | None:
         # Returns a cancellation that came meanwhile.
@@ -217,6 +262,32 @@ class App:
             self, inputs, start, concurrency=concurrency, order=order, progress=progress
         )
 
+    async def scale(self, stage: str, replicas: int) -> None:
+        """Change the number of a stage's replicas."""
+        self._check_open()
+        check_count("scale(replicas=...)", replicas)
+        node = find_node(self._named_nodes(), stage, self.declaration.name)
+        async with node.scaling:
+            self._check_open()
+            more = replicas - len(node.binding.live)
+            if more > 0:
+                new = [node.new_replica() for _ in range(more)]
+                await start_replicas(new, self._spawn_keeper)
+                self._check_open()
+                add_replicas(node, new, self._lanes(node))
+            else:
+                remove_replicas(node, -more, self._lanes(node))
+
+    def _lanes(self, node: Node) -> list[Lane]:
+        return [lane for r in self._requests for lane in r.lanes if lane.node is node]
+
+    def _named_nodes(self) -> list[tuple[str, Node]]:
+        return [
+            (prefix_of(installed.declaration, self.declaration) + node.plan.name, node)
+            for installed in self._installed.values()
+            for node in installed.nodes
+        ]
+
     def statistics(self) -> AppStatistics:
         """What it is doing now."""
         return statistics_of(self.declaration, self._installed.values(), self._requests)
@@ -241,9 +312,14 @@ class App:
     def spawn_worker(self, worker: Worker) -> None:
         """Start a worker's task."""
         assert self._tasks is not None
-        name = f"alto {worker.node.plan.name}"
+        name = f"alto {worker.replica.node.plan.name}"
         # Stages see the context variables of whoever opened the app, not of some request.
         self._context.copy().run(partial(self._tasks.start_soon, worker.main, name=name))
+
+    def _spawn_keeper(self, keeper: Keeper) -> None:
+        assert self._tasks is not None
+        self._keepers.append(keeper)
+        self._context.copy().run(self._tasks.start_soon, keeper.main)
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
         """Start a task that is cancelled when the app closes."""
@@ -268,6 +344,8 @@ class App:
         installed = self._installed.get(id(declaration))
         if installed is None:
             installed = Installed(self, declaration, self._own_values(declaration))
+            if installed.keeps and self._state != "opening":
+                raise ResourceError(unseen(declaration.name, self.declaration.name))
             self._installed[id(declaration)] = installed
         return installed
 
@@ -314,53 +392,3 @@ class App:
                 f"asyncio.run_coroutine_threadsafe(app.run(...), loop)"
             )
             raise RuntimeError(msg)
-
-
-def nested_stream(
-    declaration: Declaration,
-    inputs: Sequence[object],
-    *,
-    timeout: float | None = None,
-    order: GroupOrder = "arrival",
-) -> StreamHandle[Any]:
-    """Start a request of *declaration* inside the running stage call, and read as it comes.
-
-    Raises:
-        Closed: No stage call runs in this context.
-    """
-    if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
-        return interpret(declaration, inputs)  # type: ignore[no-any-return]  # alto.testing.reference
-    return StreamHandle(_nested(declaration, inputs, order=order, timeout=timeout))
-
-
-async def nested_run(
-    declaration: Declaration, inputs: Sequence[object], *, timeout: float | None = None
-) -> list[Any]:
-    """Start a request of *declaration* inside the running stage call, and wait for all of it.
-
-    Raises:
-        Closed: No stage call runs in this context.
-    """
-    if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
-        return await interpret(declaration, inputs).list()  # type: ignore[no-any-return]
-    return await _nested(declaration, inputs, order=None, timeout=timeout).results()
-
-
-def _nested(
-    declaration: Declaration,
-    inputs: Sequence[object],
-    *,
-    order: GroupOrder | None,
-    timeout: float | None,
-) -> Request:
-    call = current_call.get()
-    if not isinstance(call, Call) or call.closing:
-        name = declaration.name
-        msg = (
-            f"pipeline {name!r} is not open, and no stage runs here that could call it; "
-            f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"
-        )
-        raise Closed(msg)
-    check_options(order, timeout)
-    app = call.lane.request.installed.app
-    return app.nested(declaration, inputs, call, order=order, timeout=timeout)

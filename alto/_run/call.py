@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -13,7 +13,9 @@ from alto.model import Origin
 if TYPE_CHECKING:
     from alto._run.group import Waiters
     from alto._run.lane import Lane
+    from alto._run.replica import Replica
     from alto._run.request import Request
+    from alto._run.worker import Worker
     from alto.model import Path
 
 __all__ = ("Call", "parking_call")
@@ -41,10 +43,21 @@ class Call:
     _cleanup: Cleanup | None = None
     _children: set[Request] | None = None
 
-    def __init__(self, lane: Lane, path: Path, task: asyncio.Task[Any] | None) -> None:
+    _since: float | None = None
+    """When it last got a permit, where that is to be known."""
+    _busy = 0.0
+
+    def __init__(self, lane: Lane, path: Path, worker: Worker) -> None:
         self.lane = lane
         self.path = path
-        self.task = task
+        self.worker = worker
+        if lane.routed:
+            self._since = worker.replica.loop.time()
+
+    @property
+    def replica(self) -> Replica:
+        """Which instance of its stage runs it."""
+        return self.worker.replica
 
     @property
     def cleanup(self) -> Cleanup:
@@ -99,7 +112,7 @@ class Call:
         if self.cancelled:
             return
         self.cancelled = True
-        task = self.task
+        task = self.worker.task
         if not self.closing and task is not None and task is not asyncio.current_task():
             task.cancel()
 
@@ -107,10 +120,22 @@ class Call:
         """A task of the call is about to wait inside alto: give the permit back."""
         self._parks += 1
         if self._holds:
-            self._holds = False
-            node = self.lane.node
-            node.turns.gave()
-            node.kick()
+            self._gave()
+            self.worker.replica.freed()
+
+    def _gave(self) -> None:
+        # The permit is given back.
+        self._holds = False
+        replica = self.worker.replica
+        replica.turns.gave()
+        if self._since is not None:
+            self._busy += replica.loop.time() - self._since
+
+    def _has(self) -> None:
+        # It has a permit again.
+        self._holds = True
+        if self._since is not None:
+            self._since = self.worker.replica.loop.time()
 
     async def unpark_cut(self) -> None:
         """The wait was cut short: by the end of the call, or by a time limit within the stage.
@@ -131,24 +156,24 @@ class Call:
         self._parks -= 1
         if self._parks or self._holds or self._resume is not None:
             return
-        node = self.lane.node
-        if node.turns.resume(self):
-            self._holds = True
+        replica = self.worker.replica
+        if replica.turns.resume(self):
+            self._has()
             return
-        self._resume = resume = node.loop.create_future()
+        self._resume = resume = replica.loop.create_future()
         try:
             await resume
         except asyncio.CancelledError:
-            if not node.turns.left(self):
-                node.turns.gave()
-                node.kick()
+            if not replica.turns.left(self):
+                replica.turns.gave()
+                replica.freed()
             raise
         finally:
             self._resume = None
-        self._holds = True
+        self._has()
 
     def resumed(self) -> None:
-        """The stage has taken a permit for this call."""
+        """The replica has taken a permit for this call."""
         if self._resume is not None and not self._resume.done():
             self._resume.set_result(None)
 
@@ -208,18 +233,20 @@ class Call:
         """The call has ended, well or not. Sync; exactly once."""
         self.closing = True
         lane = self.lane
-        node = lane.node
+        worker = self.worker
+        replica, task = worker.replica, worker.task
         lane.calls.pop(self.path, None)
-        if self.cancelled and self.task is not None and self.task.cancelling():
-            self.task.uncancel()
+        if self.cancelled and task is not None and task.cancelling():
+            task.uncancel()
         if self._holds:
-            self._holds = False
-            node.turns.gave()
-            if node.turns.resuming:
-                node.kick()
-        node.done += self.done
+            self._gave()
+            if replica.turns.resuming:
+                replica.kick()
+        replica.done += self.done
         if lane.group_slots:
             lane.leave_row(self.path)
+        if lane.routed:
+            lane.node.ended(self, None if self._since is None else self._busy)
         lane.active -= 1
         if not lane.active:
             lane.request.check_end()

@@ -21,7 +21,9 @@ from alto.errors import Closed
 from alto.stream import Group
 
 if TYPE_CHECKING:
+    from alto._run.berth import Berth
     from alto._run.lane import Lane
+    from alto._run.replica import Replica
     from alto.model import Path
 
 __all__ = ("Row", "RunGroup", "Waiters")
@@ -40,7 +42,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._pushers: deque[asyncio.Future[None]] = deque()
-        self._lanes: list[Lane] = []
+        self._lanes: list[Lane | Berth] = []
         self.some = False
         """Whether anybody waits."""
 
@@ -58,7 +60,7 @@ class Waiters:
             self._pushers.remove(granted)
         self.some = bool(self._pushers or self._lanes)
 
-    def block(self, lane: Lane) -> None:
+    def block(self, lane: Lane | Berth) -> None:
         """A lane waits, behind all calls."""
         self._lanes.append(lane)
         self.some = True
@@ -86,12 +88,13 @@ class Waiters:
 class Row:
     """The groups of one call. See the module."""
 
-    __slots__ = ("begun", "groups", "lane", "offered", "path", "starving")
+    __slots__ = ("begun", "groups", "lane", "offered", "path", "replica", "starving")
 
     def __init__(self, lane: Lane, path: Path) -> None:
         self.lane = lane
         self.path = path
         self.begun = False
+        self.replica: Replica | None = None  # Where the call is bound, if there are several.
         self.offered = False  # Whether the lane has been told that it can begin.
         self.starving = 0  # Reads of this row that wait for a piece.
         self.groups = tuple(RunGroup[Any](self, lane, port) for port in lane.group_slots)

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 from alto._aio import current_call
 from alto._core.demand import Demand
 from alto._core.join import Join
+from alto._run.berth import Berth
 from alto._run.call import Call
 from alto._run.group import Row, Waiters
 from alto._run.ports import GroupPort, ItemPort, JoinPort, Port
 
 if TYPE_CHECKING:
     from alto._run.node import Node
+    from alto._run.replica import Replica
     from alto._run.request import Request
     from alto._run.sink import Sink
     from alto.model import Path
@@ -39,21 +41,29 @@ __all__ = ("Lane",)
 class Lane:
     """One request at one node. See the module."""
 
-    __slots__ = ("active", "blocked", "calls", "capacity", "demand", "dropped", "fn", "group_slots",
-                 "is_full", "join", "node", "ports", "push", "ready", "request", "resources",
-                 "rows", "targets", "told", "waiters")  # fmt: skip
+    __slots__ = ("active", "berths", "blocked", "calls", "capacity", "demand", "dropped",
+                 "group_slots", "is_full", "join", "lane", "node", "placed", "ports", "push",
+                 "ready", "request", "routed", "rows", "stalled", "targets", "told",
+                 "waiters")  # fmt: skip
 
     def __init__(self, request: Request, node: Node) -> None:
         self.request = request
         self.node = node
-        self.fn = node.spec.stage.fn
-        self.resources = node.resources
+        self.lane = self  # A worker takes calls from lanes and berths alike.
         self.capacity: int = request.capacity
+        self.routed: bool = node.routed
+        """Whether a router says which replica gets what; see node.py."""
+        self.berths: dict[int, Berth] = {}
+        """Where that is so: what waits for each replica, by its number."""
+        self.placed = 0
+        """Calls in them."""
         self.ready: deque[tuple[Path, Any]] = deque()
         self.waiters = Waiters()
         """Who waits for room in ``ready``."""
-        self.blocked = False
+        self.stalled = False
         """Whether the next ready call may not start, since its results would have no room."""
+        self.blocked = self.routed
+        """Whether no worker may take a call from here."""
         self.active: int = 0
         """Calls that have started and have not ended."""
         self.calls: dict[Path, Call] = {}
@@ -90,9 +100,13 @@ class Lane:
 
     def offer(self) -> None:
         """There is something ready: stand in line, and see that somebody looks."""
-        self.node.turns.offered(self)
-        if self.node.leader is None:
-            self.node.kick()
+        if self.routed:
+            self.node.offer(self)
+            return
+        home = self.node.home
+        home.turns.offered(self)
+        if home.leader is None:
+            home.kick()
 
     def take(self) -> tuple[Path, Any] | None:
         """The next call to start, whose permit is taken, or None if there is none after all.
@@ -105,7 +119,7 @@ class Lane:
         path = ready[0][0]
         if self.is_full(path) and (waiters := self.blocked_by(path)) is not None:
             waiters.block(self)
-            self.blocked = True
+            self.blocked = self.stalled = True
             return None
         start = ready.popleft()
         self.active += 1
@@ -115,21 +129,29 @@ class Lane:
 
     def unblock(self) -> None:
         """There is room again for what a call would give."""
-        self.blocked = False
+        self.stalled = False
+        self.blocked = self.routed
         if self.ready:
             self.offer()
 
     def start(self, path: Path, args: list[Any]) -> None:
         """A call has all it needs."""
+        if self.routed and self.group_slots:
+            replica = self.rows[path].replica
+            assert replica is not None
+            self.berth(replica).put(path, args)
+            return
         self.ready.append((path, args))
-        if not self.blocked:
+        if not self.stalled:
             self.offer()
 
-    def row(self, path: Path) -> Row:
-        """The groups of the call at *path*, made when the first of them begins."""
+    def row(self, path: Path, value: object = None) -> Row:
+        """The groups of the call at *path*, made when the first of them begins, with *value*."""
         row = self.rows.get(path)
         if row is None:
             row = self.rows[path] = Row(self, path)
+            if self.routed:
+                self.node.bind(self, row, value)
         return row
 
     def begin(self, row: Row) -> None:
@@ -151,6 +173,50 @@ class Lane:
                 for slot, group in zip(self.group_slots, row.groups, strict=True):
                     args[slot] = group
             self.start(path, args)
+
+    # ---- where a router says who gets what
+
+    def berth(self, replica: Replica) -> Berth:
+        """What waits for *replica*."""
+        berth = self.berths.get(replica.number)
+        if berth is None:
+            berth = self.berths[replica.number] = Berth(self, replica)
+        return berth
+
+    def route(self) -> None:
+        """From now on a router says who gets what. What has begun is the first replica's."""
+        node = self.node
+        home = node.home
+        self.routed = self.blocked = True
+        if not self.group_slots:
+            node.binding.adopt(home.number, self.active)
+            if self.ready and not self.stalled:
+                node.offer(self)
+            return
+        for path, row in self.rows.items():
+            row.replica = home
+            node.binding.hold(self.request.number, path, home.number)
+        berth, self.stalled = self.berth(home), False
+        while self.ready:
+            berth.put(*self.ready.popleft())
+
+    def take_back(self, number: int) -> int:
+        """What waits for replica *number* is to be given to others.
+
+        Returns:
+            How many items that was.
+        """
+        berth = self.berths.pop(number, None)
+        if berth is None:
+            return 0
+        berth.replica.turns.withdrawn(berth)
+        items = len(berth.ready)
+        self.placed -= items
+        self.ready.extendleft(reversed(berth.ready))
+        berth.ready.clear()
+        if items and not self.stalled:
+            self.node.offer(self)
+        return items
 
     # ---- where results go
 
@@ -186,6 +252,12 @@ class Lane:
         if (row := self.rows.pop(path, None)) is not None:
             for group in row.groups:
                 group.leave()
+            if row.replica is not None:
+                self.node.release(self, path)
+
+    def _forget(self, path: Path) -> None:
+        if self.rows.pop(path).replica is not None:
+            self.node.release(self, path)
 
     def is_dropped(self, path: Path) -> bool:
         """Whether nobody needs what comes in at *path*."""
@@ -210,16 +282,13 @@ class Lane:
             return lambda paths: [ancestor] if ancestor in paths else []
         return lambda paths: [p for p in paths if p[:size] == ancestor]
 
-    def drop(self, ancestor: Path) -> None:
+    def drop(self, ancestor: Path) -> None:  # noqa: C901  # a list of all that there is to stop
         """Nobody needs what this lane gives at or below *ancestor* any more: stop making it."""
         size = len(ancestor)
         if self.is_dropped(ancestor):
             return
         self.dropped.add(ancestor)
-        kept = [start for start in self.ready if start[0][:size] != ancestor]
-        if len(kept) < len(self.ready):
-            self.ready.clear()
-            self.ready.extend(kept)
+        self._drop_ready(ancestor)
         if self.join is not None:
             held = self.join.held
             self.join.drop(ancestor)
@@ -237,10 +306,25 @@ class Lane:
                 group.dropped = True
                 group.leave()
             if path not in paths:  # A running call's row goes when the call has ended.
-                del self.rows[path]
+                self._forget(path)
         for slot, source in enumerate(self.node.plan.inputs):
-            if source.depth >= size:
+            # Below its calls the levels of what a lane gives are its own, not those of its inputs.
+            if size <= min(source.depth, self.node.plan.depth):
                 self.release(slot, ancestor)
         self.waiters.wake_all()
-        if self.blocked:
+        if self.stalled:
             self.unblock()
+        for berth in list(self.berths.values()):
+            if berth.blocked:
+                berth.unblock()
+
+    def _drop_ready(self, ancestor: Path) -> None:
+        size = len(ancestor)
+        kept = [start for start in self.ready if start[0][:size] != ancestor]
+        if len(kept) < len(self.ready):
+            self.ready.clear()
+            self.ready.extend(kept)
+        for number, berth in list(self.berths.items()):
+            gone = berth.drop(ancestor)
+            if gone and not self.group_slots:
+                self.node.dropped(number, gone)

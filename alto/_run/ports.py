@@ -31,7 +31,8 @@ class Port:
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
         """Whether an item at *path*, or below it, must wait."""
-        return len(self.lane.ready) >= self.lane.capacity
+        lane = self.lane
+        return len(lane.ready) + lane.placed >= lane.capacity
 
     def waiters_for(self, path: Path) -> Waiters:  # noqa: ARG002
         """Where to wait while it is full."""
@@ -66,10 +67,10 @@ class ItemPort(Port):
         lane = self.lane
         ready = lane.ready
         ready.append((path, (value,)))
-        if not lane.blocked:
+        if not lane.stalled:
             if len(ready) == 1:
                 lane.offer()
-            if lane.waiters.some and len(ready) < lane.capacity:
+            if lane.waiters.some and len(ready) + lane.placed < lane.capacity:
                 lane.waiters.wake()
 
     def counted(self, parent: Path, children: int) -> None:
@@ -93,7 +94,7 @@ class JoinPort(Port):
         request.held += join.held - held
         if request.held > request.max_held:
             request.overflowed(lane)
-        if lane.waiters.some and len(lane.ready) < lane.capacity:
+        if lane.waiters.some and len(lane.ready) + lane.placed < lane.capacity:
             lane.waiters.wake()
 
     def counted(self, parent: Path, children: int) -> None:
@@ -129,7 +130,7 @@ class GroupPort(Port):
         if row is None:
             if self.dropped and self.is_dropped(path):
                 return False
-            return len(self.lane.ready) >= self.lane.capacity
+            return len(self.lane.ready) + self.lane.placed >= self.lane.capacity
         full: bool = row.groups[self.rank].is_full()
         return full
 
@@ -145,7 +146,7 @@ class GroupPort(Port):
         lane, key = self.lane, path[: self.top]
         row = lane.rows.get(key)
         if row is None:
-            row = lane.row(key)
+            row = lane.row(key, value)
         row.groups[self.rank].push(path, value)
 
     def inlet(self, path: Path) -> tuple[Any, Any]:

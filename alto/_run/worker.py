@@ -1,7 +1,6 @@
 """The tasks that run stage calls, and how few of them are awake.
 
-Theory of operation. A node (a stage in a pipeline) has a pool of worker tasks, shared by all
-requests. At most one idle worker at a time is being woken or runs calls that have not suspended
+Theory of operation. A replica of a stage has a pool of worker tasks, shared by all requests. At most one idle worker at a time is being woken or runs calls that have not suspended
 yet: the *leader*. As long as its calls end without ever suspending, the leader takes call after
 call without a task switch. The moment it suspends, it stops being leader, and if there is more to
 start another worker is woken. So work that never waits costs no wake-ups, and work that waits gets
@@ -27,12 +26,13 @@ from alto._aio import current_call
 from alto._run.call import Call
 
 if TYPE_CHECKING:
+    from alto._run.berth import Berth
     from alto._run.lane import Lane
-    from alto._run.node import Node
+    from alto._run.replica import Replica
 
 __all__ = ("Worker",)
 
-_MOST_IDLE = 64  # Idle workers kept per node; more were needed for a burst and end.
+_MOST_IDLE = 64  # Idle workers kept per replica; more were needed for a burst and end.
 
 
 class _Driven:
@@ -62,17 +62,17 @@ class _Driven:
 
 
 class Worker:
-    """One task that runs calls of one node."""
+    """One task that runs calls of one replica."""
 
-    __slots__ = ("_idle", "call", "lane", "node", "task")
+    __slots__ = ("_idle", "call", "queue", "replica", "task")
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
         self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
         """The call it runs, as long as that has not suspended."""
-        self.lane: Lane | None = None
-        """That call's lane, which is out of line in this time."""
+        self.queue: Lane | Berth | None = None
+        """Where that call was taken from, which is out of line in this time."""
         self._idle: asyncio.Future[None] | None = None
 
     async def main(self) -> None:
@@ -82,13 +82,13 @@ class Worker:
             try:
                 await _Driven(self, self._loop())
             finally:
-                node = self.node
-                if self in node.idle:  # Cancelled by the loop, which is going down.
-                    node.idle.remove(self)
-                if node.leader is self:
-                    node.leader = None
-                if node.turns.has_next and not node.closing:
-                    node.kick()
+                replica = self.replica
+                if self in replica.idle:  # Cancelled by the loop, which is going down.
+                    replica.idle.remove(self)
+                if replica.leader is self:
+                    replica.leader = None
+                if replica.turns.has_next and not replica.closing:
+                    replica.kick()
 
     def wake(self) -> None:
         """Stop being idle. No effect on a worker that has not begun yet."""
@@ -100,49 +100,64 @@ class Worker:
         call, self.call = self.call, None
         if call is not None:
             call.lane.calls[call.path] = call
-        node = self.node
-        lane, self.lane = self.lane, None
-        if lane is not None and lane.ready and not lane.blocked:
-            node.turns.offered(lane)
-        if node.leader is self:
-            node.leader = None
-            if node.turns.has_next:
-                node.kick()
+        replica = self.replica
+        queue, self.queue = self.queue, None
+        if queue is not None and queue.ready and not queue.blocked:
+            replica.turns.offered(queue)
+        if replica.leader is self:
+            replica.leader = None
+            if replica.turns.has_next:
+                replica.kick()
+            elif replica.node.routed:
+                replica.node.dispatch()
 
     async def _loop(self) -> None:
-        node = self.node
-        turns = node.turns
-        serve = self._generators if node.spec.stage.generator else self._coroutines
+        replica = self.replica
+        serve = self._generators if replica.node.spec.stage.generator else self._coroutines
         while not self._is_cancelled():
-            if (lane := turns.next_queue()) is not None:
-                await serve(lane)
+            if (queue := self._next()) is not None:
+                await serve(queue)
                 continue
-            if node.leader is self:
-                node.leader = None
-            if node.closing or len(node.idle) >= _MOST_IDLE:
+            if replica.leader is self:
+                replica.leader = None
+            if replica.closing or len(replica.idle) >= _MOST_IDLE:
                 return
             current_call.set(None)  # Do not keep the last request alive.
-            self._idle = node.loop.create_future()
-            node.idle.append(self)
+            self._idle = replica.loop.create_future()
+            replica.idle.append(self)
             await self._idle
 
-    async def _coroutines(self, lane: Lane | None) -> None:
-        # Serves until nothing can be started. One permit has been taken for *lane*.
-        node, turns, task = self.node, self.node.turns, self.task
-        while lane is not None:
-            if (start := lane.take()) is None:
+    def _next(self) -> Lane | Berth | None:
+        # Take a permit for what is next in line. Where a router says who gets what, it may have
+        # waited for this moment.
+        replica = self.replica
+        queue = replica.turns.next_queue()
+        if queue is None and replica.node.routed and not replica.closing:
+            if replica.leader is None:  # Nobody else is to be woken for what this one can take.
+                replica.leader = self
+            replica.node.dispatch()
+            queue = replica.turns.next_queue()
+        return queue
+
+    async def _coroutines(self, queue: Lane | Berth | None) -> None:
+        # Serves until nothing can be started. One permit has been taken for *queue*.
+        replica = self.replica
+        turns, fn, resources = replica.turns, replica.fn, replica.resources
+        while queue is not None:
+            if (start := queue.take()) is None:
                 turns.gave()
-                lane = turns.next_queue()
+                queue = self._next()
                 continue
             path, args = start
-            self.call = call = Call(lane, path, task)
-            self.lane = lane
+            lane = queue.lane
+            self.call = call = Call(lane, path, self)
+            self.queue = queue
             current_call.set(call)
             try:
-                value = await lane.fn(*args, **lane.resources)
+                value = await fn(*args, **resources)
                 if not call.cancelled:
                     # A leader has not suspended since the lane saw that there is room.
-                    if node.leader is not self and lane.is_full(path):
+                    if replica.leader is not self and lane.is_full(path):
                         await call.room(path)
                     lane.push(path, value)
                     call.done = True
@@ -151,43 +166,45 @@ class Worker:
             if call.untidy:
                 call.closing = True
                 await self._tidy(call)
-            self.call = self.lane = None
+            self.call = self.queue = None
             call.end()
-            lane = turns.next_after(lane, bool(lane.ready) and not lane.blocked)
-            if lane is not None and self._is_cancelled():
-                self._give_up(lane)
+            following = turns.next_after(queue, bool(queue.ready) and not queue.blocked)
+            if following is not None and self._is_cancelled():
+                self._give_up(following)
                 return
+            queue = following
 
     def _is_cancelled(self) -> bool:
         # By somebody else than alto, for the calls that alto cancels take it back at their end.
         return self.task is not None and self.task.cancelling() > 0
 
-    def _give_up(self, lane: Lane) -> None:
-        # The task is cancelled: the permit it has for *lane* goes to another worker.
-        self.node.turns.gave()
-        lane.offer()
+    def _give_up(self, queue: Lane | Berth) -> None:
+        # The task is cancelled: the permit it has for *queue* goes to another worker.
+        self.replica.turns.gave()
+        queue.offer()
 
-    async def _generators(self, lane: Lane | None) -> None:
+    async def _generators(self, queue: Lane | Berth | None) -> None:
         # As above.
-        turns = self.node.turns
-        while lane is not None:
-            if (start := lane.take()) is None:
+        turns = self.replica.turns
+        while queue is not None:
+            if (start := queue.take()) is None:
                 turns.gave()
-                lane = turns.next_queue()
+                queue = self._next()
             else:
-                await self._run_generator(lane, *start)
-                lane = turns.next_after(lane, bool(lane.ready) and not lane.blocked)
-                if lane is not None and self._is_cancelled():
-                    self._give_up(lane)
+                await self._run_generator(queue, *start)
+                queue = turns.next_after(queue, bool(queue.ready) and not queue.blocked)
+                if queue is not None and self._is_cancelled():
+                    self._give_up(queue)
                     return
 
     async def _run_generator(  # noqa: C901, PLR0912  # one loop, on the path of every item
-        self, lane: Lane, path: tuple[int, ...], args: list[Any]
+        self, queue: Lane | Berth, path: tuple[int, ...], args: list[Any]
     ) -> None:
-        self.call = call = Call(lane, path, self.task)
-        self.lane = lane
+        lane = queue.lane
+        self.call = call = Call(lane, path, self)
+        self.queue = queue
         current_call.set(call)
-        outputs = lane.fn(*args, **lane.resources)
+        outputs = self.replica.fn(*args, **self.replica.resources)
         is_full, push = lane.is_full, lane.push
         children = 0
         waits, in_hand = False, None
@@ -226,7 +243,7 @@ class Worker:
             await self._close(call, outputs, thrown)
         if call.untidy:
             await self._tidy(call)
-        self.call = self.lane = None
+        self.call = self.queue = None
         call.end()
 
     @staticmethod

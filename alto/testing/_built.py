@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from alto import routing
 from alto._aio import current_call
 from alto._stage import stage
 from alto.model import Path
@@ -39,6 +41,7 @@ class Probe:
         """The call that fails, by its stage and what it is given."""
         self.after: int = 0
         """How many outputs it gives before, as far as it has so many."""
+        self._lock = threading.Lock()
 
     def reset(self) -> None:
         """Forget what was reported; the fuse stays."""
@@ -48,7 +51,8 @@ class Probe:
 
     def called(self, name: str) -> None:
         """A call has begun."""
-        self.calls[name, getattr(current_call.get(), "path", ())] += 1
+        with self._lock:  # Some stages run in threads.
+            self.calls[name, getattr(current_call.get(), "path", ())] += 1
 
     def check(self, name: str, words: Words, output: int | None) -> None:
         """A call is about to give output number *output*, or (None) to end.
@@ -90,13 +94,20 @@ def _pipeline(draw: PipelineDraw, built: dict[int, Any]) -> Any:  # noqa: ANN401
 def _stage(draw: StageDraw, probe: Probe, inner: Any) -> Any:  # noqa: ANN401
     function: Callable[..., Any] = _coroutine(draw, probe, inner)
     returns: Any = str
+    if draw.runs_in == "thread":
+        function = _plain(draw, probe)
     if draw.generator:
         through = draw.reading == "through"
         function = _through(draw, probe) if through else _generator(draw, probe, inner)
         returns = AsyncIterator[str]
     types: list[Any] = [Group[str] if group else str for group in draw.groups]
     _sign(function, draw.name, [(f"p{k}", tp) for k, tp in enumerate(types)], returns)
-    declare: Any = stage(concurrency=draw.concurrency, order=draw.order)
+    router = getattr(routing, draw.router)()
+    options: Any = stage  # Any: where it runs is not known before.
+    declare = options(
+        concurrency=draw.concurrency, order=draw.order, replicas=draw.replicas, router=router,
+        runs_in=draw.runs_in,
+    )  # fmt: skip
     return declare(function)
 
 
@@ -113,6 +124,16 @@ def _sign(
         return_annotation=returns,
     )
     function.__annotations__ = {**dict(params), "return": returns}
+
+
+def _plain(draw: StageDraw, probe: Probe) -> Callable[..., Any]:
+    def body(*args: str) -> str:
+        probe.called(draw.name)
+        probe.check(draw.name, args, 0)
+        probe.check(draw.name, args, None)
+        return draw.mark(args, 0)
+
+    return body
 
 
 def _coroutine(draw: StageDraw, probe: Probe, inner: Any) -> Callable[..., Any]:  # noqa: ANN401

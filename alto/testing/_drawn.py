@@ -56,6 +56,10 @@ class StageDraw:
     delays: tuple[float | None, ...] = (None,)
     """Seconds before an output, chosen likewise; 0 lets others run, None does not suspend."""
     concurrency: int = 1
+    replicas: int = 1
+    router: str = "LeastWork"
+    """Name of a class of `alto.routing`."""
+    runs_in: Literal["loop", "thread"] = "loop"
     order: GroupOrder = "ancestry"
     reading: Reading = "sequential"
     take: int | None = None
@@ -89,7 +93,11 @@ class StageDraw:
             said.append(f"leaves after {self.take}")
         if self.delays != (None,):
             said.append(f"delay {_either(self.delays)} s")
+        if self.replicas > 1:
+            said.append(f"{self.replicas} replicas by {self.router}")
         kind = "async generator" if self.generator else "coroutine"
+        if self.runs_in == "thread":
+            kind = "function in a thread"
         return f"{kind} {', '.join(said)}, concurrency {self.concurrency}"
 
 

@@ -27,6 +27,8 @@ _CALLS: Final[tuple[Calling, ...]] = ("run", "stream", "arrival")
 _FANS: Final = (
     (2,), (1,), (0, 1), (2, 0), (3, 1), (1, 2, 0), (3,), (0, 0, 3), (4, 0, 1), (5, 2), (5,), (0,),
 )  # fmt: skip
+_REPLICAS: Final = (1, 1, 1, 2, 3)
+_ROUTERS: Final = ("LeastWork", "RoundRobin", "PowerOfTwo", "RendezvousHash", "RequestHash")
 _DELAYS: Final[tuple[tuple[float | None, ...], ...]] = (
     (None,), (0.0,), (0.01,), (None, 0.01), (0.1, 0.0), (None, 0.1), (0.03,), (0.1, 0.03, 0.01),
     (0.1,), (None, None, 0.1), (0.03, None), (0.0, None),
@@ -77,6 +79,8 @@ class Chooser:
             fans=self._fans(fan),
             delays=self._delays(),
             concurrency=self.one_of(1, 2, 3, 8),
+            replicas=self.one_of(*_REPLICAS),
+            router=self.one_of(*_ROUTERS),
         )
 
     def _name(self) -> str:
@@ -111,13 +115,17 @@ class Chooser:
         called = None
         if not inner and reading != "through" and self.integer(0, 4) == 4:
             called = self._called(calls, fan if generator else _MOST_ITEMS)
+        plain = not (any(groups) or generator or called) and self.integer(0, 7) == 7
         return StageDraw(
             name=self._name(),
             groups=groups,
             generator=generator,
             fans=self._fans(fan) if generator else (1,),
-            delays=self._delays(),
+            delays=(None,) if plain else self._delays(),
             concurrency=self.one_of(1, 2, 3, 8),
+            replicas=self.one_of(*_REPLICAS),
+            router=self.one_of(*_ROUTERS),
+            runs_in="thread" if plain else "loop",
             order=order,
             reading=reading,
             take=take,

@@ -10,15 +10,16 @@ It shares no code with the runtime, and of the plan it believes only the depths.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final, get_args
 
 from alto._aio import Cleanup, current_call
 from alto._declare import bind_resources, check_input
 from alto._declare.nested import own_resources
-from alto._spec import Declaration, NodeSpec
+from alto._spec import Declaration, NodeSpec, PerReplica
 from alto.errors import Closed, StageError
 from alto.llm import LLM
 from alto.model import Path
@@ -61,14 +62,16 @@ async def reference_run(
         for value in (*resources.values(), *bound):
             await _start(value, engines)
         bind_resources(declaration, own_resources(declaration, resources))
-        return await _Interpreter(resources).run(declaration, inputs)
+        return await _Interpreter(resources, engines).run(declaration, inputs)
 
 
 class _Interpreter:
     """Runs pipelines, all with the same resources."""
 
-    def __init__(self, resources: Mapping[str, object]) -> None:
+    def __init__(self, resources: Mapping[str, object], stack: AsyncExitStack) -> None:
         self._resources = resources
+        self._stack = stack
+        self._made: dict[tuple[int, int, str], object] = {}  # What replicas would make: once each.
 
     async def run(self, declaration: Declaration, inputs: Sequence[object]) -> list[Any]:
         """One request: every stage in order, and the items of the last stream."""
@@ -86,7 +89,10 @@ class _Interpreter:
             deepest = max((levels[s] for s in sources), key=len)
             opened = deepest[: plan.depth]  # The levels of a call: one per item of the innermost.
             paths = list(streams[opened[-1]]) if opened else [()]
-            kwargs = _with_handles(node, resources)
+            kwargs = _with_handles(
+                node, {name: await self._own((id(declaration), plan.index, name), value)
+                       for name, value in resources.items()}
+            )  # fmt: skip
             items: _Items = {}
             for path in paths:
                 args = [
@@ -100,12 +106,29 @@ class _Interpreter:
             streams.append(items)
         return list(streams[declaration.plan.output].values())
 
+    async def _own(self, key: tuple[int, int, str], value: object) -> object:
+        # A stage has one replica here.
+        if not isinstance(value, PerReplica):
+            return value
+        if key not in self._made:
+            made: Any = value.make(0)
+            if isinstance(made, AbstractAsyncContextManager):
+                made = await self._stack.enter_async_context(made)
+            elif isinstance(made, AbstractContextManager):
+                made = self._stack.enter_context(made)
+            elif inspect.isawaitable(made):
+                made = await made
+            self._made[key] = made
+        return self._made[key]
+
     async def _call(
         self, node: NodeSpec, path: Path, args: list[Any], kwargs: Mapping[str, object]
     ) -> _Items:
         call = _Call(path, self)
         token = current_call.set(call)
         try:
+            if node.stage.runs_in != "loop":
+                return {path: node.stage.fn(*args, **kwargs)}
             if not node.stage.generator:
                 return {path: await node.stage.fn(*args, **kwargs)}
             items: _Items = {}

@@ -5,8 +5,10 @@ Needs Hypothesis, which alto itself does not.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Protocol
 
+import anyio
 import attrs
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ from alto.testing._built import Probe, build
 from alto.testing._drawn import StageDraw
 from alto.testing._sketch import Chooser
 
-__all__ = ("DrawnPipeline", "Failing", "pipelines")
+__all__ = ("DrawnPipeline", "Failing", "Scaling", "pipelines")
 
 
 @attrs.frozen(kw_only=True)
@@ -27,6 +29,17 @@ class Failing:
     """Which of its calls, counted round and round."""
     after: int
     """How many outputs the call gives before, as far as it has so many."""
+
+
+@attrs.frozen
+class Scaling:
+    """A stage gets more or fewer replicas at some time."""
+
+    at: float
+    """Seconds after the app was opened."""
+    pick: int
+    """Which stage of the pipeline, counted round and round."""
+    replicas: int
 
 
 class _Printer(Protocol):
@@ -45,6 +58,8 @@ class DrawnPipeline:
     """For ``open(capacity=...)``."""
     failing: Failing | None
     """None: nothing fails. The stages fail only once it is armed."""
+    scalings: tuple[Scaling, ...]
+    """How many replicas stages get while requests run."""
     early: bool
     """Whether a stage leaves a group or a pipeline early; calls above it may then be cancelled."""
     probe: Probe
@@ -55,12 +70,24 @@ class DrawnPipeline:
     def __repr__(self) -> str:
         requests = ", ".join(f"({', '.join(map(repr, one))})" for one in self.inputs)
         failing = "" if self.failing is None else f"\n{self.failing}"
-        return f"\n{self.describe}\ncapacity {self.capacity}, requests {requests}{failing}\n"
+        scaled = "".join(f"\n{one}" for one in self.scalings)
+        told = f"capacity {self.capacity}, requests {requests}{failing}{scaled}"
+        return f"\n{self.describe}\n{told}\n"
 
     def _repr_pretty_(self, printer: _Printer, cycle: bool) -> None:  # noqa: FBT001  # as IPython's
         """Hypothesis prints it as it is."""
         del cycle
         printer.text(repr(self))
+
+    async def scale(self, app: Any) -> None:  # noqa: ANN401  # an app of this pipeline
+        """Change the numbers of replicas, each at its time. Returns after the last."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        for scaling in self.scalings:
+            await anyio.sleep(max(0.0, begin + scaling.at - loop.time()))
+            names = list(app.statistics().stages)
+            own = [name for name in names if "." not in name]
+            await app.scale(own[scaling.pick % len(own)], scaling.replicas)
 
     def arm(self, heard: list[tuple[str, tuple[str, ...]]]) -> bool:
         """Make one call fail.
@@ -88,7 +115,8 @@ def pipelines(draw: st.DrawFn, *, failing: bool = False, max_nodes: int = 7) -> 
     repeated for the descendants of others, groups beside items, several groups in one stage,
     ``by=``, streams with several consumers that meet again, a stage used twice, pipelines inlined
     or called from a stage, groups and inner streams that are left early, groups in order of
-    arrival, delays on the loop's clock, ``concurrency`` and ``capacity`` from 1.
+    arrival, delays on the loop's clock, ``concurrency`` and ``capacity`` from 1, several replicas
+    under any router, plain functions in threads, replicas that come and go.
 
     Results are deterministic: where pieces come in order of arrival the stage sorts them.
 
@@ -115,6 +143,17 @@ def pipelines(draw: st.DrawFn, *, failing: bool = False, max_nodes: int = 7) -> 
         ),
         capacity=draw(st.sampled_from([1, 2, 3, 32])),
         failing=fails,
+        scalings=tuple(
+            Scaling(at / 100, pick, replicas)
+            for at, pick, replicas in sorted(
+                draw(
+                    st.lists(
+                        st.tuples(st.integers(0, 60), st.integers(0, 20), st.integers(1, 4)),
+                        max_size=4,
+                    )
+                )
+            )
+        ),
         early=any(_leaves(stage) for stage in drawn.stages()),
         probe=probe,
         describe=str(drawn),

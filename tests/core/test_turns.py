@@ -121,6 +121,8 @@ class TurnsMachine(RuleBasedStateMachine):
         assert self.turns.resuming == len(self.resuming)
         can_start = self.holders < self.limit and bool(self.line) and not self.resuming
         assert self.turns.has_next == can_start
+        waited_for = bool(self.line or self.resuming)
+        assert self.turns.spare == (0 if waited_for else self.limit - self.holders)
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_a_plain_function_is_refused() -> None:
     def f(x: int) -> int:
         return x
 
-    refused(f, "stage 'f'", "plain function", "async def", "to_thread")
+    refused(f, "stage 'f'", "plain function", "async def", 'runs_in="thread"')
 
 
 def test_a_plain_generator_is_refused() -> None:
@@ -281,7 +281,7 @@ def test_other_options_are_checked() -> None:
         alto.stage(order="sorted")
     with pytest.raises(GraphError, match="non-empty text"):
         alto.stage(name="")
-    with pytest.raises(TypeError, match="replicas"):
-        alto.stage(replicas=4)
+    with pytest.raises(TypeError, match="instances"):
+        alto.stage(instances=4)
     with pytest.raises(GraphError, match=r"stage\(\.\.\.\)\(fn\)"):
         alto.stage(refused, name="x")

@@ -1,0 +1,149 @@
+"""The arguments of operators, checked where the operator is called: early, and with a remedy."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import abc
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+import attrs
+
+from alto._declare.fit import class_of, fits, plain
+from alto._declare.show import show
+from alto._operators.fold import short
+from alto._operators.site import Place
+from alto.errors import GraphError
+from alto.stream import Stream
+
+__all__ = (
+    "Function",
+    "check_choice",
+    "check_function",
+    "check_takes",
+    "check_whole",
+    "function_of",
+)
+
+
+@attrs.frozen(kw_only=True)
+class Function:
+    """What is known of a function that an operator is given."""
+
+    takes: tuple[object, ...]
+    """Types of its arguments, as annotated; Any where they are not."""
+    gives: object
+    """Type of what it gives, awaited; Any where that is not annotated."""
+    narrows: object | None
+    """The X of a predicate that is annotated ``-> TypeGuard[X]`` or ``TypeIs[X]``."""
+
+
+def check_whole(value: object, where: str, name: str) -> None:
+    """See that an argument is a whole number from 1.
+
+    Raises:
+        GraphError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        msg = f"{where}: {name} must be a whole number >= 1, not {short(value)}"
+        raise GraphError(msg)
+
+
+def check_choice(value: object, where: str, name: str, choices: Sequence[str]) -> None:
+    """See that an argument is one of a few texts.
+
+    Raises:
+        GraphError: It is not.
+    """
+    if value not in choices:
+        msg = f"{where}: {name} must be {' or '.join(map(repr, choices))}, not {short(value)}"
+        raise GraphError(msg)
+
+
+def check_function(fn: object, where: str, arguments: int) -> None:
+    """See that *fn* is a function, sync or async, that gives one result for so many arguments.
+
+    Raises:
+        GraphError: It is not.
+    """
+    wanted = f"a function (or async function) of {_counted(arguments)}"
+    if isinstance(fn, Stream) or not callable(fn):
+        msg = f"{where} must be {wanted}, not {type(fn).__name__} ({short(fn)})"
+        raise GraphError(msg)
+    if hasattr(fn, "fn") and hasattr(fn, "name"):
+        msg = (
+            f"{where} must be {wanted}, not {fn!r}; call that on the stream beforehand, or pass "
+            f"its plain function, {fn.name}.fn, where it needs no resources"
+        )
+        raise GraphError(msg)
+    code = _written(fn)
+    if inspect.isasyncgenfunction(code) or inspect.isgeneratorfunction(code):
+        msg = (
+            f"{where} must be {wanted}, not a generator function: it gives one result for each "
+            f"call; `return` it instead of yielding"
+        )
+        raise GraphError(msg)
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # Of a builtin that does not say.
+        return
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        msg = f"{where} must be {wanted}, but {_name(fn)} is declared {_name(fn)}{signature}"
+        raise GraphError(msg) from None
+
+
+def function_of(fn: Callable[..., Any], arguments: int) -> Function:
+    """What the annotations of a function say, as far as they can be looked up."""
+    if isinstance(fn, type):
+        return Function(takes=(Any,) * arguments, gives=fn, narrows=None)
+    try:
+        hints = get_type_hints(_written(fn))
+        bound = inspect.signature(fn).bind(*range(arguments)).arguments
+    except Exception:  # noqa: BLE001  # names that are not defined yet, builtins: nothing is known
+        return Function(takes=(Any,) * arguments, gives=Any, narrows=None)
+    takes = [Any] * arguments
+    for name, number in bound.items():
+        if isinstance(number, int):
+            takes[number] = hints.get(name, Any)
+    gives = hints.get("return", Any)
+    if class_of(gives) in (abc.Awaitable, abc.Coroutine):
+        gives = get_args(gives)[-1] if get_args(gives) else Any
+    narrows = None
+    if getattr(get_origin(gives), "_name", None) in ("TypeGuard", "TypeIs"):
+        (narrows,) = get_args(gives)
+        gives = bool
+    return Function(takes=tuple(takes), gives=gives, narrows=narrows)
+
+
+def check_takes(wanted: object, place: Place, where: str) -> None:
+    """See that the items of a stream may be given to a parameter of that type.
+
+    Raises:
+        GraphError: They provably do not fit.
+    """
+    if not fits(place.type, wanted):
+        msg = (
+            f"{where} takes {show(plain(wanted))}, but {place.label} gives {place.shown}; correct "
+            f"an annotation, or put a stage in between"
+        )
+        raise GraphError(msg)
+
+
+def _written(fn: object) -> object:
+    # The function that was written: inside of a partial, or of an object that can be called.
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if inspect.isfunction(fn) or inspect.ismethod(fn) or isinstance(fn, type):
+        return fn
+    return getattr(type(fn), "__call__", fn)  # noqa: B004  # the method, not whether there is one
+
+
+def _counted(arguments: int) -> str:
+    return "1 argument" if arguments == 1 else f"{arguments} arguments"
+
+
+def _name(fn: object) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)

@@ -1,0 +1,256 @@
+"""What is kept while a group is gathered: a count, a sum, the largest, whatever a function makes."""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import isawaitable
+from typing import Any, Generic, Protocol, TypeVar, final
+
+import attrs
+
+from alto.stream import Group
+
+__all__ = ("Counting", "Fold", "Largest", "Pane", "Reducing", "Totalling", "fold", "fold_in_panes",
+           "outcome", "short")  # fmt: skip
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@attrs.frozen(kw_only=True)
+class Pane(Generic[T_co]):
+    """One state of a result that is still being made; what ``emit="partial"`` gives.
+
+    A group of *n* items has *n* + 1 panes: one after each item, and one that is final when the
+    group is complete.
+    """
+
+    value: T_co
+    """The result so far. It does not change later, whatever comes."""
+    revision: int
+    """How many panes of the group came before: 0, 1, 2 …"""
+    final: bool
+    """Whether the group is complete, so that no pane follows. True exactly once per group."""
+
+
+class Fold(Protocol):
+    """The state of one group. Items and values have the types of the user's stages: Any."""
+
+    async def add(self, item: Any, /) -> None:  # noqa: ANN401
+        """Take one more item."""
+        ...
+
+    def value(self) -> Any:  # noqa: ANN401
+        """The result; nothing is added any more."""
+        ...
+
+    def snapshot(self) -> Any:  # noqa: ANN401
+        """The result so far, as a value that does not change when more is added."""
+        ...
+
+
+def fold(make: Callable[[], Fold]) -> Callable[[Group[Any]], Awaitable[Any]]:
+    """The body of a stage that gives the result of its group."""
+
+    async def body(items: Group[Any]) -> Any:  # noqa: ANN401
+        state = make()
+        async for item in items:
+            await state.add(item)
+        return state.value()
+
+    return body
+
+
+def fold_in_panes(make: Callable[[], Fold]) -> Callable[[Group[Any]], AsyncIterator[Pane[Any]]]:
+    """The body of a stage that gives a pane after each item of its group, and one at the end."""
+
+    async def body(items: Group[Any]) -> AsyncIterator[Pane[Any]]:
+        state = make()
+        revision = 0
+        async for item in items:
+            await state.add(item)
+            yield Pane(value=state.snapshot(), revision=revision, final=False)
+            revision += 1
+        yield Pane(value=state.value(), revision=revision, final=True)
+
+    return body
+
+
+async def outcome(result: Any) -> Any:  # noqa: ANN401  # of any function
+    """What a function gave, or, where that is to be awaited, what it gave in the end."""
+    return await result if isawaitable(result) else result
+
+
+@final
+class Counting:
+    """How many items there are."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    async def add(self, _item: object, /) -> None:
+        """Count it."""
+        self._number += 1
+
+    def value(self) -> int:
+        """The number."""
+        return self._number
+
+    snapshot = value
+
+
+@final
+class Totalling:
+    """The sum of the items, or of what *key* makes of them."""
+
+    __slots__ = ("_key", "_number", "_sum")
+
+    def __init__(self, key: Callable[[Any], Any] | None, start: object) -> None:
+        self._key = key
+        self._number = 0
+        self._sum: Any = copy.deepcopy(start)  # Else groups without items would share it.
+
+    async def add(self, item: Any, /) -> None:  # noqa: ANN401
+        """Add it.
+
+        Raises:
+            TypeError: It cannot be added to the sum so far.
+        """
+        key = self._key
+        addend = item if key is None else await outcome(key(item))
+        try:
+            self._sum = self._sum + addend  # Not in place: earlier panes hold earlier sums.
+        except TypeError as error:
+            made = "" if key is None else f", key({short(item)})"
+            remedy = "give key=, a function from an item to a number"
+            if key is not None:
+                remedy = "let key= return a number"
+            msg = (
+                f"item {self._number} of the group{made} is {short(addend)} "
+                f"({type(addend).__name__}), which cannot be added to {short(self._sum)}; {remedy}"
+            )
+            raise TypeError(msg) from error
+        self._number += 1
+
+    def value(self) -> Any:  # noqa: ANN401
+        """The sum."""
+        return self._sum
+
+    snapshot = value
+
+
+@final
+class Ranked:
+    """An item among the largest so far. The less it is worth keeping, the smaller it is."""
+
+    __slots__ = ("item", "number", "rank")
+
+    def __init__(self, rank: Any, number: int, item: object) -> None:  # noqa: ANN401
+        self.rank = rank
+        self.number = number
+        self.item = item
+
+    def __lt__(self, other: Ranked) -> bool:
+        try:
+            if self.rank < other.rank:
+                return True
+            return self.number > other.number and not other.rank < self.rank
+        except TypeError as error:
+            one, two = sorted((self, other), key=lambda ranked: ranked.number)
+            msg = (
+                f"{short(one.item)} ({type(one.item).__name__}) and {short(two.item)} "
+                f"({type(two.item).__name__}) cannot be compared; give key=, a function from an "
+                f"item to what it is ranked by"
+            )
+            if one.rank is not one.item:
+                msg = (
+                    f"key({short(one.item)}) is {short(one.rank)} ({type(one.rank).__name__}) and "
+                    f"key({short(two.item)}) is {short(two.rank)} ({type(two.rank).__name__}), "
+                    f"which cannot be compared; let key= return values of one kind"
+                )
+            raise TypeError(msg) from error
+
+
+@final
+class Largest:
+    """The *k* largest items, in a heap."""
+
+    __slots__ = ("_heap", "_k", "_key", "_number")
+
+    def __init__(self, k: int, key: Callable[[Any], Any] | None) -> None:
+        self._k = k
+        self._key = key
+        self._number = 0
+        self._heap: list[Ranked] = []  # Invariant: the smallest, by Ranked, is the first.
+
+    async def add(self, item: Any, /) -> None:  # noqa: ANN401
+        """Keep it, if it is large enough.
+
+        Raises:
+            TypeError: It cannot be compared with another one.
+            ValueError: It is not a number, so that no order has a place for it.
+        """
+        key = self._key
+        rank = item if key is None else await outcome(key(item))
+        if isinstance(rank, float) and rank != rank:  # noqa: PLR0124  # NaN
+            msg = (
+                f"item {self._number} of the group, {short(item)}, is ranked by NaN, which is "
+                f"neither larger nor smaller than anything; leave such items out with `where`"
+            )
+            raise ValueError(msg)
+        ranked = Ranked(rank, self._number, item)
+        self._number += 1
+        if len(self._heap) < self._k:
+            heapq.heappush(self._heap, ranked)
+        elif self._heap[0] < ranked:
+            heapq.heapreplace(self._heap, ranked)
+
+    def value(self) -> list[Any]:
+        """The largest first; of equals the one that came first."""
+        return [ranked.item for ranked in sorted(self._heap, reverse=True)]
+
+    snapshot = value
+
+
+@final
+class Reducing:
+    """What a function makes of the state so far and one more item."""
+
+    __slots__ = ("_fn", "_state")
+
+    def __init__(self, fn: Callable[[Any, Any], Any], start: Callable[[], Any]) -> None:
+        self._fn = fn
+        self._state = start()
+
+    async def add(self, item: Any, /) -> None:  # noqa: ANN401
+        """Let the function take it."""
+        self._state = await outcome(self._fn(self._state, item))
+
+    def value(self) -> Any:  # noqa: ANN401
+        """The state itself."""
+        return self._state
+
+    def snapshot(self) -> Any:  # noqa: ANN401
+        """A copy, since the function may change the state in place.
+
+        Raises:
+            TypeError: It cannot be copied.
+        """
+        try:
+            return copy.deepcopy(self._state)
+        except Exception as error:
+            msg = (
+                f"the running value {short(self._state)} ({type(self._state).__name__}) cannot be "
+                f"copied ({error}), and a pane must not change later; let fn keep what can be "
+                f"copied, or use emit='final'"
+            )
+            raise TypeError(msg) from error
+
+
+def short(value: object) -> str:
+    """*value* for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,389 @@
+"""Operators that make one value of a group: ``collect``, ``count``, ``total``, ``top_k``, ``reduce``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from numbers import Number
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args, overload
+
+from alto._declare.accept import accepts
+from alto._declare.show import show
+from alto._operators.arguments import (
+    check_choice,
+    check_function,
+    check_takes,
+    check_whole,
+    function_of,
+)
+from alto._operators.fold import (
+    Counting,
+    Fold,
+    Largest,
+    Pane,
+    Reducing,
+    Totalling,
+    fold,
+    fold_in_panes,
+    short,
+)
+from alto._operators.numbers import sum_of, unaddable, unordered
+from alto._operators.site import Place, Site
+from alto._operators.stages import call, generic
+from alto._spec import GroupOrder
+from alto.errors import GraphError
+from alto.stream import Group, Stream
+
+__all__ = ("collect", "count", "reduce", "top_k", "total")
+
+T = TypeVar("T")
+A = TypeVar("A")
+N = TypeVar("N", int, float, complex)
+Emit: TypeAlias = Literal["final", "partial"]
+
+
+class _Addable(Protocol):
+    def __add__(self, other: Any, /) -> Any: ...  # noqa: ANN401  # its own business
+
+
+class _Ordered(Protocol):
+    def __lt__(self, other: Any, /) -> bool: ...  # noqa: ANN401  # with values like itself
+
+
+S = TypeVar("S", bound=_Addable)
+O = TypeVar("O", bound=_Ordered)  # noqa: E741  # as short as the others
+
+
+def collect(
+    stream: Stream[T], /, *, by: Stream[object] | None = None, order: GroupOrder = "ancestry"
+) -> Stream[list[T]]:
+    """The items of each group as a list: one list per parent, empty where there are no items.
+
+    Args:
+        stream: What is gathered; it must be below something, so not one item per request.
+        by: The stream whose items the groups belong to, where that is not the direct parent.
+        order: ``"ancestry"``: in the order of a sequential program; ``"arrival"``: as they come.
+
+    Raises:
+        GraphError: There is nothing to gather, or nothing to gather by.
+
+    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    """
+    site = Site("collect")
+    check_choice(order, site.where, "order=", get_args(GroupOrder))
+    place = site.gathered(stream, by)
+
+    async def body(items: Group[Any]) -> list[Any]:
+        return await items.list()
+
+    gives = generic(list, place.type)
+    streams = {"items": (stream, place.type)}
+    return call(body, streams, gives, name="collect", group=True, by=by, order=order)
+
+
+@overload
+def count(
+    stream: Stream[object], /, *, by: Stream[object] | None = ..., emit: Literal["final"] = ...
+) -> Stream[int]: ...
+@overload
+def count(
+    stream: Stream[object], /, *, by: Stream[object] | None = ..., emit: Literal["partial"]
+) -> Stream[Pane[int]]: ...
+def count(
+    stream: Stream[object], /, *, by: Stream[object] | None = None, emit: Emit = "final"
+) -> Stream[Any]:  # Any: the overloads say.
+    """How many items each group has: one number per parent, 0 where there are none.
+
+    Args:
+        stream: What is counted; it must be below something, so not one item per request.
+        by: The stream whose items the groups belong to, where that is not the direct parent. After
+            :func:`where`, whose parent is the item itself, it is nearly always needed.
+        emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
+            item too.
+
+    Raises:
+        GraphError: There is nothing to count, or nothing to gather by.
+
+    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    """
+    site = Site("count")
+    place = site.gathered(stream, by)
+    # A number is the same in any order, and pieces that need not be in order are not kept.
+    return _folded(site, "count", (stream, place), Counting, int, emit, by=by, order="arrival")
+
+
+@overload
+def total(
+    stream: Stream[N], /, *, start: N = ..., by: Stream[object] | None = ...,
+    emit: Literal["final"] = ...,
+) -> Stream[N]: ...  # fmt: skip
+@overload
+def total(
+    stream: Stream[N], /, *, start: N = ..., by: Stream[object] | None = ...,
+    emit: Literal["partial"],
+) -> Stream[Pane[N]]: ...  # fmt: skip
+@overload
+def total(
+    stream: Stream[T], /, *, key: Callable[[T], N | Awaitable[N]], start: N = ...,
+    by: Stream[object] | None = ..., emit: Literal["final"] = ...,
+) -> Stream[N]: ...  # fmt: skip
+@overload
+def total(
+    stream: Stream[T], /, *, key: Callable[[T], N | Awaitable[N]], start: N = ...,
+    by: Stream[object] | None = ..., emit: Literal["partial"],
+) -> Stream[Pane[N]]: ...  # fmt: skip
+@overload
+def total(
+    stream: Stream[S], /, *, start: S, by: Stream[object] | None = ...,
+    emit: Literal["final"] = ...,
+) -> Stream[S]: ...  # fmt: skip
+@overload
+def total(
+    stream: Stream[S], /, *, start: S, by: Stream[object] | None = ..., emit: Literal["partial"]
+) -> Stream[Pane[S]]: ...
+@overload
+def total(
+    stream: Stream[T], /, *, key: Callable[[T], S | Awaitable[S]], start: S,
+    by: Stream[object] | None = ..., emit: Literal["final"] = ...,
+) -> Stream[S]: ...  # fmt: skip
+@overload
+def total(
+    stream: Stream[T], /, *, key: Callable[[T], S | Awaitable[S]], start: S,
+    by: Stream[object] | None = ..., emit: Literal["partial"],
+) -> Stream[Pane[S]]: ...  # fmt: skip
+def total(
+    stream: Stream[Any], /, *, key: Callable[[Any], Any] | None = None, start: Any = 0,
+    by: Stream[object] | None = None, emit: Emit = "final",
+) -> Stream[Any]:  # fmt: skip  # Any: the overloads say.
+    """The sum of the items of each group, added in ancestry order; *start* where there are none.
+
+    Args:
+        stream: What is added; it must be below something, so not one item per request.
+        key: A function, sync or async, from an item to the number that is added for it.
+        start: What the first one is added to. Give it for numbers of other classes, ``Decimal(0)``
+            or ``timedelta()``, so that an empty group gives one as well.
+        by: The stream whose items the groups belong to, where that is not the direct parent.
+        emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
+            item too.
+
+    Raises:
+        GraphError: The items are provably no numbers, or there is nothing to gather or gather by.
+        StageError: In a request, with a ``TypeError`` as its cause: an item that is no number.
+
+    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    """
+    site = Site("total")
+    if isinstance(start, str | bytes | bytearray):
+        msg = (
+            f"{site.where}: start= must be a number, not {short(start)}; join texts with a stage "
+            f"over Group[str]"
+        )
+        raise GraphError(msg)
+    place = site.gathered(stream, by)
+    added = place.type if key is None else _keyed(site, key, place)
+    if isinstance(start, Number) and (wrong := unaddable(added)) is not None:
+        what = f"key= gives {show(added)}" if key else f"{place.label} gives {place.shown}"
+        remedy = "let it return a number" if key else "give key=, a function from item to number"
+        msg = f"{site.where}: {what}, and {show(wrong)} is no number; {remedy}"
+        raise GraphError(msg)
+
+    def make() -> Fold:
+        return Totalling(key, start)
+
+    return _folded(site, "total", (stream, place), make, sum_of(added, start), emit, by=by)
+
+
+@overload
+def top_k(
+    stream: Stream[O], /, k: int, *, by: Stream[object] | None = ...,
+    emit: Literal["final"] = ...,
+) -> Stream[list[O]]: ...  # fmt: skip
+@overload
+def top_k(
+    stream: Stream[O], /, k: int, *, by: Stream[object] | None = ..., emit: Literal["partial"]
+) -> Stream[Pane[list[O]]]: ...
+@overload
+def top_k(
+    stream: Stream[T], /, k: int, *, key: Callable[[T], _Ordered | Awaitable[_Ordered]],
+    by: Stream[object] | None = ..., emit: Literal["final"] = ...,
+) -> Stream[list[T]]: ...  # fmt: skip
+@overload
+def top_k(
+    stream: Stream[T], /, k: int, *, key: Callable[[T], _Ordered | Awaitable[_Ordered]],
+    by: Stream[object] | None = ..., emit: Literal["partial"],
+) -> Stream[Pane[list[T]]]: ...  # fmt: skip
+def top_k(
+    stream: Stream[Any], /, k: int, *, key: Callable[[Any], Any] | None = None,
+    by: Stream[object] | None = None, emit: Emit = "final",
+) -> Stream[Any]:  # fmt: skip  # Any: the overloads say.
+    """The *k* largest items of each group as a list, the largest first; all, where there are fewer.
+
+    Of equals the one that is first in ancestry order counts as larger, so the result is the same
+    under every schedule. With ``emit="partial"`` an early pane holds the best so far, in that order.
+
+    Args:
+        stream: What is ranked; it must be below something, so not one item per request.
+        k: Most items that are kept.
+        key: A function, sync or async, from an item to what it is ranked by.
+        by: The stream whose items the groups belong to, where that is not the direct parent.
+        emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
+            item too.
+
+    Raises:
+        GraphError: *k* is no whole number from 1, the items provably have no order, or there is
+            nothing to gather or gather by.
+        StageError: In a request, with a ``TypeError`` as its cause: two items that cannot be
+            compared; or with a ``ValueError``: one that is not a number.
+
+    Cost: O(log k) per item, and *k* items of memory beside those that wait for their turn.
+
+    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    """
+    site = Site("top_k")
+    check_whole(k, site.where, "k")
+    place = site.gathered(stream, by)
+    ranked = place.type if key is None else _keyed(site, key, place)
+    if (wrong := unordered(ranked)) is not None:
+        what = f"key= gives {show(ranked)}" if key else f"{place.label} gives {place.shown}"
+        remedy = "let it return" if key else "give key=, a function from item to"
+        msg = f"{site.where}: {what}, and values of type {show(wrong)} have no order; {remedy} a score"
+        raise GraphError(msg)
+
+    def make() -> Fold:
+        return Largest(k, key)
+
+    gives = generic(list, place.type)
+    return _folded(site, "top_k", (stream, place), make, gives, emit, by=by)
+
+
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], Awaitable[A]], initial: Callable[[], A], *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["final"] = ...,
+) -> Stream[A]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], Awaitable[A]], initial: Callable[[], A], *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["partial"],
+) -> Stream[Pane[A]]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], Awaitable[A]], initial: A, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["final"] = ...,
+) -> Stream[A]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], Awaitable[A]], initial: A, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["partial"],
+) -> Stream[Pane[A]]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], A], initial: Callable[[], A], *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["final"] = ...,
+) -> Stream[A]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], A], initial: Callable[[], A], *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["partial"],
+) -> Stream[Pane[A]]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], A], initial: A, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["final"] = ...,
+) -> Stream[A]: ...  # fmt: skip
+@overload
+def reduce(
+    stream: Stream[T], /, fn: Callable[[A, T], A], initial: A, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ..., emit: Literal["partial"],
+) -> Stream[Pane[A]]: ...  # fmt: skip
+def reduce(
+    stream: Stream[Any], /, fn: Callable[[Any, Any], Any], initial: Any, *,
+    by: Stream[object] | None = None, order: GroupOrder = "ancestry", emit: Emit = "final",
+) -> Stream[Any]:  # fmt: skip  # Any: the overloads say.
+    """What *fn* makes of each group, item by item: ``fn(fn(initial, first), second)`` and so on.
+
+    Args:
+        stream: What is reduced; it must be below something, so not one item per request.
+        fn: A function, sync or async, from the state so far and an item to the next state. It may
+            change the state in place and return it.
+        initial: The first state: a value, of which each group gets a deep copy, or a function
+            without parameters that makes one (``list``). The result of an empty group.
+        by: The stream whose items the groups belong to, where that is not the direct parent.
+        order: ``"ancestry"``: items in the order of a sequential program; ``"arrival"``: as they
+            come, for an *fn* to which that makes no difference.
+        emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
+            item too, with a deep copy of the state.
+
+    Raises:
+        GraphError: An argument is no such function, *initial* cannot be copied, a type provably
+            does not fit, or there is nothing to gather or gather by.
+        StageError: In a request: *fn* raised.
+
+    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    """
+    site = Site("reduce")
+    check_function(fn, f"{site.where}: fn", 2)
+    check_choice(order, site.where, "order=", get_args(GroupOrder))
+    place = site.gathered(stream, by)
+    known = function_of(fn, 2)
+    check_takes(known.takes[1], place, f"{site.where}: fn")
+    if callable(initial):
+        check_function(initial, f"{site.where}: initial, if not a value,", 0)
+        begin: Callable[[], Any] = initial
+    else:
+        _check_initial(site, initial, (known.takes[0], known.gives))
+        begin = partial(copy.deepcopy, initial)
+
+    def make() -> Fold:
+        return Reducing(fn, begin)
+
+    gives = known.gives
+    return _folded(site, "reduce", (stream, place), make, gives, emit, by=by, order=order)
+
+
+def _folded(  # noqa: PLR0913  # what an operator over a group is
+    site: Site,
+    name: str,
+    source: tuple[Stream[object], Place],
+    make: Callable[[], Fold],
+    gives: object,
+    emit: object,
+    *,
+    by: object,
+    order: GroupOrder = "ancestry",
+) -> Stream[Any]:
+    check_choice(emit, site.where, "emit=", get_args(Emit))
+    stream, place = source
+    streams = {"items": (stream, place.type)}
+    if emit == "final":
+        return call(fold(make), streams, gives, name=name, group=True, by=by, order=order)
+    panes = generic(AsyncIterator, generic(Pane, gives))
+    return call(fold_in_panes(make), streams, panes, name=name, group=True, by=by, order=order)
+
+
+def _keyed(site: Site, key: Callable[[Any], Any], place: Place) -> object:
+    # The type of what key= gives, which is checked.
+    where = f"{site.where}: key="
+    check_function(key, where, 1)
+    known = function_of(key, 1)
+    check_takes(known.takes[0], place, where)
+    return known.gives
+
+
+def _check_initial(site: Site, initial: object, types: tuple[object, ...]) -> None:
+    for tp in types:
+        if not accepts(initial, tp):
+            msg = (
+                f"{site.where}: initial is {short(initial)} ({type(initial).__name__}), but fn is "
+                f"annotated to take and give {show(tp)}; correct one of them"
+            )
+            raise GraphError(msg)
+    try:
+        copy.deepcopy(initial)
+    except Exception as error:
+        msg = (
+            f"{site.where}: initial, {short(initial)}, cannot be copied ({error}), and groups must "
+            f"not share it; give a function that makes a new one: `initial=lambda: ...`"
+        )
+        raise GraphError(msg) from error

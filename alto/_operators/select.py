@@ -1,0 +1,294 @@
+"""Operators that hand items on: ``first``, ``where``, ``switch``, ``merge``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, overload
+
+from alto._declare.accept import accepts
+from alto._declare.show import show
+from alto._operators.arguments import (
+    check_choice,
+    check_function,
+    check_takes,
+    check_whole,
+    function_of,
+)
+from alto._operators.bodies import (
+    Routed,
+    branching,
+    keeping,
+    leaving,
+    lifting,
+    merging,
+    racing,
+    routing,
+)
+from alto._operators.fold import short
+from alto._operators.site import Place, Site
+from alto._operators.stages import call, generic
+from alto._spec import GroupOrder
+from alto.errors import GraphError
+from alto.stream import Stream
+
+__all__ = ("first", "merge", "switch", "where")
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def first(
+    stream: Stream[T], /, n: int = 1, *, by: Stream[object] | None = None,
+    order: GroupOrder = "ancestry",
+) -> Stream[T]:  # fmt: skip
+    """The first *n* items of each group, each handed on at once; all, where there are fewer.
+
+    With the last of them the group is left: what only it was waiting for is cancelled, down to the
+    engines' generations. The result has a level of its own, with at most *n* items below a parent.
+
+    Args:
+        stream: What is taken from; it must be below something, so not one item per request.
+        n: Most items per group.
+        by: The stream whose items the groups belong to, where that is not the direct parent.
+        order: ``"ancestry"``: those that a sequential program would make first, the same under
+            every schedule; ``"arrival"``: those that are there first, for a quorum or a race.
+
+    Raises:
+        GraphError: *n* is no whole number from 1, or there is nothing to gather or gather by.
+
+    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    """
+    site = Site("first")
+    check_whole(n, site.where, "n")
+    check_choice(order, site.where, "order=", get_args(GroupOrder))
+    place = site.gathered(stream, by)
+    gives = generic(AsyncIterator, place.type)
+    streams = {"items": (stream, place.type)}
+    return call(leaving(n), streams, gives, name="first", group=True, by=by, order=order)
+
+
+@overload
+def where(stream: Stream[T], /, predicate: Callable[[T], TypeGuard[U]]) -> Stream[U]: ...
+@overload
+def where(stream: Stream[T], /, predicate: Callable[[T], object]) -> Stream[T]: ...
+def where(stream: Stream[Any], /, predicate: Callable[[Any], object]) -> Stream[Any]:
+    """The items for which *predicate* is true.
+
+    The result has a level of its own, with the item itself or nothing below each item. So it still
+    joins with what its items were made from, and what gathers it says by which ancestor:
+    ``count(where(claims, is_checkable), by=question)``.
+
+    Args:
+        stream: The items to choose from.
+        predicate: A function, sync or async, that is called once per item. One that is annotated
+            ``-> TypeGuard[U]`` gives a ``Stream[U]``.
+
+    Raises:
+        GraphError: *predicate* is no such function, or provably takes other items.
+        StageError: In a request: *predicate* raised.
+
+    Cancellation: a *predicate* that waits is cancelled when nobody needs its item any more.
+    """
+    site = Site("where")
+    place = site.place(stream, "stream")
+    function = f"{site.where}: predicate"
+    check_function(predicate, function, 1)
+    known = function_of(predicate, 1)
+    check_takes(known.takes[0], place, function)
+    gives = generic(AsyncIterator, place.type if known.narrows is None else known.narrows)
+    streams = {"item": (stream, place.type)}
+    return call(keeping(predicate), streams, gives, name="where", group=False)
+
+
+@overload
+def switch(
+    stream: Stream[T], choose: Callable[[T], object], case: object, /, *, otherwise: Literal[True]
+) -> tuple[Stream[T], Stream[T]]: ...
+@overload
+def switch(
+    stream: Stream[T], choose: Callable[[T], object], case: object, case2: object, /, *,
+    otherwise: Literal[False] = ...,
+) -> tuple[Stream[T], Stream[T]]: ...  # fmt: skip
+@overload
+def switch(
+    stream: Stream[T], choose: Callable[[T], object], case: object, case2: object, /, *,
+    otherwise: Literal[True],
+) -> tuple[Stream[T], Stream[T], Stream[T]]: ...  # fmt: skip
+@overload
+def switch(
+    stream: Stream[T], choose: Callable[[T], object], case: object, case2: object, case3: object,
+    /, *, otherwise: Literal[False] = ...,
+) -> tuple[Stream[T], Stream[T], Stream[T]]: ...  # fmt: skip
+@overload
+def switch(
+    stream: Stream[T], choose: Callable[[T], object], case: object, case2: object, case3: object,
+    /, *, otherwise: Literal[True],
+) -> tuple[Stream[T], Stream[T], Stream[T], Stream[T]]: ...  # fmt: skip
+@overload
+def switch(
+    stream: Stream[T], choose: Callable[[T], object], /, *cases: object, otherwise: bool = ...
+) -> tuple[Stream[T], ...]: ...
+def switch(
+    stream: Stream[Any], choose: Callable[[Any], object], /, *cases: object, otherwise: bool = False
+) -> tuple[Stream[Any], ...]:
+    """Several streams of which each item takes one: the one for the case that *choose* gives.
+
+    ``hard, easy = alto.switch(claims, is_hard, True, False)``. Each result has a level of its own,
+    with the item itself or nothing below each item, so that :func:`merge` brings what was made in
+    the branches together again, in the order of the items.
+
+    Args:
+        stream: The items to divide.
+        choose: A function, sync or async, that is called once per item and gives its case.
+        *cases: What *choose* may give: values that can be hashed, compared with ``==``.
+        otherwise: Whether there is one more stream at the end, for items of no case. Without it
+            such an item fails its request.
+
+    Returns:
+        A stream per case, in the order of *cases*. Each must be used; where one is not needed, use
+        :func:`where`.
+
+    Raises:
+        GraphError: An argument is not as described, or *choose* provably takes other items or never
+            gives a case.
+        StageError: In a request: *choose* raised, or gave none of the cases.
+
+    Cancellation: a *choose* that waits is cancelled when nobody needs its item any more.
+    """
+    site = Site("switch")
+    place = site.place(stream, "stream")
+    function = f"{site.where}: choose"
+    check_function(choose, function, 1)
+    known = function_of(choose, 1)
+    check_takes(known.takes[0], place, function)
+    branches = _branches(cases, known.gives, otherwise, site.where)
+    default = len(cases) if otherwise else None
+    body = routing(choose, branches, default)
+    routed = call(body, {"item": (stream, place.type)}, Routed, name="switch", group=False)
+    gives = generic(AsyncIterator, place.type)
+    names = [short(case) for case in cases] + ["otherwise"] * otherwise
+    return tuple(
+        call(branching(branch), {"item": (routed, Routed)}, gives, name=f"switch[{name}]",
+             group=False)
+        for branch, name in enumerate(names)
+    )  # fmt: skip
+
+
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], /, *, by: Stream[object] | None = ...,
+    order: GroupOrder = ...,
+) -> Stream[A | B]: ...  # fmt: skip
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], /, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ...,
+) -> Stream[A | B | C]: ...  # fmt: skip
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], stream4: Stream[D], /, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ...,
+) -> Stream[A | B | C | D]: ...  # fmt: skip
+@overload
+def merge(
+    *streams: Stream[T], by: Stream[object] | None = ..., order: GroupOrder = ...
+) -> Stream[T]: ...
+def merge(
+    *streams: Stream[Any], by: Stream[object] | None = None, order: GroupOrder = "ancestry"
+) -> Stream[Any]:
+    """The items of several streams as one stream.
+
+    What is merged is what lies below one item of their nearest common ancestor, or of *by*; after
+    :func:`switch` that is one item before the branches. The result has one level below it.
+
+    Args:
+        *streams: Two or more streams of the same depth.
+        by: The stream whose items the groups belong to, where that is not their nearest common
+            ancestor.
+        order: ``"ancestry"``: below each ancestor all items of the first stream, then those of the
+            next; ``"arrival"``: items of all streams as they come, each stream's in its order of
+            arrival. A stream that gives nothing for long then does not hold up the others, whose
+            items are kept where the consumer is slower, up to ``open(max_held_items=...)``.
+
+    Raises:
+        GraphError: There are fewer than two streams, they differ in depth, or *by* is no ancestor
+            of all of them.
+
+    Cancellation: as in a stage, what only the groups were waiting for is cancelled.
+    """
+    site = Site("merge")
+    check_choice(order, site.where, "order=", get_args(GroupOrder))
+    if len(streams) < 2:
+        msg = (
+            f"{site.where} takes two or more streams, not {len(streams)}; pass each one, and those "
+            f"of a list as `merge(*streams)`"
+        )
+        raise GraphError(msg)
+    places = [site.place(stream, f"stream {k}") for k, stream in enumerate(streams, 1)]
+    _check_depths(places, site.where)
+    given: Sequence[Stream[Any]] = streams
+    if not places[0].levels:  # One item each: a level makes it something that can be gathered.
+        given = [
+            call(lifting(), {"item": (stream, place.type)}, generic(AsyncIterator, place.type),
+                 name="merge", group=False)
+            for stream, place in zip(streams, places, strict=True)
+        ]  # fmt: skip
+        if by is not None:
+            site.check_by(by, [Site("merge").place(stream, "stream") for stream in given])
+    else:
+        site.check_by(by, places)
+    named = {f"stream{k}": (stream, place.type)
+             for k, (stream, place) in enumerate(zip(given, places, strict=True), 1)}  # fmt: skip
+    gives = generic(AsyncIterator, Union[tuple(place.type for place in places)])  # noqa: UP007
+    body = merging() if order == "ancestry" else racing()
+    return call(body, named, gives, name="merge", group=True, by=by, order=order)
+
+
+def _branches(
+    cases: tuple[object, ...], gives: object, otherwise: object, where: str
+) -> dict[object, int]:
+    # The number of each case, all of which are checked.
+    if not isinstance(otherwise, bool):
+        msg = f"{where}: otherwise= must be True or False, not {short(otherwise)}"
+        raise GraphError(msg)
+    if len(cases) + otherwise < 2:
+        remedy = "name the others, or add otherwise=True"
+        if len(cases) == 1 and isinstance(cases[0], list | tuple):
+            remedy = "write them one by one: `switch(stream, choose, *cases)`"
+        msg = f"{where} needs two cases or more, not {len(cases)}; {remedy}"
+        raise GraphError(msg)
+    branches: dict[object, int] = {}
+    for case in cases:
+        try:
+            known = case in branches
+        except TypeError:
+            msg = f"{where}: case {short(case)} cannot be hashed; use texts, numbers or enums"
+            raise GraphError(msg) from None
+        if known:
+            msg = f"{where}: case {short(case)} is given twice; give each case once"
+            raise GraphError(msg)
+        if not accepts(case, gives):
+            msg = (
+                f"{where}: case {short(case)} ({type(case).__name__}) is nothing that choose gives,"
+                f" which is annotated {show(gives)}; correct one of them"
+            )
+            raise GraphError(msg)
+        branches[case] = len(branches)
+    return branches
+
+
+def _check_depths(places: Sequence[Place], where: str) -> None:
+    head = places[0]
+    for place in places[1:]:
+        if len(place.levels) != len(head.levels):
+            deeper, other = sorted((head, place), key=lambda one: -len(one.levels))
+            msg = (
+                f"{where}: {head.label} ({head.said}) and {place.label} ({place.said}) differ in "
+                f"depth; gather {deeper.label} in a stage over Group[{deeper.shown}], or let a "
+                f"stage yield the items of {other.label} one by one"
+            )
+            raise GraphError(msg)

@@ -1,0 +1,68 @@
+"""Pipelines that stages call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from alto._aio import current_call
+from alto._run.call import Call
+from alto._run.checks import check_options
+from alto._run.handles import StreamHandle
+from alto.errors import Closed
+
+if TYPE_CHECKING:
+    from alto._run.request import Request
+    from alto._spec import Declaration, GroupOrder
+
+__all__ = ("nested_run", "nested_stream")
+
+
+def nested_stream(
+    declaration: Declaration,
+    inputs: Sequence[object],
+    *,
+    timeout: float | None = None,
+    order: GroupOrder = "arrival",
+) -> StreamHandle[Any]:
+    """Start a request of *declaration* inside the running stage call, and read as it comes.
+
+    Raises:
+        Closed: No stage call runs in this context.
+    """
+    if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
+        return interpret(declaration, inputs)  # type: ignore[no-any-return]  # alto.testing.reference
+    return StreamHandle(_nested(declaration, inputs, order=order, timeout=timeout))
+
+
+async def nested_run(
+    declaration: Declaration, inputs: Sequence[object], *, timeout: float | None = None
+) -> list[Any]:
+    """Start a request of *declaration* inside the running stage call, and wait for all of it.
+
+    Raises:
+        Closed: No stage call runs in this context.
+    """
+    if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
+        return await interpret(declaration, inputs).list()  # type: ignore[no-any-return]
+    return await _nested(declaration, inputs, order=None, timeout=timeout).results()
+
+
+def _nested(
+    declaration: Declaration,
+    inputs: Sequence[object],
+    *,
+    order: GroupOrder | None,
+    timeout: float | None,
+) -> Request:
+    call = current_call.get()
+    if not isinstance(call, Call) or call.closing:
+        name = declaration.name
+        msg = (
+            f"pipeline {name!r} is not open, and no stage runs here that could call it; "
+            f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"
+        )
+        raise Closed(msg)
+    check_options(order, timeout)
+    app = call.lane.request.installed.app
+    return app.nested(declaration, inputs, call, order=order, timeout=timeout)

@@ -1,0 +1,109 @@
+"""Replicas that come and go while an app is open."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from alto._run.keeper import Keeper
+    from alto._run.lane import Lane
+    from alto._run.node import Node
+    from alto._run.replica import Replica
+
+__all__ = ("add_replicas", "find_node", "remove_replicas", "start_replicas", "unseen")
+
+
+async def start_replicas(replicas: Iterable[Replica], spawn: Callable[[Keeper], object]) -> None:
+    """Let replicas make what each has of its own, side by side.
+
+    Args:
+        replicas: Replicas that get nothing yet.
+        spawn: Starts a keeper's task.
+
+    Raises:
+        ResourceError: Something could not be made; what the others had made is given back.
+        WorkerDied: As above, of a worker process.
+
+    Cancellation: everything that was made is given back.
+    """
+    kept = [(replica, replica.keeper) for replica in replicas if replica.keeper is not None]
+    keepers = [keeper for _, keeper in kept]
+    if not keepers:
+        return
+    for keeper in keepers:
+        spawn(keeper)
+
+    async def wait(keeper: Keeper) -> None:
+        await keeper.entered.wait()
+        if keeper.error is not None:
+            _give_up(keepers)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for keeper in keepers:
+                tasks.start_soon(wait, keeper)
+    except BaseException:
+        await _given_back(keepers)
+        raise
+    failed = [keeper.error for keeper in keepers if keeper.error is not None]
+    if failed or any(keeper.given_up for keeper in keepers):
+        await _given_back(keepers)
+    if failed:
+        raise failed[0]
+    for replica, keeper in kept:
+        replica.fn, replica.resources = keeper.fn, keeper.resources
+
+
+def _give_up(keepers: Iterable[Keeper]) -> None:
+    for keeper in keepers:
+        keeper.give_up()
+
+
+async def _given_back(keepers: Sequence[Keeper]) -> None:
+    _give_up(keepers)
+    with anyio.CancelScope(shield=True):
+        for keeper in keepers:
+            await keeper.left.wait()
+
+
+def add_replicas(node: Node, replicas: Iterable[Replica], lanes: Iterable[Lane]) -> None:
+    """Replicas that have all they need work from now on. *lanes* are those of open requests."""
+    node.route(lanes)
+    for replica in replicas:
+        node.add(replica)
+    node.dispatch()
+
+
+def remove_replicas(node: Node, count: int, lanes: Sequence[Lane]) -> None:
+    """*count* replicas get nothing new: those with the least to do, and of these the youngest."""
+    for number in node.binding.leaving(count):
+        node.drain(number, lanes)
+
+
+def find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -> Node:
+    """The stage of that name.
+
+    Raises:
+        ValueError: There is none; the message names those that there are.
+    """
+    for name, node in nodes:
+        if name == stage:
+            return node
+    names = [name for name, _ in nodes]
+    near = difflib.get_close_matches(str(stage), names, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, names))}"
+    msg = f"scale(...): pipeline {pipeline!r} has no stage {stage!r}; {remedy}"
+    raise ValueError(msg)
+
+
+def unseen(pipeline: str, app: str) -> str:
+    """What to say of a pipeline that open() would have had to know of."""
+    return (
+        f"pipeline {pipeline!r}, which a stage of {app!r} calls, has resources of its replicas or "
+        f"worker processes, which are made when an app opens, and open() did not see that it would "
+        f"be called; mention it by name in the stage, or give it to open() as a resource"
+    )

@@ -1,0 +1,167 @@
+"""Which replica of a stage gets an item: routers.
+
+A stage with several replicas has one, ``@stage(replicas=4, router=alto.routing.PowerOfTwo())``.
+Items of a stage that gathers nothing are routed one by one, at the moment when a replica could
+start one. A stage with a ``Group`` parameter is stateful: each of its groups is bound to one replica
+when its first piece comes, and stays there until it closes; a router is asked once per group.
+
+A router of your own is a class with one method, :meth:`Router.choose`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from alto._core.binding import ReplicaLoad as ReplicaLoad
+from alto._core.binding import RoutedItem as RoutedItem
+from alto._core.binding import Router as Router
+
+__all__ = (
+    "LeastWork",
+    "PowerOfTwo",
+    "RendezvousHash",
+    "ReplicaLoad",
+    "RequestHash",
+    "RoundRobin",
+    "RoutedItem",
+    "Router",
+    "expected_work",
+)
+
+
+def expected_work(load: ReplicaLoad, /, *, seconds: float = 1.0) -> float:
+    """Seconds until *load* would be done with what it has and one call more.
+
+    ``(unfinished + 1) * seconds / slots``: the calls it has not ended, at the speed at which it
+    has ended the last ones, as many at once as it can run.
+
+    Args:
+        load: A replica.
+        seconds: What to take for a call where the replica has not ended any.
+    """
+    each = seconds if load.seconds is None else load.seconds
+    return (load.unfinished + 1) * each / load.slots
+
+
+class LeastWork:
+    """The replica that would be done first; the default.
+
+    Replicas that could start a call now go before all others. Of those the one with the least
+    :func:`expected_work` is taken; of equal ones the one that was given least so far. A replica
+    that has ended nothing yet is taken to be as fast as the others on average.
+    """
+
+    def __repr__(self) -> str:
+        return "LeastWork()"
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
+        """As the class says."""
+        known = [load.seconds for load in replicas if load.seconds is not None]
+        mean = sum(known) / len(known) if known else 1.0
+        best, best_key = 0, (True, float("inf"), 0)
+        for index, load in enumerate(replicas):
+            key = (load.free <= 0, expected_work(load, seconds=mean), load.placed)
+            if key < best_key:
+                best, best_key = index, key
+        return best
+
+
+class RoundRobin:
+    """One after the other, whatever they have to do."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def __repr__(self) -> str:
+        return "RoundRobin()"
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
+        """The next replica by number after the last one, or the first again."""
+        index = next((k for k, r in enumerate(replicas) if r.number > self._last), 0)
+        self._last = replicas[index].number
+        return index
+
+
+class PowerOfTwo:
+    """The better one of two that are picked by lot.
+
+    Nearly as even as looking at all, at a cost that does not grow with the number of replicas
+    (Mitzenmacher, "The power of two choices in randomized load balancing", 1996).
+
+    Args:
+        seed: Where the luck begins; the same seed makes the same choices.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._luck = random.Random(seed)  # noqa: S311  # no secret
+
+    def __repr__(self) -> str:
+        return f"PowerOfTwo(seed={self._seed})"
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
+        """As the class says."""
+        if len(replicas) == 1:
+            return 0
+        one = self._luck.randrange(len(replicas))
+        two = self._luck.randrange(len(replicas) - 1)
+        two += two >= one
+        first, second = replicas[one], replicas[two]
+        return one if expected_work(first) <= expected_work(second) else two
+
+
+class RendezvousHash:
+    """By ancestry alone: the same call goes to the same replica, and few move when one comes or goes.
+
+    Every replica gives every call a pseudo-random weight; the heaviest wins. When a replica goes,
+    only its own calls move; when one comes, only those that move to it (Thaler and Ravishankar,
+    "Using name-based mappings to increase hit rates", 1998). Load is not looked at, so a replica
+    may have a queue while another has nothing to do.
+
+    Args:
+        levels: How many indices of the path count. 0: all calls of a request go together; 1: all
+            below the same outermost item; None: all indices, so siblings spread.
+    """
+
+    def __init__(self, *, levels: int | None = None) -> None:
+        if levels is not None and (isinstance(levels, bool) or levels < 0):
+            msg = f"RendezvousHash(levels=...) must be None or a whole number >= 0, not {levels!r}"
+            raise ValueError(msg)
+        self._levels = levels
+
+    def __repr__(self) -> str:
+        return f"RendezvousHash(levels={self._levels})"
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+        """As the class says."""
+        key = (item.request, *item.path[: self._levels])
+        best, heaviest = 0, -1
+        for index, load in enumerate(replicas):
+            weight = _mixed(hash((load.number, key)))  # Of whole numbers: the same in any process.
+            if weight > heaviest:
+                best, heaviest = index, weight
+        return best
+
+
+class RequestHash:
+    """``hash(request) % replicas``: the paper's evaluated rule, as a baseline.
+
+    All calls of a request go to one replica of each stage, whatever that has to do, and most of
+    them move when a replica comes or goes (ALTO, section 2).
+    """
+
+    def __repr__(self) -> str:
+        return "RequestHash()"
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+        """As the class says."""
+        return hash(item.request) % len(replicas)
+
+
+def _mixed(value: int) -> int:
+    # The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit depends on all others.
+    value &= 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
