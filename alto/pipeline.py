@@ -20,6 +20,7 @@ from typing import (
     overload,
 )
 
+from alto._aio import current_call
 from alto._app import App, app_of
 from alto._declare import check_input_count
 from alto._declare.names import Unresolved
@@ -195,6 +196,7 @@ class Pipeline(Generic[*Ins, R_co]):
             raise RuntimeError(msg)
 
         async def main() -> list[R_co]:
+            current_call.set(None)  # This thread may have the context of another loop's call.
             async with self._open(resources, _CAPACITY, _HELD_ITEMS) as app:
                 return await app.run(*inputs, timeout=timeout)
 

@@ -57,8 +57,7 @@ class LeastWork:
 
     def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
         """As the class says."""
-        known = [load.seconds for load in replicas if load.seconds is not None]
-        mean = sum(known) / len(known) if known else 1.0
+        mean = _mean_seconds(replicas)
         best, best_key = 0, (True, float("inf"), 0)
         for index, load in enumerate(replicas):
             key = (load.free <= 0, expected_work(load, seconds=mean), load.placed)
@@ -86,7 +85,7 @@ class RoundRobin:
 class PowerOfTwo:
     """The better one of two that are picked by lot.
 
-    Nearly as even as looking at all, at a cost that does not grow with the number of replicas
+    Nearly as even as looking at all, without everybody's running to the same one
     (Mitzenmacher, "The power of two choices in randomized load balancing", 1996).
 
     Args:
@@ -107,8 +106,9 @@ class PowerOfTwo:
         one = self._luck.randrange(len(replicas))
         two = self._luck.randrange(len(replicas) - 1)
         two += two >= one
-        first, second = replicas[one], replicas[two]
-        return one if expected_work(first) <= expected_work(second) else two
+        mean = _mean_seconds(replicas)
+        first = expected_work(replicas[one], seconds=mean)
+        return one if first <= expected_work(replicas[two], seconds=mean) else two
 
 
 class RendezvousHash:
@@ -125,7 +125,8 @@ class RendezvousHash:
     """
 
     def __init__(self, *, levels: int | None = None) -> None:
-        if levels is not None and (isinstance(levels, bool) or levels < 0):
+        given: object = levels
+        if given is not None and (type(given) is not int or given < 0):
             msg = f"RendezvousHash(levels=...) must be None or a whole number >= 0, not {levels!r}"
             raise ValueError(msg)
         self._levels = levels
@@ -156,7 +157,13 @@ class RequestHash:
 
     def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
         """As the class says."""
-        return hash(item.request) % len(replicas)
+        return _mixed(item.request) % len(replicas)
+
+
+def _mean_seconds(replicas: Sequence[ReplicaLoad]) -> float:
+    # What to take for a call of a replica that has not ended any.
+    known = [load.seconds for load in replicas if load.seconds is not None]
+    return sum(known) / len(known) if known else 1.0
 
 
 def _mixed(value: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -176,6 +177,60 @@ class TestThreads:
             assert gate.is_set()
             assert app.statistics() == fresh
 
+    @pytest.mark.realtime
+    @pytest.mark.parametrize("where", ["stage", "to_thread"])
+    async def test_a_pipeline_of_its_own_in_a_thread(self, where: str) -> None:
+        """run_sync in a thread has a loop of its own, and leaves the outer call alone."""
+
+        @alto.stage
+        async def double(k: int) -> int:
+            await anyio.sleep(0.001)
+            return 2 * k
+
+        @alto.pipeline
+        def inner(k: alto.Stream[int]) -> alto.Stream[int]:
+            return double(k)
+
+        @alto.stage(runs_in="thread", concurrency=2)
+        def in_stage(k: int) -> int:
+            return inner.run_sync(k)[0]
+
+        @alto.stage(concurrency=2)
+        async def to_thread(k: int) -> int:
+            return (await asyncio.to_thread(inner.run_sync, k))[0]
+
+        @alto.pipeline
+        def many(n: alto.Stream[int]) -> alto.Stream[int]:
+            return (in_stage if where == "stage" else to_thread)(count(n))
+
+        async with many.open() as app:
+            fresh = app.statistics()
+            assert await app.run(5) == [0, 2, 4, 6, 8]
+            assert app.statistics() == fresh
+
+    @pytest.mark.realtime
+    async def test_a_call_of_another_loop_is_not_this_one_s(self) -> None:
+        """A pipeline called from a loop in another thread is told that it is not open there."""
+
+        @alto.stage
+        async def outer(k: int) -> str:
+            def run() -> None:
+                asyncio.run(threaded.run(k))
+
+            try:
+                await asyncio.to_thread(run)
+            except alto.Closed as error:
+                return str(error)
+            return "ran"
+
+        @alto.pipeline
+        def whole(k: alto.Stream[int]) -> alto.Stream[str]:
+            return outer(k)
+
+        async with whole.open() as app:
+            (said,) = await app.run(1)
+            assert "'threaded' is not open" in said
+
     async def test_it_equals_the_sequential_run(self) -> None:
         """The reference interpreter calls plain functions too."""
 
@@ -210,6 +265,14 @@ def make_table(number: int) -> Iterator[Table]:
     yield Table(f"table {number}")
     if (folder := os.environ.get("ALTO_TEST_FOLDER")) is not None:
         (Path(folder) / f"left {number}").touch()
+
+
+@contextmanager
+def unleavable_table() -> Iterator[Table]:
+    """A table that cannot be given back."""
+    yield Table()
+    msg = "cannot flush"
+    raise OSError(msg)
 
 
 def broken_table() -> Table:
@@ -273,12 +336,13 @@ def processed(orders: alto.Stream[str]) -> alto.Stream[Any]:
 
 
 def children() -> list[psutil.Process]:
-    """Worker processes of this one, without multiprocessing's own tracker."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "resource_tracker" not in " ".join(child.cmdline())
-    ]
+    """Worker processes of this one that live, without multiprocessing's own tracker."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # It has just ended.
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.realtime
@@ -336,8 +400,26 @@ class TestProcesses:
         async with processed.open(table=alto.per_replica(make_table)) as app:
             for child in children():
                 child.kill()
-                child.wait()
+            while children():  # noqa: ASYNC110  # nobody else says
+                await anyio.sleep(0.01)
             assert await app.run("a\nb\nc") == ["A", "B", "C"]
+
+    async def test_an_idle_death_is_no_fault_of_the_next_call(self, tmp_path: Path) -> None:
+        """A call gets its two lives, whatever its process had died of before."""
+        async with processed.open(table=alto.per_replica(make_table)) as app:
+            await app.scale("work", 1)
+            for child in children():
+                child.kill()
+            while children():  # noqa: ASYNC110  # nobody else says
+                await anyio.sleep(0.01)
+            assert await app.run(f"die-once {tmp_path / 'x'}") == ["survived"]
+
+    async def test_what_leaving_raises_is_heard(self) -> None:
+        """An error while a process gives its resource back leaves the app."""
+        with pytest.raises(OSError, match="cannot flush"):
+            async with processed.open(table=alto.per_replica(unleavable_table)) as app:
+                assert await app.run("a") == ["A"]
+        assert children() == []
 
     async def test_what_it_raises_fails_its_request(self) -> None:
         """Also an error or a result that does not survive the way; the process goes on."""

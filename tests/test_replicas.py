@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +23,7 @@ from alto.routing import (
     RoundRobin,
     RoutedItem,
 )
+from alto.testing.scripted import Scripted
 
 
 class Instance:
@@ -169,7 +173,7 @@ class TestItems:
         made = Instances()
         pipeline = declare(replicas=2, concurrency=1, router=RequestHash())
         async with pipeline.open(own=alto.per_replica(made)) as app:
-            homes = [set(await app.run(5)) for _ in range(4)]
+            homes = [set(await app.run(5)) for _ in range(40)]
         assert all(len(home) == 1 for home in homes)
         assert len(set.union(*homes)) == 2
 
@@ -385,6 +389,52 @@ class TestRouters:
             assert await good == [4]
             assert idle(app.statistics())
 
+    async def test_a_failing_replica_draws_nothing(self) -> None:
+        """Calls that fail at once do not make their replica look quick."""
+
+        @alto.stage(replicas=2, concurrency=1)
+        async def work(k: int, *, own: Instance) -> int:
+            if own.number == 0:
+                raise OSError
+            await own.work()
+            return k
+
+        def whole(n: alto.Stream[int]) -> alto.Stream[int]:
+            return work(n)
+
+        async with alto.pipeline(whole).open(own=alto.per_replica(Instances(0.1, 0.1))) as app:
+            results = [r async for r in app.map(range(40), concurrency=1)]
+        assert sum(r.error is not None for r in results) == 20
+
+    async def test_a_router_that_cannot_be_copied_is_refused(self) -> None:
+        """The message names stage and router, and says what to do."""
+
+        class Locked:
+            def __init__(self) -> None:
+                self.lock = threading.Lock()
+
+            def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+                return 0
+
+        with pytest.raises(alto.ResourceError, match=r"'work': its router Locked.*__deepcopy__"):
+            async with declare(replicas=2, router=Locked()).open(own=Instance(0)):
+                pytest.fail("opened")
+
+    async def test_a_whole_number_of_any_kind_is_an_index(self) -> None:
+        """What can be used as an index is one, such as NumPy's numbers."""
+
+        class Number:
+            def __index__(self) -> int:
+                return 1
+
+        class Numbered:
+            def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+                return Number()  # type: ignore[return-value]
+
+        pipeline = declare(replicas=2, router=Numbered())
+        async with pipeline.open(own=alto.per_replica(Instances())) as app:
+            assert await app.run(3) == [1, 1, 1]
+
     def test_what_is_no_router_is_refused(self) -> None:
         """A class, or an object without choose(), is refused where it is given."""
         with pytest.raises(alto.GraphError, match=r"made: RoundRobin\(\)"):
@@ -393,6 +443,82 @@ class TestRouters:
             alto.stage(router=object())
         with pytest.raises(alto.GraphError, match=r"replicas=\.\.\.\) must be a whole number >= 1"):
             alto.stage(replicas=0)
+
+
+class TestEnds:
+    """What a request leaves, and when it has ended."""
+
+    @pytest.mark.parametrize("capacity", [1, 2])
+    async def test_a_group_that_is_left_while_a_routed_stage_waits_for_room(
+        self, capacity: int
+    ) -> None:
+        """Dropping what one group needs goes on with the next, and does not go round for ever."""
+
+        @alto.stage
+        async def pieces(k: int) -> AsyncIterator[int]:
+            for _ in range(6):
+                yield k
+
+        @alto.stage(replicas=2)
+        async def passed(k: int) -> int:
+            return k
+
+        @alto.stage(concurrency=1)
+        async def slow(k: int) -> int:
+            await anyio.sleep(1)
+            return k
+
+        @alto.stage
+        async def early(group: alto.Group[int]) -> int:
+            async for piece in group:
+                if piece == 0:
+                    await anyio.sleep(1.5)
+                return piece
+            raise AssertionError
+
+        def whole(n: alto.Stream[int]) -> alto.Stream[int]:
+            return early(slow(passed(pieces(numbers(n)))))
+
+        async with alto.pipeline(whole).open(capacity=capacity) as app:
+            assert await app.run(2) == [0, 1]
+            assert idle(app.statistics())
+
+    async def test_a_request_ends_after_all_its_calls(self) -> None:
+        """Also those that wait for one replica while nobody needs what they give."""
+        ran = []
+
+        class Eldest:
+            def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+                return 0
+
+        @alto.stage
+        async def none(n: int) -> AsyncIterator[int]:
+            if n < 0:
+                yield n
+            await anyio.sleep(1)
+
+        @alto.stage(replicas=2, concurrency=1, router=Eldest())
+        async def side(n: int) -> int:
+            await anyio.sleep(5)
+            ran.append(n)
+            return n
+
+        @alto.stage
+        async def join(a: int, b: int) -> int:
+            return a + b
+
+        def whole(n: alto.Stream[int]) -> alto.Stream[int]:
+            return join(side(n), none(n))
+
+        async with alto.pipeline(whole).open() as app:
+            begin = asyncio.get_running_loop().time()
+            one, two = app.stream(1), app.stream(2)
+            async with one, two:
+                assert await two.list() == []
+                assert asyncio.get_running_loop().time() - begin == 10.0
+                assert ran == [1, 2]
+                assert await one.list() == []
+            assert idle(app.statistics())
 
 
 class TestScaling:
@@ -446,18 +572,19 @@ class TestScaling:
 
     async def test_what_waits_for_a_removed_one_goes_elsewhere(self) -> None:
         """Items that a router had given to a replica which goes are routed anew."""
+
+        class Eldest:
+            def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+                return 0
+
         made = Instances()
-        pipeline = declare(replicas=2, concurrency=1, router=RequestHash())
+        pipeline = declare(replicas=2, concurrency=1, router=Eldest())
         async with pipeline.open(own=alto.per_replica(made)) as app:
-            (home,) = set(await app.run(1))
-            (other,) = set(await app.run(1))
-            assert {home, other} == {0, 1}
-            async with app.stream(6) as results:  # At *home* again.
+            ((_, node),) = [one for one in app._running._named_nodes() if one[0] == "work"]
+            async with app.stream(6) as results:
                 await anyio.sleep(0.5)
-                app._running._named_nodes()[1][1].drain(home, app._running._lanes(
-                    app._running._named_nodes()[1][1]
-                ))  # fmt: skip
-                assert Counter(await results.list()) == {home: 1, other: 5}
+                node.drain(0, app._running._lanes(node))
+                assert Counter(await results.list()) == {0: 1, 1: 5}
             assert idle(app.statistics())
 
     async def test_bound_groups_stay_where_they_are(self) -> None:
@@ -691,6 +818,104 @@ class TestResources:
                 raise KeyError("mine")
         assert "cannot flush" in caught.value.__notes__[0]
 
+    async def test_giving_up_does_not_cut_what_was_made(self) -> None:
+        """What a replica had made is given back undisturbed, also where that has to wait."""
+        events = []
+
+        @asynccontextmanager
+        async def factory(number: int) -> AsyncIterator[str]:
+            events.append(f"in {number}")
+            try:
+                yield ""
+            finally:
+                await anyio.sleep(1)
+                events.append(f"out {number}")
+
+        async def slow(number: int) -> str:
+            await anyio.sleep(1 + number)
+            if not number:
+                msg = "no"
+                raise OSError(msg)
+            return ""
+
+        @alto.stage(replicas=2)
+        async def work(k: int, *, a: str, b: str) -> str:
+            return a + b
+
+        with pytest.raises(alto.ResourceError, match="OSError: no"):
+            async with pipeline_of(work).open(
+                a=alto.per_replica(factory), b=alto.per_replica(slow)
+            ):
+                pytest.fail("opened")
+        assert sorted(events) == ["in 0", "in 1", "out 0", "out 1"]
+
+    async def test_a_factory_that_was_cancelled_inside_is_an_error_like_any(self) -> None:
+        """A CancelledError of a resource's own is no cancellation of the app."""
+
+        async def factory(number: int) -> Instance:
+            if number == broken:
+                raise asyncio.CancelledError
+            return Instance(number)
+
+        broken = 0
+        with pytest.raises(alto.ResourceError, match="replica 0 could not be made: CancelledError"):
+            async with declare().open(own=alto.per_replica(factory)):
+                pytest.fail("opened")
+        broken = 1
+        async with declare().open(own=alto.per_replica(factory)) as app:
+            with pytest.raises(alto.ResourceError, match="replica 1"):
+                await app.scale("work", 2)
+            assert await app.run(2) == [0, 0]
+
+    async def test_a_resource_that_was_cancelled_while_it_left_is_heard(self) -> None:
+        """A CancelledError from a resource's end leaves the app as an error."""
+
+        @asynccontextmanager
+        async def factory(number: int) -> AsyncIterator[Instance]:
+            yield Instance(number)
+            raise asyncio.CancelledError
+
+        with pytest.raises(RuntimeError, match=r"'work': a resource of replica 0 raised Cancelled"):
+            async with declare().open(own=alto.per_replica(factory)) as app:
+                await app.run(1)
+
+    async def test_replicas_that_have_gone_leave_nothing_in_memory(self) -> None:
+        """Their resources are forgotten while the app goes on."""
+        alive: weakref.WeakSet[Instance] = weakref.WeakSet()
+
+        def factory(number: int) -> Instance:
+            instance = Instance(number)
+            alive.add(instance)
+            return instance
+
+        async with declare().open(own=alto.per_replica(factory)) as app:
+            for _ in range(5):
+                await app.scale("work", 3)
+                await app.run(6)
+                await app.scale("work", 1)
+                await anyio.sleep(1)
+            gc.collect()
+            assert len(alive) == 1
+
+    async def test_an_engine_of_its_own(self) -> None:
+        """An engine that a factory gives is started with its replica, and stopped with it."""
+        engines = []
+
+        def factory() -> alto.LLM:
+            engines.append(Scripted(lambda prompt: ["yes"]))
+            return alto.LLM(engines[-1])
+
+        @alto.stage(replicas=2, concurrency=1)
+        async def ask(k: int, *, llm: alto.LLM) -> str:
+            return await llm.text(str(k))
+
+        async with pipeline_of(ask).open(llm=alto.per_replica(factory)) as app:
+            assert await app.run(4) == ["yes"] * 4
+        for engine in engines:
+            with pytest.raises(alto.Closed):
+                engine.check_health()
+        assert len(engines) == 2
+
     async def test_bound_with_the_stage(self) -> None:
         """Stage.bind takes a factory as open() does."""
         made = Instances()
@@ -722,6 +947,26 @@ class TestResources:
             await app.scale("many.work", 3)
             assert [set(one) for one in await app.run(6)] == [{0, 1, 2}]
         assert [instance.open for instance in made.made] == [False] * 3
+
+    async def test_an_inner_pipeline_is_scaled_before_its_first_call(self) -> None:
+        """The stages of a pipeline that a stage mentions can be scaled at once."""
+
+        @alto.stage
+        async def inside(k: int) -> int:
+            return k
+
+        inner = pipeline_of(inside)
+
+        @alto.stage
+        async def outer(n: int) -> list[int]:
+            return await inner.run(n)
+
+        def whole(n: alto.Stream[int]) -> alto.Stream[list[int]]:
+            return outer(n)
+
+        async with alto.pipeline(whole).open() as app:
+            await app.scale("many.inside", 2)
+            assert await app.run(3) == [[0, 1, 2]]
 
     async def test_an_inner_pipeline_that_nobody_saw_is_refused(self) -> None:
         """Where open() could not see that a pipeline is called, the error says what to do."""

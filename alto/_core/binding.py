@@ -20,6 +20,7 @@ about the last 16.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, runtime_checkable
 
@@ -108,7 +109,7 @@ class Binding:
         self._stage = stage
         self._next = 0
         self._loads: dict[int, ReplicaLoad] = {}
-        self._live: list[ReplicaLoad] = []
+        self._live: tuple[ReplicaLoad, ...] = ()
         self._bound: dict[tuple[int, Path], int] = {}
 
     def __len__(self) -> int:
@@ -117,7 +118,7 @@ class Binding:
 
     @property
     def live(self) -> Sequence[ReplicaLoad]:
-        """Replicas that take something new, in order of their numbers."""
+        """Replicas that take something new, in order of their numbers; never changed in place."""
         return self._live
 
     @property
@@ -136,8 +137,7 @@ class Binding:
         """Replica *number*, which can run *slots* calls at once, takes items from now on."""
         load = ReplicaLoad(number=number, slots=slots)
         self._loads[number] = load
-        self._live.append(load)
-        self._live.sort(key=lambda one: one.number)
+        self._live = tuple(sorted((*self._live, load), key=lambda one: one.number))
 
     def drain(self, number: int) -> None:
         """A replica gets nothing new. Its groups stay. Idempotent.
@@ -151,7 +151,7 @@ class Binding:
         if len(self._live) == 1:
             msg = f"replica {number} of stage {self._stage!r} is the last one"
             raise ValueError(msg)
-        self._live.remove(load)
+        self._live = tuple(one for one in self._live if one is not load)
 
     def leaving(self, count: int) -> list[int]:
         """Which *count* replicas would go first: those with the least to do, then the youngest."""
@@ -261,10 +261,19 @@ class Binding:
             index = self._router.choose(item, live)
         except Exception as error:
             raise RoutingError(self._stage, f"{name}.choose() raised {error!r}") from error
-        chosen: object = index
-        if type(chosen) is not int or not 0 <= chosen < len(live):
+        if not 0 <= _index(index) < len(live):
             which = f"0 to {len(live) - 1}" if len(live) > 1 else "0"
             raise RoutingError(
                 self._stage, f"{name}.choose() returned {index!r}, which is no index: {which}"
             )
         return live[index]
+
+
+def _index(answer: object) -> int:
+    # -1 of what is no index; NumPy's whole numbers are.
+    if isinstance(answer, bool):
+        return -1
+    try:
+        return operator.index(answer)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return -1

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, final
@@ -25,13 +33,12 @@ from alto._run.checks import (
     check_priority,
 )
 from alto._run.handles import StreamHandle
-from alto._run.keeper import Keeper
 from alto._run.lane import Lane
 from alto._run.map import MapHandle, Progress, map_requests
 from alto._run.node import Node
 from alto._run.request import Request
 from alto._run.resources import Resources
-from alto._run.scaling import add_replicas, find_node, remove_replicas, start_replicas, unseen
+from alto._run.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
 from alto._run.statistics import AppStatistics, prefix_of, statistics_of
 from alto._run.worker import Worker
 from alto._spec import Declaration, GroupOrder
@@ -93,7 +100,7 @@ class App:
         self._installed: dict[int, Installed] = {}
         self._requests: set[Request] = set()
         self._feeders: set[anyio.CancelScope] = set()
-        self._keepers: list[Keeper] = []
+        self._keepers = Keepers(self._spawn_keeper)
         self._quiet: asyncio.Future[None] | None = None
         self._state: Literal["new", "opening", "open", "closed"] = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -134,15 +141,18 @@ class App:
 
     async def _set_up(self) -> None:
         # Install what there is to install, and let replicas make what each has of its own.
-        installed = [self._install(self.declaration)]
+        self._install(self.declaration)
+        self._install_mentioned(lambda found: found.keeps)
+        replicas = [r for _, node in self._named_nodes() for r in node.replicas.values()]
+        await self._keepers.start(replicas)
+
+    def _install_mentioned(self, wanted: Callable[[Installed], bool]) -> None:
         for other in mentioned(self.declaration, self._values.values()):
-            with contextlib.suppress(ResourceError):  # Said where a stage calls it.
-                found = Installed(self, other, self._own_values(other))
-                if found.keeps:
-                    self._installed[id(other)] = found
-                    installed.append(found)
-        replicas = [r for one in installed for node in one.nodes for r in node.replicas.values()]
-        await start_replicas(replicas, self._spawn_keeper)
+            if id(other) not in self._installed:
+                with contextlib.suppress(ResourceError):  # Said where a stage calls it.
+                    found = Installed(self, other, self._own_values(other))
+                    if wanted(found):
+                        self._installed[id(other)] = found
 
     async def __aexit__(
         self,
@@ -164,8 +174,7 @@ class App:
         try:
             for request in list(self._requests):
                 request.cancel()
-            for keeper in self._keepers:
-                keeper.abort()
+            self._keepers.abort()
             late = await self._quieten()
             self._close_nodes()
             for scope in self._feeders:
@@ -177,7 +186,7 @@ class App:
             await tasks.__aexit__(None, None, None)
             if late is not None:
                 raise late
-            self._raise_late(error)
+            self._keepers.raise_late(error)
             return None
         finally:
             await self._stop_engines(error)
@@ -185,17 +194,7 @@ class App:
     def _close_nodes(self) -> None:
         for _, node in self._named_nodes():
             node.close()
-        for keeper in self._keepers:
-            keeper.give_up()
-
-    def _raise_late(self, error: BaseException | None) -> None:
-        # What the caller raised goes before what was raised while resources were given back.
-        failures = [k.late_error for k in self._keepers if k.late_error is not None]
-        if not failures:
-            return
-        if error is None:
-            raise failures[0]
-        error.add_note(f"while its resources were given back, also: {failures[0]!r}")
+        self._keepers.give_up()
 
     async def _quieten(self) -> asyncio.CancelledError | None:
         # Returns a cancellation that came meanwhile.
@@ -266,13 +265,15 @@ class App:
         """Change the number of a stage's replicas."""
         self._check_open()
         check_count("scale(replicas=...)", replicas)
+        if "." in str(stage):  # Of a pipeline that nobody has called yet.
+            self._install_mentioned(lambda _: True)
         node = find_node(self._named_nodes(), stage, self.declaration.name)
         async with node.scaling:
             self._check_open()
             more = replicas - len(node.binding.live)
             if more > 0:
                 new = [node.new_replica() for _ in range(more)]
-                await start_replicas(new, self._spawn_keeper)
+                await self._keepers.start(new)
                 self._check_open()
                 add_replicas(node, new, self._lanes(node))
             else:
@@ -316,10 +317,9 @@ class App:
         # Stages see the context variables of whoever opened the app, not of some request.
         self._context.copy().run(partial(self._tasks.start_soon, worker.main, name=name))
 
-    def _spawn_keeper(self, keeper: Keeper) -> None:
+    def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None
-        self._keepers.append(keeper)
-        self._context.copy().run(self._tasks.start_soon, keeper.main)
+        self._context.copy().run(partial(self._tasks.start_soon, keeper))
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
         """Start a task that is cancelled when the app closes."""

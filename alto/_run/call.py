@@ -246,7 +246,10 @@ class Call:
         if lane.group_slots:
             lane.leave_row(self.path)
         if lane.routed:
-            lane.node.ended(self, None if self._since is None else self._busy)
+            learnt = (
+                self.done and self._since is not None
+            )  # A call that fails at once is not quick.
+            lane.node.ended(self, self._busy if learnt else None)
         lane.active -= 1
         if not lane.active:
             lane.request.check_end()
@@ -255,4 +258,7 @@ class Call:
 def parking_call() -> Call | None:
     """The stage call that runs in this context and has a permit to give back, if any."""
     call = current_call.get()
-    return call if isinstance(call, Call) and not call.closing else None
+    if not isinstance(call, Call) or call.closing:
+        return None
+    # The context of a call may have been copied to another thread, with a loop of its own.
+    return call if call.worker.replica.loop is asyncio.get_running_loop() else None

@@ -80,9 +80,14 @@ class Waiters:
             lane.unblock()
 
     def wake_all(self) -> None:
-        """There is no bound any more."""
-        while self.some:
-            self.wake()
+        """There is no bound any more. Everybody is told once, and may find that there is one."""
+        pushers, lanes = self._pushers, self._lanes
+        self._pushers, self._lanes, self.some = deque(), [], False
+        for granted in pushers:
+            if not granted.done():
+                granted.set_result(None)
+        for lane in lanes:
+            lane.unblock()
 
 
 class Row:

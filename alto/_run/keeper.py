@@ -7,6 +7,7 @@ it, in the reverse order, whoever opened, scaled or closed the app.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import (
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from alto._declare import check_resource
-from alto._run.resources import with_handles
+from alto._run.resources import engine_of, runs, with_handles
 from alto._run.threads import Threads
 from alto._spec import PerReplica
 from alto.errors import ResourceError
@@ -56,12 +57,13 @@ class Keeper:
         self._number = number
         self._given = resources
         self._closing = anyio.Event()
-        self._scope = anyio.CancelScope(shield=True)
+        self._task: asyncio.Task[Any] | None = None
         self._process: Process | None = None
         self.entered = anyio.Event()
         """It has made everything, or has failed."""
         self.left = anyio.Event()
         """It has given everything back."""
+        self._cancelled = False
         self.given_up = False
         """It was told to make no more before it had made everything."""
         self.error: Exception | None = None
@@ -74,21 +76,49 @@ class Keeper:
         """Its keyword arguments."""
 
     async def main(self) -> None:
-        """Make everything, wait for the end, give it back. Never raises."""
+        """Make everything, wait for the end, give it back. Raises no exception of a resource's."""
+        # Making is cancelled natively, once: what is given back then is given back undisturbed, and
+        # whatever scopes resources have open stay properly nested.
+        self._task = task = asyncio.current_task()
+        assert task is not None
         try:
-            with self._scope:
-                async with AsyncExitStack() as stack:
-                    await self._enter(stack)
-                    self.entered.set()
-                    await self._closing.wait()
+            with anyio.CancelScope(shield=True):
+                await self._keep()
+        except asyncio.CancelledError:
+            if not self._cancelled or task.uncancel():  # By somebody else than this keeper.
+                raise
         except Exception as error:  # noqa: BLE001  # said by whoever waits for it
-            if self.entered.is_set():
-                self.late_error = error
-            else:
-                self.error = error
+            self._failed(error)
         finally:
+            # A replica that has gone is to leave nothing in memory.
+            self.resources, self._given, self._process = {}, {}, None
+            self._task = None
             self.entered.set()
             self.left.set()
+
+    async def _keep(self) -> None:
+        if self.given_up:
+            return
+        try:
+            async with AsyncExitStack() as stack:
+                await self._enter(stack)
+                self.entered.set()
+                await self._closing.wait()
+        except asyncio.CancelledError as error:
+            if self._cancelled or self._is_cancelled():
+                raise
+            # Raised by a resource of its own accord: nobody has cancelled this task.
+            msg = f"stage {self._name!r}: a resource of replica {self._number} raised {error!r}"
+            self._failed(RuntimeError(msg))
+
+    def _failed(self, error: Exception) -> None:
+        if self.entered.is_set():
+            self.late_error = error
+        else:
+            self.error = error
+
+    def _is_cancelled(self) -> bool:
+        return self._task is not None and self._task.cancelling() > 0
 
     def close(self) -> None:
         """Give everything back. No calls run any more."""
@@ -97,9 +127,12 @@ class Keeper:
     def give_up(self) -> None:
         """Give everything back, and make no more."""
         self._closing.set()
-        if not self.entered.is_set():
-            self.given_up = True
-            self._scope.cancel()
+        if self.entered.is_set() or self.given_up:
+            return
+        self.given_up = True
+        if self._task is not None:
+            self._cancelled = True
+            self._task.cancel()
 
     def abort(self) -> None:
         """Do not wait for a call that cannot be interrupted otherwise: nobody needs it."""
@@ -130,7 +163,9 @@ class Keeper:
     ) -> object:
         try:
             made = await stack.enter_async_context(_entered(value, self._number, threads))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if self._is_cancelled():
+                raise
             raise factory_failed(self._name, name, self._number, error) from error
         for spec in self._spec.stage.resources:
             if spec.name == name:
@@ -164,10 +199,18 @@ async def _entered(
             yield inside
         finally:
             await run(made.__exit__, *_NOTHING)
-    elif inspect.isawaitable(made):
-        yield await made
     else:
-        yield made
+        if inspect.isawaitable(made):
+            made = await made
+        engine = engine_of(made)
+        starts = engine is not None and not runs(engine)
+        if engine is not None and starts:
+            await engine.start()
+        try:
+            yield made
+        finally:
+            if engine is not None and starts:
+                await engine.stop()
 
 
 _NOTHING: Final = (None, None, None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alto._aio import current_call
-from alto._run.call import Call
+from alto._run.call import parking_call
 from alto._run.checks import check_options
 from alto._run.handles import StreamHandle
 from alto.errors import Closed
@@ -55,8 +55,8 @@ def _nested(
     order: GroupOrder | None,
     timeout: float | None,
 ) -> Request:
-    call = current_call.get()
-    if not isinstance(call, Call) or call.closing:
+    call = parking_call()
+    if call is None:
         name = declaration.name
         msg = (
             f"pipeline {name!r} is not open, and no stage runs here that could call it; "

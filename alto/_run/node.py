@@ -20,10 +20,11 @@ from alto._core.binding import Binding
 from alto._run.keeper import Keeper, needs_keeper
 from alto._run.replica import Replica
 from alto._run.resources import with_handles
-from alto.errors import RoutingError
+from alto.errors import ResourceError, RoutingError
 from alto.routing import LeastWork
 
 if TYPE_CHECKING:
+    from alto._core.binding import Router
     from alto._core.graph import NodePlan
     from alto._run.call import Call
     from alto._run.group import Row
@@ -46,7 +47,7 @@ class Node:
         spawn: Starts a worker's task.
     """
 
-    __slots__ = ("_dispatching", "arity", "binding", "done", "group_slots", "home", "join", "keeps",
+    __slots__ = ("_again", "_dispatching", "arity", "binding", "done", "group_slots", "home", "join", "keeps",
                  "line", "loop", "plan", "replicas", "resources", "routed", "scaling", "spawn",
                  "spec")  # fmt: skip
 
@@ -70,8 +71,7 @@ class Node:
             self.join = tuple(None if s.group else s.depth for s in plan.inputs)
         self.keeps = needs_keeper(spec, resources)
         """Whether each replica has something of its own, which must be made before it works."""
-        router = LeastWork() if spec.stage.router is None else deepcopy(spec.stage.router)
-        self.binding = Binding(router, plan.name)
+        self.binding = Binding(_router(spec, plan.name), plan.name)
         self.replicas: dict[int, Replica] = {}
         """By number, in order; those that drain included."""
         self.line: dict[Lane, None] = {}
@@ -80,7 +80,7 @@ class Node:
         """Calls that have ended by themselves at replicas that have gone."""
         self.scaling = anyio.Lock()
         """Held by whoever adds or removes replicas."""
-        self._dispatching = False
+        self._dispatching = self._again = False
         for replica in [self.new_replica() for _ in range(spec.stage.replicas)]:
             self.add(replica)
         self.home: Replica = self.replicas[0]
@@ -152,42 +152,53 @@ class Node:
     def dispatch(self) -> None:
         """Route items as long as some replica could start one."""
         if self._dispatching:
+            self._again = True
             return
-        self._dispatching = True
+        self._dispatching = self._again = bool(self.line)
         try:
-            while self.line and self._look():
-                lane = next(iter(self.line))
-                del self.line[lane]
-                self._dispatch(lane)
+            while self._again and self.line:
+                self._again = False
+                free = self._look()
+                while free and self.line:
+                    lane = next(iter(self.line))
+                    del self.line[lane]
+                    free -= self._dispatch(lane)
         finally:
             self._dispatching = False
 
-    def _look(self) -> bool:
-        # Bring up to date what routers see; whether somebody could start a call.
-        some = False
+    def _look(self) -> int:
+        # Bring up to date what routers see; how many replicas could start a call.
+        some = 0
         for load in self.binding.live:
             load.free = self.replicas[load.number].turns.spare
-            some = some or load.free > 0
+            some += load.free > 0
         return some
 
-    def _dispatch(self, lane: Lane) -> None:
+    def _dispatch(self, lane: Lane) -> bool:
+        # Whether a replica that could start a call cannot start another one now.
         ready = lane.ready
         if lane.stalled or not ready:
-            return
+            return False
         path, args = ready[0]
         if lane.is_full(path) and (waiters := lane.blocked_by(path)) is not None:
             waiters.block(lane)
             lane.stalled = True
-            return
+            return False
         try:
             number = self.binding.place(lane.request.number, path, args[0])
         except RoutingError as error:
             lane.request.fail(error)
-            return
+            return False
         ready.popleft()
         if ready:
             self.line[lane] = None
-        lane.berth(self.replicas[number]).put(path, args)
+        replica = self.replicas[number]
+        lane.berth(replica).put(path, args)
+        load = self.binding.loads[number]
+        if not load.free:  # Of a router that named one which is busy.
+            return False
+        load.free = replica.turns.spare
+        return not load.free
 
     def bind(self, lane: Lane, row: Row, value: object) -> None:
         """A group comes to be: choose its replica."""
@@ -224,3 +235,17 @@ class Node:
             return
         self.binding.ended(number, seconds)
         self._retire(number)
+
+
+def _router(spec: NodeSpec, name: str) -> Router:
+    if spec.stage.router is None:
+        return LeastWork()
+    try:
+        return deepcopy(spec.stage.router)
+    except Exception as error:
+        msg = (
+            f"stage {name!r}: its router {type(spec.stage.router).__name__} cannot be copied, and "
+            f"each app works with a copy ({type(error).__name__}: {error}); give it a __deepcopy__ "
+            f"that makes a new one, or returns itself to be shared"
+        )
+        raise ResourceError(msg) from error

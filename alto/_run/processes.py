@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from alto._aio import uncut
 from alto._spec import PerReplica
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from alto._spec import NodeSpec
 
 __all__ = ("Process",)
+
+
+class _Ended(Exception):
+    """The process ended before it had begun."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"exit code {exit_code}")
 
 
 class Process:
@@ -64,12 +72,28 @@ class Process:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Callable[..., Any]]:
-        """Start it, and give what a call awaits; end it."""
-        await self._start()
+        """Start it, and give what a call awaits; let it give back what it has made, and end it.
+
+        Raises:
+            ResourceError: It ended while it started, or could not make a resource.
+        """
+        try:
+            await self._start()
+        except _Ended as error:
+            msg = (
+                f"stage {self._name!r}: the worker process of replica {self._number} ended while it "
+                f"started (exit code {error.exit_code}); its output says why. A program that uses "
+                f"worker processes must be importable: put what it runs under `if __name__ == "
+                f'"__main__":`'
+            )
+            raise ResourceError(msg) from error
         try:
             yield self._call
         finally:
+            failure = await self._finish()
             await self._stop()
+        if failure is not None:
+            raise failure
 
     def abort(self) -> None:
         """If a call runs, kill it: nobody needs its result any more."""
@@ -78,7 +102,6 @@ class Process:
             self._worker.kill()
 
     async def _start(self) -> None:
-        # A loop, for a process that dies before it has begun is no different from a later death.
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         began = self._submit(_begin, self._payload)
         started = getattr(self._pool, "_processes", None) or {}
@@ -87,21 +110,29 @@ class Process:
             await asyncio.wait([began])
             if (error := pickle.loads(began.result())) is not None:  # noqa: S301  # our own
                 raise error  # noqa: TRY301  # made in the process
-        except BrokenProcessPool as error:
-            code = await self._stop()
-            msg = (
-                f"stage {self._name!r}: the worker process of replica {self._number} ended while it "
-                f"started (exit code {code}); its output says why. A program that uses worker "
-                f"processes must be importable: put what it runs under `if __name__ == "
-                f'"__main__":`'
-            )
-            raise ResourceError(msg) from error
+        except BrokenProcessPool:
+            raise _Ended(await self._stop()) from None
         except BaseException:  # Cancelled: do not wait for what it makes.
             if not began.done() and self._worker is not None:
                 self._worker.kill()
                 began.add_done_callback(asyncio.Future.exception)
             await self._stop()
             raise
+
+    async def _finish(self) -> Exception | None:
+        # Returns what was raised while the process gave back what it had made.
+        if self._pool is None or self._is_dead():
+            return None
+        ended = self._submit(_end, b"")
+        try:
+            await _ended(ended)
+            failure: Exception | None = pickle.loads(ended.result())  # noqa: S301  # our own
+        except BrokenProcessPool:
+            return None
+        return failure
+
+    def _is_dead(self) -> bool:
+        return self._worker is not None and not self._worker.is_alive()
 
     async def _stop(self) -> int | None:
         # Returns how the process ended, where that is known.
@@ -118,23 +149,32 @@ class Process:
 
     async def _call(self, *args: object) -> object:
         sent = pickle.dumps(args, protocol=pickle.HIGHEST_PROTOCOL)
-        code = None
-        for _ in range(2):
-            if self._pool is None:
-                await self._start()
-            done = self._submit(_run, sent)
-            self._busy = True
+        code, deaths = None, 0
+        while deaths < 2:
             try:
+                if self._is_dead():  # While it had nothing to do, which is no fault of this call.
+                    await self._stop()
+                if self._pool is None:
+                    await self._start()
+                done = self._submit(_run, sent)
+                if done.done():  # As above, and only the pool had noticed.
+                    await self._stop()
+                    continue
+                self._busy = True
                 await _ended(done)
-            finally:
-                self._busy = False
-            try:
                 failed, value = pickle.loads(done.result())  # noqa: S301  # from our own process
             except BrokenProcessPool:
                 code = await self._stop()
+                deaths += 1
                 if self._aborted:
                     break
                 continue
+            except _Ended as error:
+                code = error.exit_code
+                deaths += 1
+                continue
+            finally:
+                self._busy = False
             if failed:
                 raise value
             return value
@@ -148,6 +188,7 @@ class Process:
         except BrokenProcessPool as error:  # It died while it had nothing to do.
             broken: asyncio.Future[bytes] = loop.create_future()
             broken.set_exception(error)
+            broken.exception()  # Seen.
             return broken
 
 
@@ -219,7 +260,8 @@ class _State:
     """What the process works with."""
 
     fn: Callable[..., Any]
-    resources: dict[str, object]
+    resources: ClassVar[dict[str, object]] = {}
+    kept: ClassVar[ExitStack] = ExitStack()
 
 
 def _begin(payload: bytes) -> bytes:
@@ -232,11 +274,9 @@ def _begin(payload: bytes) -> bytes:
         found = _found(module, where)
         assert callable(found), (module, where)
         _State.fn = found
-        kept = ExitStack()
-        Finalize(None, kept.close, exitpriority=10)
-        _State.resources = {}
+        Finalize(None, _State.kept.close, exitpriority=10)
         for resource, data in sent:
-            _State.resources[resource] = _made(name, resource, number, data, kept)
+            _State.resources[resource] = _made(name, resource, number, data, _State.kept)
     except BaseException as error:  # noqa: BLE001  # raised by the parent
         return pickle.dumps(_sendable(error))
     return pickle.dumps(None)
@@ -264,6 +304,15 @@ def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -
     return made
 
 
+def _end(_: bytes) -> bytes:
+    """Give everything back. Returns what was raised, or None, pickled."""
+    try:
+        _State.kept.close()
+    except BaseException as error:  # noqa: BLE001  # raised by the parent
+        return pickle.dumps(_sendable(error))
+    return pickle.dumps(None)
+
+
 def _run(sent: bytes) -> bytes:
     """Run a call. Returns whether it raised, and what it raised or returned, pickled."""
     try:
@@ -278,7 +327,9 @@ def _sendable(error: BaseException) -> Exception:
     where = f"{type(error).__module__}.{type(error).__qualname__}"
     if isinstance(error, Exception):
         with contextlib.suppress(Exception):
-            pickle.loads(pickle.dumps(error))  # noqa: S301  # made here
+            survived = pickle.loads(pickle.dumps(error))  # noqa: S301  # made here
+            if type(survived) is not type(error):
+                raise TypeError(survived)
             error.add_note(f"in worker process {os.getpid()}{_traced(error)}")
             return error
     return RuntimeError(f"{where}: {error}{_traced(error)}")

@@ -199,7 +199,7 @@ class Request:
             return
         # All results may be there while calls still run whose results go nowhere (the other side of
         # an empty join). They are waited for: a request makes the calls that a sequential run makes.
-        if any(lane.active or lane.ready for lane in self.lanes):
+        if any(lane.active or lane.ready or lane.placed for lane in self.lanes):
             return
         self.ended = True
         if self._timer is not None:

@@ -15,7 +15,7 @@ from alto.protocols import Engine
 if TYPE_CHECKING:
     from alto._spec import Declaration, NodeSpec
 
-__all__ = ("Resources", "with_handles")
+__all__ = ("Resources", "engine_of", "runs", "with_handles")
 
 _users: Final[dict[int, int]] = {}
 """Apps that use an engine which one of them has started, by its identity; they keep it alive."""
@@ -34,7 +34,7 @@ class Resources:
         pipelines = [declaration, *mentioned(declaration, values.values())]
         bound = [v for p in pipelines for node in p.nodes for v in node.bound.values()]
         given = [*values.values(), *bound]
-        engines = {id(e): e for e in map(_engine, given) if e is not None}
+        engines = {id(e): e for e in map(engine_of, given) if e is not None}
         self._engines = list(engines.values())
         self._used: list[Engine] = []
 
@@ -61,7 +61,7 @@ class Resources:
                     await stopped.wait()
             async with anyio.create_task_group() as tasks:
                 for engine in self._engines:
-                    if not _runs(engine):
+                    if not runs(engine):
                         tasks.start_soon(start, engine)
                     elif id(engine) in _users:
                         self._use(engine)
@@ -111,13 +111,15 @@ class Resources:
             raise errors[0]
 
 
-def _engine(value: object) -> Engine | None:
+def engine_of(value: object) -> Engine | None:
+    """The engine that a resource is or wraps, if any."""
     if isinstance(value, LLM):
         return value.engine
     return value if isinstance(value, Engine) else None
 
 
-def _runs(engine: Engine) -> bool:
+def runs(engine: Engine) -> bool:
+    """Whether an engine has been started."""
     try:
         engine.check_health()
     except Closed:

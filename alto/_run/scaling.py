@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -14,52 +15,85 @@ if TYPE_CHECKING:
     from alto._run.node import Node
     from alto._run.replica import Replica
 
-__all__ = ("add_replicas", "find_node", "remove_replicas", "start_replicas", "unseen")
+__all__ = ("Keepers", "add_replicas", "find_node", "remove_replicas", "unseen")
 
 
-async def start_replicas(replicas: Iterable[Replica], spawn: Callable[[Keeper], object]) -> None:
-    """Let replicas make what each has of its own, side by side.
+class Keepers:
+    """Those of an app, who make and keep what single replicas have of their own.
 
     Args:
-        replicas: Replicas that get nothing yet.
-        spawn: Starts a keeper's task.
-
-    Raises:
-        ResourceError: Something could not be made; what the others had made is given back.
-        WorkerDied: As above, of a worker process.
-
-    Cancellation: everything that was made is given back.
+        spawn: Starts a task of the app.
     """
-    kept = [(replica, replica.keeper) for replica in replicas if replica.keeper is not None]
-    keepers = [keeper for _, keeper in kept]
-    if not keepers:
-        return
-    for keeper in keepers:
-        spawn(keeper)
 
-    async def wait(keeper: Keeper) -> None:
-        await keeper.entered.wait()
-        if keeper.error is not None:
-            _give_up(keepers)
+    def __init__(self, spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]) -> None:
+        self._spawn = spawn
+        self._kept: list[Keeper] = []
+        self._late_errors: list[Exception] = []
 
-    try:
-        async with anyio.create_task_group() as tasks:
-            for keeper in keepers:
-                tasks.start_soon(wait, keeper)
-    except BaseException:
-        await _given_back(keepers)
-        raise
-    failed = [keeper.error for keeper in keepers if keeper.error is not None]
-    if failed or any(keeper.given_up for keeper in keepers):
-        await _given_back(keepers)
-    if failed:
-        raise failed[0]
-    for replica, keeper in kept:
-        replica.fn, replica.resources = keeper.fn, keeper.resources
+    async def start(self, replicas: Iterable[Replica]) -> None:
+        """Let replicas that get nothing yet make what each has of its own, side by side.
+
+        Raises:
+            ResourceError: Something could not be made; what the others had made is given back.
+
+        Cancellation: everything that was made is given back.
+        """
+        kept = [(replica, replica.keeper) for replica in replicas if replica.keeper is not None]
+        keepers = [keeper for _, keeper in kept]
+        if not keepers:
+            return
+        for keeper in keepers:
+            self._kept.append(keeper)
+            self._spawn(partial(self._keep, keeper))
+
+        async def wait(keeper: Keeper) -> None:
+            await keeper.entered.wait()
+            if keeper.error is not None:
+                _give_up(keepers)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for keeper in keepers:
+                    tasks.start_soon(wait, keeper)
+        except BaseException:
+            await _given_back(keepers)
+            raise
+        failed = [keeper.error for keeper in keepers if keeper.error is not None]
+        if failed or any(keeper.given_up for keeper in keepers):
+            await _given_back(keepers)
+        if failed:
+            raise failed[0]
+        for replica, keeper in kept:
+            replica.fn, replica.resources = keeper.fn, keeper.resources
+
+    async def _keep(self, keeper: Keeper) -> None:
+        try:
+            await keeper.main()
+        finally:
+            self._kept.remove(keeper)
+            if keeper.late_error is not None:
+                self._late_errors.append(keeper.late_error)
+
+    def abort(self) -> None:
+        """Do not wait for calls that cannot be interrupted otherwise: nobody needs them."""
+        for keeper in self._kept:
+            keeper.abort()
+
+    def give_up(self) -> None:
+        """Give everything back, and make no more."""
+        _give_up(self._kept)
+
+    def raise_late(self, error: BaseException | None) -> None:
+        """Say what was raised while things were given back, unless the caller raised *error*."""
+        if not self._late_errors:
+            return
+        if error is None:
+            raise self._late_errors[0]
+        error.add_note(f"while its resources were given back, also: {self._late_errors[0]!r}")
 
 
 def _give_up(keepers: Iterable[Keeper]) -> None:
-    for keeper in keepers:
+    for keeper in list(keepers):
         keeper.give_up()
 
 

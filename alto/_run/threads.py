@@ -9,7 +9,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from alto._aio import uncut
+from alto._aio import current_call, uncut
 
 __all__ = ("Threads",)
 
@@ -41,7 +41,9 @@ class Threads:
         Cancellation: raised when the function has returned, since nothing can interrupt it; what it
         returned or raised is lost.
         """
-        call = partial(copy_context().run, partial(function, *args, **kwargs))
+        context = copy_context()
+        context.run(current_call.set, None)  # A call belongs to its loop.
+        call = partial(context.run, partial(function, *args, **kwargs))
         done = asyncio.get_running_loop().run_in_executor(self._pool, _guarded, call)
 
         async def wait() -> None:

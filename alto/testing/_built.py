@@ -49,10 +49,10 @@ class Probe:
         self.heard.clear()
         self.barren = False
 
-    def called(self, name: str) -> None:
-        """A call has begun."""
+    def called(self, name: str, path: Path | None = None) -> None:
+        """A call has begun, at *path* or, if that is not said, at that of the current call."""
         with self._lock:  # Some stages run in threads.
-            self.calls[name, getattr(current_call.get(), "path", ())] += 1
+            self.calls[name, getattr(current_call.get(), "path", ()) if path is None else path] += 1
 
     def check(self, name: str, words: Words, output: int | None) -> None:
         """A call is about to give output number *output*, or (None) to end.
@@ -128,7 +128,7 @@ def _sign(
 
 def _plain(draw: StageDraw, probe: Probe) -> Callable[..., Any]:
     def body(*args: str) -> str:
-        probe.called(draw.name)
+        probe.called(draw.name, ())  # In a thread nobody knows.
         probe.check(draw.name, args, 0)
         probe.check(draw.name, args, None)
         return draw.mark(args, 0)
