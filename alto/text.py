@@ -1,49 +1,395 @@
-"""Streams of text, cut into pieces while they grow."""
+"""Streams of text, cut into pieces while they grow.
+
+Every function takes chunks of text of any size, for example a ``Group[str]``, and gives each piece as
+soon as it is certain: as soon as no text that may follow could change it. How the text is cut into
+chunks changes nothing. Options are checked at the call. What all of them have in common:
+
+* ``max_chars``: characters that a piece has at most. A longer one is cut, as soon as it is longer, at the
+  last white space within the limit; where there is none, after as many whole characters as fit,
+  where a letter and its accents, or the parts of an emoji, are one.
+* ``idle``: seconds. Where no chunk arrives for that long, what is there is given as a piece, and what
+  comes later begins a new one. The read that waits goes on and loses nothing; it runs in a task of
+  its own, which ends with the iteration.
+
+Errors: at the call ``TypeError`` where the text is no async iterable and ``ValueError`` where an option
+is out of range; while iterating ``TypeError`` where a chunk is no ``str``. An error of the chunks comes
+through after the pieces that were certain by then; the rest is not given.
+
+Cancellation: what was not given is lost, and the iterator of the chunks is closed, as it is
+when the pieces are left early: inside a stage at the stage's next checkpoint, elsewhere by ``aclose``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from typing import Any, Final, NoReturn, TypeVar, final
 
-from alto._core.split import LineSplitter, SentenceSplitter
+from alto._aio import Cleanup, current_call, uncut
+from alto._core.split import LineSplitter, Splitter, TokenSplitter
+from alto._core.split_json import JsonSplitter
+from alto._core.split_regex import RegexSplitter, Separator
+from alto._core.split_sentences import SentenceSplitter
 
-__all__ = ("lines", "sentences")
+__all__ = ("json_items", "lines", "regex", "sentences", "tokens")
+
+T = TypeVar("T")
+
+_IDLE: Final = object()
+_END: Final = object()
 
 
-async def sentences(text: AsyncIterable[str], /) -> AsyncIterator[str]:
+def sentences(
+    text: AsyncIterable[str], /, *, max_chars: int | None = None, idle: float | None = None
+) -> AsyncGenerator[str, None]:
     """Sentences of *text*, each as soon as it is certain to have ended.
 
+    A sentence ends at an empty line, before an item of a list at the beginning of a line, and at
+
+    * a full stop, a question mark or an exclamation mark before white space, with the quotes and
+      brackets after it. ``3.5`` and ``example.org`` go on;
+    * a mark of another script (``。``, ``！``, ``।``, ``؟``), wherever it stands.
+
+    It goes on after the number of a list item, and before a small letter that follows an ellipsis or
+    a closing quote or bracket. After an English abbreviation or an initial it goes on, unless the next
+    word begins sentences and no names: ``the U.S. Army``, but ``in the U.S. | The``. There the
+    sentence is given with the first letter of the next word, or the whole of it; in all other cases
+    with the white space after the mark.
+
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
+        max_chars: Characters that a piece has at most; None: any number.
+        idle: Seconds without a chunk after which what is there is given; None: never.
 
-    Yields:
-        Sentences without the white space around them. A sentence ends with ``. ! ? …`` before white
-        space, except after a common English abbreviation or an initial; or at an empty line; the
-        rest of the text is the last one. How the text is cut into chunks changes nothing.
+    Returns:
+        Sentences without the white space around them. The rest of the text is the last one.
 
-    Cancellation: *text* is left where it is.
+    Raises:
+        TypeError, ValueError: As said for all of these functions.
     """
-    splitter = SentenceSplitter()
-    async for chunk in text:
-        for piece in splitter.feed(chunk):
+    _check(text, "sentences", max_chars, idle)
+    return _Cut(_cut(text, "sentences", SentenceSplitter(max_chars), idle))
+
+
+def lines(
+    text: AsyncIterable[str],
+    /,
+    *,
+    keep_empty: bool = False,
+    max_chars: int | None = None,
+    idle: float | None = None,
+) -> AsyncGenerator[str, None]:
+    r"""Lines of *text*, each as soon as its line break is there: ``\n``, ``\r\n`` or ``\r``.
+
+    Args:
+        text: Chunks of any size, for example a ``Group[str]``.
+        keep_empty: Whether empty lines are given too.
+        max_chars: Characters that a piece has at most; None: any number.
+        idle: Seconds without a chunk after which what is there is given; None: never.
+
+    Returns:
+        Lines without the white space around them.
+
+    Raises:
+        TypeError, ValueError: As said for all of these functions.
+    """
+    _check(text, "lines", max_chars, idle)
+    return _Cut(_cut(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle))
+
+
+def tokens(
+    text: AsyncIterable[str],
+    /,
+    *,
+    size: int = 1,
+    max_chars: int | None = None,
+    idle: float | None = None,
+) -> AsyncGenerator[str, None]:
+    """Words of *text*, *size* at a time, each as soon as the character after it is there.
+
+    These are words for people and for search by words, not the tokens of a model. A word is a
+    run of characters between white space; the marks at its ends belong to it. In scripts without
+    spaces it is a single Han character, or a run of hiragana, of katakana, or of Thai, Lao, Burmese
+    or Khmer, which ``max_chars`` may cut.
+
+    Args:
+        text: Chunks of any size, for example a ``Group[str]``.
+        size: Words in a piece.
+        max_chars: Characters that a piece has at most; None: any number.
+        idle: Seconds without a chunk after which what is there is given; None: never.
+
+    Returns:
+        Words, with the white space between them as it was. The last piece may have fewer.
+
+    Raises:
+        TypeError, ValueError: As said for all of these functions.
+    """
+    _check(text, "tokens", max_chars, idle)
+    _check_count("size", size)
+    return _Cut(_cut(text, "tokens", TokenSplitter(size, max_chars), idle))
+
+
+def regex(
+    text: AsyncIterable[str],
+    /,
+    pattern: str | re.Pattern[str],
+    *,
+    max_chars: int | None = None,
+    idle: float | None = None,
+) -> AsyncGenerator[str, None]:
+    r"""What is between the matches of *pattern*, each piece as soon as the match after it is certain.
+
+    The pieces are those of ``re.split``, but for white space around them and for empty ones. A match
+    is certain when nothing that may follow could change it: that of ``\n+`` with the first
+    character after it, that of ``;`` at once or one character later.
+
+    Args:
+        text: Chunks of any size, for example a ``Group[str]``.
+        pattern: What separates two pieces. Refused are patterns that may match nothing at all, back
+            references, and ``^``, ``$``, ``\A`` and ``\Z`` for the whole text; ``(?m)^`` and ``(?m)$``,
+            ``\b``, look ahead and look behind are fine.
+        max_chars: Characters that a piece has at most; None: any number.
+        idle: Seconds without a chunk after which what is there is given; None: never.
+
+    Returns:
+        Pieces without the white space around them.
+
+    Raises:
+        TypeError, ValueError: As said for all of these functions; and *pattern* is none for text, or
+            is refused.
+    """
+    _check(text, "regex", max_chars, idle)
+    return _Cut(_cut(text, "regex", RegexSplitter(Separator(pattern), max_chars), idle))
+
+
+def json_items(
+    text: AsyncIterable[str], /, *, max_chars: int | None = None
+) -> AsyncGenerator[Any, None]:
+    """Values of the JSON in *text*, parsed, each as soon as it is whole.
+
+    Text before the first ``[`` or ``{`` is skipped. After a ``[`` the values are the items of that
+    list, and what follows its end is ignored. After a ``{`` they are that object and every
+    object or list behind it, so JSON lines are read too. A string, an object or a list is given with
+    the character that closes it, a number, ``true``, ``false`` or ``null`` with the one after it.
+
+    There is no ``idle``, since a part of a value is no value. For values of a type, and an engine that
+    is made to write them, see ``schema=`` of ``LLM.generate``.
+
+    Args:
+        text: Chunks of any size, for example a ``Group[str]``.
+        max_chars: Characters that the text of a value has at most; None: any number.
+
+    Returns:
+        Values as ``json.loads`` makes them.
+
+    Raises:
+        TypeError, ValueError: As said for all of these functions.
+        OutputError: While iterating, after the values before it: the text is no JSON, or ended
+            early, or a value is too long. The message says where; ``text`` is that of the value.
+    """
+    _check(text, "json_items", max_chars, None)
+    return _Cut(_cut(text, "json_items", JsonSplitter(max_chars), None))
+
+
+def _check(text: object, name: str, max_chars: object, idle: object) -> None:
+    if not isinstance(text, AsyncIterable):
+        msg = (
+            f"alto.text.{name}() takes an async iterable of text, such as a Group[str] or "
+            f"`(chunk.text async for chunk in generation)`, not {type(text).__name__}"
+        )
+        raise TypeError(msg)
+    if max_chars is not None:
+        _check_count("max_chars", max_chars)
+    if idle is None:
+        return
+    if isinstance(idle, bool) or not isinstance(idle, int | float):
+        msg = f"idle must be a number of seconds or None, not {idle!r}"
+        raise TypeError(msg)
+    if not 0 < idle < math.inf:
+        msg = f"idle must be more than 0 seconds and finite, or None for never, not {idle!r}"
+        raise ValueError(msg)
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name} must be a whole number, not {value!r}"
+        raise TypeError(msg)
+    if value < 1:
+        msg = f"{name} must be at least 1, not {value}"
+        raise ValueError(msg)
+
+
+def _refuse(name: str, chunk: object) -> NoReturn:
+    if isinstance(chunk, bytes | bytearray | memoryview):
+        remedy = "decode it first, with codecs.getincrementaldecoder('utf-8')()"
+    elif isinstance(getattr(chunk, "text", None), str):
+        remedy = "give its text: `(chunk.text async for chunk in generation)`"
+    else:
+        remedy = "give one text at a time"
+    msg = f"alto.text.{name}() takes chunks of str, not {type(chunk).__name__}; {remedy}"
+    raise TypeError(msg)
+
+
+async def _cut(
+    text: AsyncIterable[str], name: str, splitter: Splitter, idle: float | None
+) -> AsyncGenerator[Any, None]:
+    chunks: AsyncIterator[Any] = aiter(text) if idle is None else _Rests(text, idle)
+    try:
+        async for chunk in chunks:
+            if isinstance(chunk, str):
+                pieces = splitter.feed(chunk)
+            elif chunk is _IDLE:
+                pieces = splitter.flush()
+            else:
+                _refuse(name, chunk)
+            for piece in pieces:
+                yield piece
+            if splitter.error is not None:
+                raise splitter.error
+        for piece in splitter.flush():
             yield piece
-    for piece in splitter.flush():
-        yield piece
+        if splitter.error is not None:
+            raise splitter.error
+    finally:
+        await _close(chunks)
 
 
-async def lines(text: AsyncIterable[str], /) -> AsyncIterator[str]:
-    """Lines of *text*, each as soon as its line break is there.
+async def _close(chunks: AsyncIterator[Any]) -> None:
+    """Close what can be closed, whatever cancels the task meanwhile."""
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        await uncut(close)
 
-    Args:
-        text: Chunks of any size, for example a ``Group[str]``.
 
-    Yields:
-        Lines without the white space around them; empty ones are left out.
+@final
+class _Rests:
+    """The chunks of a text, and ``_IDLE`` where none comes for *idle* seconds after the last.
 
-    Cancellation: *text* is left where it is.
+    The text is read by a task of its own, from its first chunk to its closing: a read that is under
+    way when time is up must go on, and a source may do things that only one task may do. That task
+    has the context of the call, so a group knows who waits. It reads a chunk when one is asked for, and
+    never ahead. It is no part of a task group, since a generator may not yield inside of one;
+    :meth:`aclose` waits for its end.
     """
-    splitter = LineSplitter()
-    async for chunk in text:
-        for line in splitter.feed(chunk):
-            yield line
-    for line in splitter.flush():
-        yield line
+
+    __slots__ = ("_asked", "_chunk", "_closing", "_error", "_idle", "_loop", "_reader", "_resting", "_text",
+                 "_wake")  # fmt: skip
+
+    def __init__(self, text: AsyncIterable[Any], idle: float) -> None:
+        self._text = text
+        self._idle = idle
+        self._loop = asyncio.get_running_loop()
+        self._reader: asyncio.Task[None] | None = None
+        self._asked: asyncio.Future[None] | None = None  # What the reader waits for, if it does.
+        self._wake: asyncio.Future[None] | None = None  # What we wait for, if we do.
+        self._chunk: object = None  # What the reader has read and nobody has taken.
+        self._error: BaseException | None = None
+        self._closing = False
+        self._resting = True  # Whether nothing has come since the start or the last `_IDLE`.
+
+    def __aiter__(self) -> _Rests:
+        return self
+
+    async def __anext__(self) -> object:
+        """The next chunk, or ``_IDLE``. Cancellation: the read goes on, until it is closed."""
+        if self._reader is None:
+            self._reader = self._loop.create_task(self._read())
+        if self._chunk is None:
+            if self._asked is not None and not self._asked.done():
+                self._asked.set_result(None)
+            self._wake = self._loop.create_future()
+            timer = None if self._resting else self._loop.call_later(self._idle, self._ring)
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+                if timer is not None:
+                    timer.cancel()
+        chunk, self._chunk = self._chunk, None
+        if chunk is None:
+            self._resting = True
+            return _IDLE
+        if chunk is _END:
+            self._chunk = _END
+            error, self._error = self._error, None
+            raise StopAsyncIteration if error is None else error
+        self._resting = False
+        return chunk[0]  # type: ignore[index]  # in a tuple, since it may be anything
+
+    def _ring(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _read(self) -> None:
+        chunks = None
+        try:
+            chunks = aiter(self._text)
+            async for chunk in chunks:
+                self._asked = self._loop.create_future()
+                self._chunk = (chunk,)
+                self._ring()
+                await self._asked
+        except BaseException as error:  # noqa: BLE001  # raised to whoever iterates
+            self._error = error
+        try:
+            if chunks is not None:
+                await _close(chunks)
+        finally:
+            self._chunk = _END
+            self._ring()
+
+    async def aclose(self) -> None:
+        """End the reader, which closes the chunks. Cancellation: may be called again."""
+        reader = self._reader
+        if reader is None:
+            return
+        if not self._closing:  # once, since a second time would disturb the cleaning up
+            self._closing = True
+            reader.cancel()
+        await asyncio.wait([reader])
+        if not reader.cancelled():
+            reader.result()
+
+
+@final
+class _Cut(AsyncGenerator[T, None]):
+    """Pieces, and whose they are: those of a stage call are closed in the call's own task.
+
+    When this object dies, so has the loop that iterated it; see ``Cleanup``. Outside of a stage call
+    asyncio's own hook closes the generator.
+    """
+
+    __slots__ = ("__weakref__", "_cleanup", "_pieces")
+
+    def __init__(self, pieces: AsyncGenerator[T, None]) -> None:
+        self._pieces = pieces
+        call = current_call.get()
+        self._cleanup: Cleanup | None = None if call is None else call.cleanup
+        if self._cleanup is not None:
+            self._cleanup.add(pieces)
+
+    def __anext__(self) -> Any:  # noqa: ANN401  # the generator's own awaitable
+        return self._pieces.__anext__()
+
+    def asend(self, value: None, /) -> Any:  # noqa: ANN401
+        """As of any async generator."""
+        return self._pieces.asend(value)
+
+    def athrow(self, *error: Any) -> Any:  # noqa: ANN401
+        """As of any async generator."""
+        return self._pieces.athrow(*error)
+
+    def aclose(self) -> Any:  # noqa: ANN401
+        """Close the generator, and the iterator of the chunks."""
+        return self._pieces.aclose()
+
+    def __del__(self) -> None:
+        cleanup, pieces = self._cleanup, self._pieces
+        if cleanup is None:
+            return
+        if getattr(pieces, "ag_frame", pieces) is None:
+            cleanup.discard(pieces)
+        elif not getattr(pieces, "ag_running", False):
+            cleanup.abandon(pieces)

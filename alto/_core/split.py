@@ -1,26 +1,187 @@
-"""Cut a text that grows into pieces, each as soon as it is certain.
+"""Cut a text that grows into pieces, each as soon as it is certain: the common ground, lines, tokens.
 
-Theory of operation. A splitter is fed text in chunks of any size and keeps the tail that is not a
-piece yet. What it gives depends on the text alone, never on how the text was cut into chunks:
-every decision looks only at text whose meaning later text cannot change. ``flush`` gives the tail.
+Theory of operation. A splitter is fed text in chunks of any size. What it gives depends on the text
+alone, never on how the text was cut into chunks: every decision looks only at text whose meaning
+later text cannot change, and where that is not there yet, it waits. ``flush`` says that the text
+has ended, and gives the tail. Sentences, patterns and JSON are in the modules beside this one.
 
-Pieces are stripped of white space around them, and empty ones are left out.
+Pieces are stripped of white space around them, and empty ones are left out. With ``max_chars``
+the natural pieces are the same, and those that are longer are cut: the pieces are
+``[part for piece in pieces for part in cut(piece)]``. Where a piece is cut depends on its first
+``max_chars + 1`` characters alone, so a cut need not wait for the end of the piece.
+
+No splitter looks at a character more than a fixed number of times: the text of a piece is kept as the
+parts it came in, and is joined once, when the piece is given.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import takewhile
+from typing import Any, Protocol, final
+from unicodedata import category
 
-__all__ = ("LineSplitter", "SentenceSplitter")
+__all__ = ("LineSplitter", "Pieces", "Splitter", "TokenSplitter", "cut_at")
 
 
-class LineSplitter:
-    r"""Pieces are lines; a line is certain at its ``\n``."""
+class Splitter(Protocol):
+    """What every splitter is."""
 
-    __slots__ = ("_tail",)
+    @property
+    def error(self) -> Exception | None:
+        """Why the text cannot be cut any more; None: it can be."""
+        ...
 
-    def __init__(self) -> None:
-        self._tail = ""
+    def feed(self, text: str, /) -> list[Any]:
+        """More text: the pieces that are certain now."""
+        ...
+
+    def flush(self) -> list[Any]:
+        """The text has ended: what is left. The splitter is as new then."""
+        ...
+
+
+class Pieces:
+    """The piece that grows, and what becomes of it: given whole, or cut.
+
+    Args:
+        max_chars: Characters that a piece has at most; None: any number.
+
+    Invariant, where there is a limit: the parts begin with a visible character, and have
+    ``_length <= max_chars`` characters up to the last visible one, then ``_blank`` of white space.
+    """
+
+    __slots__ = ("_blank", "_gone", "_length", "_max", "_parts")
+
+    error = None
+    """Any text can be cut."""
+
+    def __init__(self, max_chars: int | None = None) -> None:
+        self._max = max_chars
+        self._parts: list[str] = []
+        self._length = 0
+        self._blank = 0
+        self._gone = ""  # The end of what has been cut off the piece already.
+
+    def _add(self, text: str, out: list[str]) -> None:
+        """*text* belongs to the piece, but for white space at its end, which may turn out not to."""
+        if self._max is None:
+            self._parts.append(text)
+            return
+        if not self._length:
+            text = text.lstrip()
+        visible = len(text.rstrip())
+        if text:
+            self._parts.append(text)
+        if visible:
+            self._length += self._blank + visible
+            self._blank = 0
+        self._blank += len(text) - visible
+        if self._length > self._max:
+            self._cut(self._max, out)
+
+    def _cut(self, limit: int, out: list[str]) -> None:
+        text = "".join(self._parts)
+        start = 0
+        while self._length - start > limit:
+            end = cut_at(text, start, limit)
+            out.append(text[start:end].rstrip())
+            start = end
+            while text[start].isspace():
+                start += 1
+        self._gone = (self._gone + text[max(0, start - _CONTEXT) : start])[-_CONTEXT:]
+        self._parts = [text[start:]]
+        self._length -= start
+
+    def _end(self, out: list[str], *, keep_empty: bool = False) -> None:
+        """The piece has ended."""
+        parts = self._parts
+        text = ("".join(parts) if len(parts) != 1 else parts[0]).strip()
+        parts.clear()
+        self._length = self._blank = 0
+        self._gone = ""
+        if text or keep_empty:
+            out.append(text)
+
+    def _before(self, size: int) -> str:
+        """The last *size* characters of the piece, whether or not they have been cut off."""
+        assert size <= _CONTEXT
+        found: list[str] = []
+        for part in reversed(self._parts):
+            if size <= 0:
+                break
+            found.append(part[-size:])
+            size -= len(part)
+        if size > 0 and self._gone:
+            found.append(self._gone[-size:])
+        return "".join(reversed(found))
+
+
+_CONTEXT = 32
+"""Characters before a place that a decision about the place may look at."""
+
+
+def cut_at(text: str, start: int, limit: int) -> int:
+    """Where to cut a piece that begins at *start* and is longer than *limit*.
+
+    At the last white space that leaves at most *limit* characters before it, else as late as no
+    character is torn apart that people see as one, else after *limit* characters.
+    """
+    end = start + limit
+    if text[end].isspace() or text[end - 1].isspace():
+        return end
+    words = text[start:end].rsplit(None, 1)
+    if len(words) == 2:
+        return end - len(words[1])
+    at = end
+    while at > start and _is_torn(text, start, at):
+        at -= 1
+    return at if at > start else end
+
+
+def _is_torn(text: str, start: int, at: int) -> bool:
+    """Whether a cut before ``text[at]`` goes through what people see as one character."""
+    last, this = text[at - 1], text[at]
+    if this < "\u0300":
+        return False
+    if (
+        category(this)[0] == "M"
+        or "\u200d" in (last, this)
+        or "\U0001f3fb" <= this <= "\U0001f3ff"  # a colour of skin
+        or "\U000e0020" <= this <= "\U000e007f"  # part of a flag
+        or ("\udc00" <= this <= "\udfff" and "\ud800" <= last <= "\udbff")
+    ):
+        return True
+    if not _is_regional(this):
+        return False
+    flags = takewhile(_is_regional, (text[i] for i in range(at - 1, start - 1, -1)))
+    return sum(1 for _ in flags) % 2 == 1
+
+
+def _is_regional(char: str) -> bool:
+    """Whether this is half a flag."""
+    return "\U0001f1e6" <= char <= "\U0001f1ff"
+
+
+_BREAK = re.compile(r"\r\n?|\n")
+
+
+@final
+class LineSplitter(Pieces):
+    r"""Pieces are lines. One is certain at its ``\n`` or ``\r``; an ``\n`` after an ``\r`` is part of it.
+
+    Args:
+        max_chars: Characters that a piece has at most; None: any number.
+        keep_empty: Whether empty lines are pieces too.
+    """
+
+    __slots__ = ("_begun", "_keep_empty", "_returned")
+
+    def __init__(self, max_chars: int | None = None, *, keep_empty: bool = False) -> None:
+        super().__init__(max_chars)
+        self._keep_empty = keep_empty
+        self._begun = False  # Whether the line has any text, white space too.
+        self._returned = False  # Whether the last character was an `\r`.
 
     def feed(self, text: str, /) -> list[str]:
         """More text.
@@ -28,127 +189,121 @@ class LineSplitter:
         Returns:
             The lines that are certain now.
         """
-        if "\n" not in text:
-            self._tail += text
-            return []
-        *lines, self._tail = (self._tail + text).split("\n")
-        return [line for raw in lines if (line := raw.strip())]
+        out: list[str] = []
+        if not text:
+            return out
+        start = 1 if self._returned and text[0] == "\n" else 0
+        self._returned = text[-1] == "\r"
+        if "\n" in text or "\r" in text:
+            for found in _BREAK.finditer(text, start):
+                self._add(text[start : found.start()], out)
+                self._end(out, keep_empty=self._keep_empty)
+                self._begun = False
+                start = found.end()
+        if start < len(text):
+            self._add(text[start:] if start else text, out)
+            self._begun = True
+        return out
 
     def flush(self) -> list[str]:
-        """The text has ended: give what is left."""
-        tail, self._tail = self._tail.strip(), ""
-        return [tail] if tail else []
+        """The text has ended, or rests.
+
+        Returns:
+            What is left. The splitter is as new then, but that the second half of a line break that
+            has begun is still the second half.
+        """
+        out: list[str] = []
+        if self._begun:
+            self._end(out, keep_empty=self._keep_empty)
+            self._begun = False
+        return out
 
 
-# A candidate: a run of marks, closing quotes or brackets, then white space. It is looked at once
-# the white space is there, so neither the marks nor the closers can grow any more.
-_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s|[。！？]+[」』”’]*|\n[ \t]*\n")
-_WORD = re.compile(r"(\S+)$")
-_ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "sr",
-        "jr",
-        "st",
-        "mt",
-        "vs",
-        "etc",
-        "fig",
-        "eq",
-        "vol",
-        "pp",
-        "ed",
-        "al",
-        "approx",
-        "dept",
-        "inc",
-        "ltd",
-        "co",
-        "corp",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-        "e.g",
-        "i.e",
-        "cf",
-        "viz",
-        "a.m",
-        "p.m",
-        "u.s",
-        "u.k",
-    ]
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CLASSES = {
+    "hiragana": "\u3041-\u309f",
+    "katakana": "\u3099-\u309c\u30a0-\u30ff\u31f0-\u31ff\uff66-\uff9f",
+    "unspaced": "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff",  # Thai, Lao, Burmese, Khmer
+}
+_VARIANTS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_RUNS = {
+    "han": rf"[{_VARIANTS}]*",
+    **{name: rf"[{chars}{_VARIANTS}]*" for name, chars in _CLASSES.items()},
+    "spaced": rf"[^\s{_HAN}{''.join(_CLASSES.values())}]*",
+}
+_REST = {name: re.compile(run).match for name, run in _RUNS.items()}
+_TOKEN = re.compile(
+    rf"(?P<han>[{_HAN}]{_RUNS['han']})|"
+    + "|".join(f"(?P<{name}>[{chars}]{_RUNS[name]})" for name, chars in _CLASSES.items())
+    + rf"|(?P<spaced>[^\s]{_RUNS['spaced']})"
 )
-_FINAL = re.compile(r"[。！？]")
 
 
-class SentenceSplitter:
-    """Pieces are sentences: up to a mark (``. ! ? …``) before white space, or an empty line.
+@final
+class TokenSplitter(Pieces):
+    """Pieces are so many tokens, with the white space between them.
 
-    A full stop after a common abbreviation or a single initial does not end a sentence, nor does
-    one inside a number or a name (``3.5``, ``example.org``), since no white space follows. Full-width
-    marks end a sentence where they stand.
+    A token is a run of characters without white space and of one kind: a single Han character, or
+    as many as follow each other of hiragana, of katakana, of scripts without spaces (Thai, Lao, Burmese,
+    Khmer), or of anything else. So words of scripts with spaces keep the marks at their ends. A
+    token is certain with the character after it.
+
+    Args:
+        size: Tokens in a piece.
+        max_chars: Characters that a piece has at most; None: any number.
     """
 
-    __slots__ = ("_from", "_tail")
+    __slots__ = ("_count", "_kind", "_size")
 
-    def __init__(self) -> None:
-        self._tail = ""
-        self._from = 0  # Up to here the tail is known to hold no end.
+    def __init__(self, size: int = 1, max_chars: int | None = None) -> None:
+        super().__init__(max_chars)
+        self._size = size
+        self._count = 0  # Tokens of the piece that are whole.
+        self._kind: str | None = None  # Of the token at the end, which may go on.
 
     def feed(self, text: str, /) -> list[str]:
         """More text.
 
         Returns:
-            The sentences that are certain now.
+            The pieces that are certain now.
         """
-        tail = self._tail + text
-        pieces = []
-        start, look = 0, self._from
-        while (found := _END.search(tail, look)) is not None:
-            end = found.end()
-            full_width = _FINAL.match(found[0]) is not None
-            if full_width and end == len(tail):
-                break  # More marks or a closing quote may follow.
-            look = end
-            if not full_width and _continues(tail[start : found.start() + 1], found[0]):
-                continue
-            if piece := tail[start:end].strip():
-                pieces.append(piece)
-            start = end
-        self._tail = tail[start:]
-        # A candidate may have begun in what was searched last: look there again.
-        self._from = max(0, look - start, _safe(self._tail))
-        return pieces
+        out: list[str] = []
+        start = pos = 0
+        if self._kind is not None:
+            rest = _REST[self._kind](text)
+            pos = rest.end() if rest is not None else 0
+            if pos < len(text):
+                start = self._whole(text, start, pos, out)
+        while pos < len(text):
+            found = _TOKEN.search(text, pos)
+            if found is None:
+                break
+            pos = found.end()
+            self._kind = found.lastgroup
+            if pos < len(text):
+                start = self._whole(text, start, pos, out)
+        self._add(text[start:] if start else text, out)
+        return out
+
+    def _whole(self, text: str, start: int, end: int, out: list[str]) -> int:
+        """The token that ends there is whole. Returns where the text begins that is not taken."""
+        self._kind = None
+        self._count += 1
+        if self._count < self._size:
+            return start
+        self._add(text[start:end], out)
+        self._end(out)
+        self._count = 0
+        return end
 
     def flush(self) -> list[str]:
-        """The text has ended: give what is left."""
-        tail, self._tail, self._from = self._tail.strip(), "", 0
-        return [tail] if tail else []
+        """The text has ended.
 
-
-def _continues(sentence: str, mark: str) -> bool:
-    if mark[0] != "." or mark[:2] == "..":
-        return False
-    word = _WORD.search(sentence[:-1])
-    if word is None:
-        return False
-    bare = word[1].lstrip("\"'“‘([").lower()
-    return bare in _ABBREVIATIONS or (len(bare) == 1 and bare.isalpha() and bare != "i")
-
-
-def _safe(tail: str) -> int:
-    # A candidate that more text could complete lies in the run of such characters at the end.
-    return len(tail.rstrip(".!?…。！？\"'”’)]」』 \t\n\r\f\v"))
+        Returns:
+            What is left. The splitter is as new then.
+        """
+        out: list[str] = []
+        self._end(out)
+        self._count = 0
+        self._kind = None
+        return out
