@@ -1,9 +1,9 @@
 # Needs Python 3.11 or newer, pip and make. PYTHON=... names another interpreter than python3.
 .PHONY: demo test setup lint docs bench clean
 
-demo:   ## an answer, streamed claim by claim through a tiny model on this machine
+demo:   ## an answer, and a verdict on each of its claims while it is written, on this machine
 	@scripts/setup demo
-	.venv/bin/python examples/verify_answer.py
+	.venv/bin/python -m examples.verification
 
 test: setup   ## every test
 	.venv/bin/python -m pytest

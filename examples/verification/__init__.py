@@ -1,0 +1,1 @@
+"""A question is answered, and every claim of the answer is checked while the answer is written."""
