@@ -21,6 +21,7 @@ from alto.testing.scripted import ScriptError as ScriptError
 if TYPE_CHECKING:
     from alto.testing.strategies import DrawnPipeline as DrawnPipeline
     from alto.testing.strategies import Failing as Failing
+    from alto.testing.strategies import Scaling as Scaling
     from alto.testing.strategies import pipelines as pipelines
 
 __all__ = (
@@ -28,6 +29,7 @@ __all__ = (
     "DrawnPipeline",
     "Failing",
     "Line",
+    "Scaling",
     "ScriptError",
     "Scripted",
     "TaskLeak",
@@ -41,7 +43,7 @@ __all__ = (
 
 
 def __getattr__(name: str) -> object:
-    if name in ("DrawnPipeline", "Failing", "pipelines"):
+    if name in ("DrawnPipeline", "Failing", "Scaling", "pipelines"):
         from alto.testing import strategies  # noqa: PLC0415  # Hypothesis is not a dependency
 
         return getattr(strategies, name)

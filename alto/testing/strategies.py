@@ -40,6 +40,7 @@ class Scaling:
     pick: int
     """Which stage of the pipeline, counted round and round."""
     replicas: int
+    """How many it gets."""
 
 
 class _Printer(Protocol):
