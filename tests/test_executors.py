@@ -474,7 +474,7 @@ class TestProcesses:
     @pytest.mark.parametrize(
         ("factory", "said"),
         [
-            (broken_table, "resource 'table' of replica 0.*OSError: no table here"),
+            (broken_table, "resource 'table' of replica [01].*OSError: no table here"),
             (async_table, "no event loop"),
         ],
     )
