@@ -33,7 +33,7 @@ from examples.verification.records import (
     Sentence,
     Written,
 )
-from examples.verification.rerank import PassageVectors, fuse, max_sim, rank
+from examples.verification.rerank import PassageVectors, closest, fuse, max_sim, rank
 from examples.verification.retrieval import Index, RunningSearch, terms
 from examples.verification.scripted import says, truth
 
@@ -155,9 +155,25 @@ def test_evidence_that_several_queries_agree_on_comes_first() -> None:
         Ranking("p", (evidence("once", 9, 1), evidence("twice", 2, 2))),
         Ranking("q", (evidence("twice", 3, 1), evidence("late", 1, 2))),
     ]
-    best = fuse(rankings, 2)
-    assert [(e.passage.text, e.bm25) for e in best] == [("twice", 3), ("once", 9)]
-    assert fuse([], 2) == ()
+    best = fuse(rankings)
+    assert [(e.passage.text, e.bm25) for e in best] == [("twice", 3), ("once", 9), ("late", 1)]
+    assert fuse([]) == ()
+
+
+def test_a_small_model_reads_what_is_close_in_one_text() -> None:
+    """Passages of other texts, and those much less alike than the best, are not shown to it."""
+
+    def evidence(source: str, bm25: float, similarity: float | None, score: float) -> Evidence:
+        return Evidence(Passage(source, "A", f"{bm25} {similarity}"), bm25, similarity, score)
+
+    far = evidence("b.txt", 9.0, 0.9, 0.04)
+    ours = [evidence("a.txt", 5.0, 0.85, 0.03), evidence("a.txt", 4.0, 0.75, 0.02)]
+    other = evidence("a.txt", 5.0, 0.7, 0.01)
+    assert closest([far, *ours, other]) == tuple(ours)
+    words = [evidence("a.txt", bm25, None, 0.01) for bm25 in (5.0, 3.6, 3.4)]
+    assert closest(words) == tuple(words[:2])
+    assert closest([]) == ()
+    assert len(Instructed().reads([far, *ours, other] * 2)) == 6
 
 
 # -------------------------------------------------------------------------------- pipeline

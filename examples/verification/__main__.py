@@ -31,6 +31,8 @@ __all__ = ("ask", "main")
 QUESTION: Final = "Where does the Danube end?"
 PACE: Final = 100.0
 """Characters a second: some 25 tokens."""
+WARM_UP: Final = "Tell me about gold."
+"""Asked first, unseen: an engine's first generation is slow."""
 LONGEST_QUESTION: Final = 1000
 """In characters."""
 
@@ -162,6 +164,8 @@ async def _run(
     began = time.perf_counter()
     pipeline = watch_in_steps if options.no_stream else watch
     async with opened(pipeline, engines, index, verbose=options.verbose) as app:
+        with contextlib.suppress(alto.AltoError):  # if it is to fail, let a question of the user's
+            await app.stream(WARM_UP).list()
         seconds = time.perf_counter() - began
         print(f"Ready after {seconds:.0f} s.\n", file=sys.stderr, flush=True)
         code = 0

@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 CANDIDATES: Final = 10
 """Passages that BM25 finds for a query."""
-EVIDENCE: Final = 4
-"""Passages that a claim is judged by."""
 
 
 @alto.stage(concurrency=64)
@@ -125,7 +123,7 @@ async def rerank(
 @alto.stage
 async def gather(rankings: alto.Group[Ranking]) -> list[Evidence]:
     """The evidence on a claim: what its queries agree on."""
-    return list(fuse(await rankings.list(), EVIDENCE))
+    return list(fuse(await rankings.list()))
 
 
 @alto.stage(concurrency=64)
@@ -133,8 +131,9 @@ async def appraise(
     claim: Claim, evidence: list[Evidence], *, llm: alto.LLM, model: Model
 ) -> Appraisal:
     """The verdict on a claim."""
-    judged = await model.judge(llm, claim.text, [piece.passage for piece in evidence])
-    return Appraisal(claim, judged.verdict, judged.found, tuple(evidence))
+    shown = model.reads(evidence)
+    judged = await model.judge(llm, claim.text, [piece.passage for piece in shown])
+    return Appraisal(claim, judged.verdict, judged.found, tuple(shown))
 
 
 @attrs.frozen

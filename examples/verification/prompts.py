@@ -9,6 +9,7 @@ words, and has its output held to a type.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol, final
 
@@ -17,7 +18,8 @@ import attrs
 import alto
 from examples.verification.model import prompts as forms
 from examples.verification.model.attributes import ATTRIBUTES
-from examples.verification.records import Passage, Verdict
+from examples.verification.records import Evidence, Passage, Verdict
+from examples.verification.rerank import closest
 
 __all__ = ("Instructed", "Judgement", "Model", "Trained")
 
@@ -32,6 +34,9 @@ class Judgement:
 
 
 _UNREADABLE = Judgement(None, "UNCLEAR")
+
+_MOST_EVIDENCE = 6
+"""Passages that a claim is judged by."""
 
 _LONGEST_TOPIC = 100
 """Characters of a topic that fit the trained model's context of 512 tokens."""
@@ -51,6 +56,9 @@ class Model(Protocol):
 
     def queries(self, llm: alto.LLM, claim: str) -> AsyncIterator[str]:
         """Text with a search query in each line, piece by piece."""
+
+    def reads(self, evidence: Sequence[Evidence]) -> Sequence[Evidence]:
+        """As much of the evidence on a claim as it can make use of."""
 
     async def judge(self, llm: alto.LLM, claim: str, evidence: Sequence[Passage]) -> Judgement:
         """The verdict on a claim."""
@@ -81,9 +89,12 @@ class Trained:
         """In the question's own words where the model was trained on them."""
         prompt = forms.answer_prompt(_known_wording(question))
         async for chunk in llm.generate(prompt, max_tokens=160):
-            if self._pace is not None:
-                await asyncio.sleep(len(chunk.text) / self._pace)
-            yield chunk.text
+            if self._pace is None:
+                yield chunk.text
+                continue
+            for word in re.findall(r"\s*\S+|\s+", chunk.text):  # who lags gets many at once
+                await asyncio.sleep(len(word) / self._pace)
+                yield word
 
     async def claims(self, llm: alto.LLM, question: str, sentence: str) -> AsyncIterator[str]:
         """One a line."""
@@ -97,6 +108,10 @@ class Trained:
         """As the model writes them."""
         async for chunk in llm.generate(forms.query_prompt(claim), max_tokens=80):
             yield chunk.text
+
+    def reads(self, evidence: Sequence[Evidence]) -> Sequence[Evidence]:
+        """A few sentences of one text."""
+        return closest(evidence)[:_MOST_EVIDENCE]
 
     async def judge(self, llm: alto.LLM, claim: str, evidence: Sequence[Passage]) -> Judgement:
         """What it finds, and the verdict. Evidence that its context has no room for is left out."""
@@ -166,6 +181,10 @@ class Instructed:
         lines = r"(- [^\n]{3,80}\n){1,3}"
         async for chunk in llm.generate(messages, max_tokens=120, regex=lines):
             yield chunk.text
+
+    def reads(self, evidence: Sequence[Evidence]) -> Sequence[Evidence]:
+        """The best, from any text."""
+        return evidence[:_MOST_EVIDENCE]
 
     async def judge(self, llm: alto.LLM, claim: str, evidence: Sequence[Passage]) -> Judgement:
         """A JSON object."""

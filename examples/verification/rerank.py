@@ -7,6 +7,7 @@ ColBERT). Vectors of passages are computed when they are first needed, and kept.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, final
 
@@ -18,7 +19,12 @@ import alto
 from examples.verification.records import Candidates, Evidence, Ranking, Vectors
 from examples.verification.retrieval import Index
 
-__all__ = ("READ", "PassageVectors", "fuse", "max_sim", "rank")
+__all__ = ("READ", "PassageVectors", "closest", "fuse", "max_sim", "rank")
+
+_NEAR: Final = 0.13
+"""Difference of similarities up to which a passage is nearly as close as another."""
+_ALIKE: Final = 0.7
+"""Ratio of BM25 scores from which it is, where there are no similarities."""
 
 Matrix = NDArray[np.float32]
 
@@ -93,8 +99,8 @@ def rank(
     )
 
 
-def fuse(rankings: Sequence[Ranking], k: int) -> tuple[Evidence, ...]:
-    """The *k* best passages over several queries, by the sum of their reciprocal ranks."""
+def fuse(rankings: Sequence[Ranking]) -> tuple[Evidence, ...]:
+    """The passages that several queries found, by the sum of their reciprocal ranks."""
     fused: dict[tuple[str, str], Evidence] = {}
     for evidence in (evidence for ranking in rankings for evidence in ranking.found):
         key = (evidence.passage.source, evidence.passage.text)
@@ -111,5 +117,28 @@ def fuse(rankings: Sequence[Ranking], k: int) -> tuple[Evidence, ...]:
             similarity=similarity,
             score=known.score + evidence.score,
         )
-    best = sorted(fused.values(), key=lambda evidence: round(evidence.score, 6), reverse=True)
-    return tuple(attrs.evolve(evidence, score=round(evidence.score, 4)) for evidence in best[:k])
+    rounded = [
+        attrs.evolve(evidence, score=round(evidence.score, 5)) for evidence in fused.values()
+    ]
+    return tuple(sorted(rounded, key=lambda evidence: evidence.score, reverse=True))
+
+
+def closest(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    """What is nearly as close as the best, of the one text that the queries agree on most.
+
+    For a small model, which is led astray by sentences about something else.
+    """
+    texts: dict[str, float] = defaultdict(float)
+    for piece in evidence:
+        texts[piece.passage.source] += piece.score
+    if not texts:
+        return ()
+    text = max(texts, key=lambda source: texts[source])
+    own = [piece for piece in evidence if piece.passage.source == text]
+    near = max(piece.similarity or 0.0 for piece in own) - _NEAR
+    alike = max(piece.bm25 for piece in own) * _ALIKE
+    return tuple(
+        piece
+        for piece in own
+        if (piece.bm25 >= alike if piece.similarity is None else piece.similarity >= near)
+    )
