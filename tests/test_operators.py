@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 import alto
 from alto._operators.fold import Largest
-from alto.testing import reference_run
+from tests.operating import built, failure, results, timed
 
 
 @alto.stage
@@ -47,52 +47,6 @@ async def slow(word: str) -> str:
     """As many seconds as there are letters."""
     await asyncio.sleep(len(word))
     return word.upper()
-
-
-def built(make: Callable[[alto.Stream[str]], Any]) -> Any:
-    """A pipeline of text that does what *make* says."""
-
-    @alto.pipeline
-    def made(text: alto.Stream[str]) -> alto.Stream[Any]:
-        return make(text)
-
-    return made
-
-
-async def results(make: Callable[[alto.Stream[str]], Any], text: str) -> list[Any]:
-    """What it gives, streamed, which is what it gives one step at a time."""
-    pipeline = built(make)
-    async with pipeline.open() as app:
-        fresh = app.statistics()
-        found = await app.run(text)
-        assert app.statistics() == fresh
-    assert found == await reference_run(pipeline, text)
-    return found
-
-
-async def timed(make: Callable[[alto.Stream[str]], Any], text: str) -> list[tuple[float, Any]]:
-    """What it gives, in order of arrival, and when."""
-    clock = asyncio.get_running_loop().time
-    async with built(make).open() as app:
-        start = clock()
-        return [(clock() - start, one) async for one in app.stream(text)]
-
-
-async def failure(make: Callable[[alto.Stream[str]], Any], text: str) -> alto.StageError:
-    """How it fails, while another request goes on."""
-    async with built(make).open() as app:
-        fresh = app.statistics()
-
-        async def other() -> list[Any]:
-            return await app.run("")
-
-        task = asyncio.ensure_future(other())
-        with pytest.raises(alto.StageError) as caught:
-            await app.run(text)
-        await task
-        assert app.statistics() == fresh
-    assert caught.value.__cause__ is caught.value.cause
-    return caught.value
 
 
 # ------------------------------------------------------------------------------- one value per group

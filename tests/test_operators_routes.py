@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, TypeGuard
 
 import pytest
 
 import alto
 from alto.testing import reference_run
+from tests.operating import built, failure, results, timed
 
 
 @alto.stage
@@ -36,45 +37,6 @@ async def other(word: str) -> str:
 async def pair(word: str, made: alto.Group[str]) -> tuple[str, list[str]]:
     """An item and what was made of it."""
     return word, await made.list()
-
-
-def built(make: Callable[[alto.Stream[str]], Any]) -> Any:
-    """A pipeline of text that does what *make* says."""
-
-    @alto.pipeline
-    def made(text: alto.Stream[str]) -> alto.Stream[Any]:
-        return make(text)
-
-    return made
-
-
-async def results(make: Callable[[alto.Stream[str]], Any], text: str) -> list[Any]:
-    """What it gives, streamed, which is what it gives one step at a time."""
-    pipeline = built(make)
-    async with pipeline.open() as app:
-        fresh = app.statistics()
-        found = await app.run(text)
-        assert app.statistics() == fresh
-    assert found == await reference_run(pipeline, text)
-    return found
-
-
-async def timed(make: Callable[[alto.Stream[str]], Any], text: str) -> list[tuple[float, Any]]:
-    """What it gives, in order of arrival, and when."""
-    clock = asyncio.get_running_loop().time
-    async with built(make).open() as app:
-        start = clock()
-        return [(clock() - start, one) async for one in app.stream(text)]
-
-
-async def failure(make: Callable[[alto.Stream[str]], Any], text: str) -> alto.StageError:
-    """How it fails."""
-    async with built(make).open() as app:
-        fresh = app.statistics()
-        with pytest.raises(alto.StageError) as caught:
-            await app.run(text)
-        assert app.statistics() == fresh
-    return caught.value
 
 
 # ------------------------------------------------------------------------------------------- where

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 import alto
 from alto._operators.bodies import racing
 from alto.testing import Scripted, group, reference_run
+from tests.operating import built
 
 
 @alto.stage
@@ -44,16 +45,6 @@ async def slow(word: str) -> str:
     finally:
         await asyncio.sleep(0.5)
     return word.upper()
-
-
-def built(make: Callable[[alto.Stream[str]], Any]) -> Any:
-    """A pipeline of text that does what *make* says."""
-
-    @alto.pipeline
-    def made(text: alto.Stream[str]) -> alto.Stream[Any]:
-        return make(text)
-
-    return made
 
 
 def engine() -> Scripted:
