@@ -27,8 +27,8 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,10 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The figures of all points; written to ``--out`` as they come."""
     done = kept(options)
     todo = [point for point in points(options) if point.key not in done]
-    with ProcessPoolExecutor(options.jobs, max_tasks_per_child=20) as executor:
-        for future in as_completed([executor.submit(measure, point) for point in todo]):
-            key, figures = future.result()
+    # Not a ProcessPoolExecutor: with max_tasks_per_child CPython's stands still when workers are due
+    # to be replaced (gh-115634).
+    with get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
+        for key, figures in pool.imap_unordered(measure, todo):
             done[key] = figures
             if not options.json:
                 print(f"{key:40} {_short(figures)}", file=sys.stderr, flush=True)
