@@ -30,6 +30,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alto._told import told
+
 __all__ = (
     "AltoError",
     "BufferExceeded",
@@ -168,7 +170,7 @@ class StageError(RequestError):
         self.stage = stage
         self.path = path
         self.cause = cause
-        super().__init__(f"stage {stage!r} raised at path {path}: {type(cause).__name__}: {cause}")
+        super().__init__(f"stage {stage!r} raised at path {path}: {told(cause)}")
 
 
 class BufferExceeded(RequestError):

@@ -793,7 +793,9 @@ class TestResources:
 
     async def test_what_is_made_is_checked(self) -> None:
         """A factory that makes something else than the stage asks for is refused."""
-        with pytest.raises(alto.ResourceError, match="'own' must be Instance, not int"):
+        with pytest.raises(
+            alto.ResourceError, match=r"resource 'own' of replica 0 must be Instance, not int"
+        ):
             async with declare().open(own=alto.per_replica(lambda: 3)):
                 pytest.fail("opened")
 

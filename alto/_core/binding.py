@@ -26,6 +26,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import attrs
 
+from alto._told import shown
 from alto.errors import RoutingError
 from alto.model import Path
 
@@ -260,11 +261,11 @@ class Binding:
         try:
             index = self._router.choose(item, live)
         except Exception as error:
-            raise RoutingError(self._stage, f"{name}.choose() raised {error!r}") from error
+            raise RoutingError(self._stage, f"{name}.choose() raised {shown(error)}") from error
         if not 0 <= _index(index) < len(live):
             which = f"0 to {len(live) - 1}" if len(live) > 1 else "0"
             raise RoutingError(
-                self._stage, f"{name}.choose() returned {index!r}, which is no index: {which}"
+                self._stage, f"{name}.choose() returned {shown(index)}, which is no index: {which}"
             )
         return live[index]
 

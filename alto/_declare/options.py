@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Final, get_args
 
 import attrs
@@ -66,10 +67,29 @@ def stage_options(
             f"object with a method choose(item, replicas), not {router!r}"
         )
         raise GraphError(msg)
+    if router is not None:
+        _check_choose(router)
     return StageOptions(
         concurrency=at_once, order=order, name=name, replicas=instances,
         router=router, runs_in=runs_in,
     )  # fmt: skip
+
+
+def _check_choose(router: Router) -> None:
+    kind = type(router).__name__
+    if inspect.iscoroutinefunction(router.choose):
+        msg = f"@stage(router=...): {kind}.choose() must be a plain function, not an async one"
+        raise GraphError(msg)
+    try:
+        inspect.signature(router.choose).bind("item", "replicas")
+    except TypeError:
+        msg = (
+            f"@stage(router=...): {kind}.choose() must take an item and the replicas, but it is "
+            f"declared choose{inspect.signature(router.choose)}"
+        )
+        raise GraphError(msg) from None
+    except ValueError:  # Written in C, and does not say.
+        return
 
 
 def _count(option: str, value: object) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 
 from alto._declare.accept import accepts
 from alto._declare.show import show
@@ -52,16 +52,30 @@ def bind_resources(
     return tuple(_bound(node, resources) for node in declaration.nodes)
 
 
-def check_resource(stage: str, spec: ResourceSpec, value: object) -> None:
+def check_resource(
+    stage: str, spec: ResourceSpec, value: object, number: int | None = None
+) -> None:
     """Refuse a value that cannot be what the stage asks for.
+
+    Args:
+        stage: Name of the stage.
+        spec: What it asks for.
+        value: What there is.
+        number: Of the replica that it was made for, if it was.
 
     Raises:
         ResourceError: It is provably of a wrong type; stage, resource, expected and got are named.
     """
     if not isinstance(value, PerReplica) and not accepts(value, spec.type):
+        whose, remedy = "", "give one, or correct the annotation"
+        if number is not None:
+            whose, remedy = f" of replica {number}", "correct its factory, or the annotation"
+            if isinstance(value, (Generator, AsyncGenerator)):
+                kind = "async" if isinstance(value, AsyncGenerator) else ""
+                remedy = f"decorate its factory with @contextlib.{kind}contextmanager"
         msg = (
-            f"stage {stage!r}: resource {spec.name!r} must be {show(spec.type)}, not "
-            f"{type(value).__name__}; give one, or correct the annotation"
+            f"stage {stage!r}: resource {spec.name!r}{whose} must be {show(spec.type)}, not "
+            f"{type(value).__name__}; {remedy}"
         )
         raise ResourceError(msg)
 

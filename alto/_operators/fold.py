@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import heapq
 from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
 from inspect import isawaitable
 from typing import Any, Generic, Protocol, TypeVar, final
 
 import attrs
 
+from alto._told import shown, told
 from alto.stream import Group
 
 __all__ = ("Counting", "Fold", "Largest", "Pane", "Reducing", "Totalling", "fold", "fold_in_panes",
@@ -195,7 +197,7 @@ class Largest:
         """
         key = self._key
         rank = item if key is None else await outcome(key(item))
-        if isinstance(rank, float) and rank != rank:  # noqa: PLR0124  # NaN
+        if _is_nan(rank):
             msg = (
                 f"item {self._number} of the group, {short(item)}, is ranked by NaN, which is "
                 f"neither larger nor smaller than anything; leave such items out with `where`"
@@ -213,6 +215,12 @@ class Largest:
         return [ranked.item for ranked in sorted(self._heap, reverse=True)]
 
     snapshot = value
+
+
+def _is_nan(rank: object) -> bool:
+    if isinstance(rank, tuple):
+        return any(map(_is_nan, rank))
+    return rank.is_nan() if isinstance(rank, Decimal) else isinstance(rank, float) and rank != rank  # noqa: PLR0124
 
 
 @final
@@ -244,7 +252,7 @@ class Reducing:
         except Exception as error:
             msg = (
                 f"the running value {short(self._state)} ({type(self._state).__name__}) cannot be "
-                f"copied ({error}), and a pane must not change later; let fn keep what can be "
+                f"copied ({told(error)}), and a pane must not change later; let fn keep what can be "
                 f"copied, or use emit='final'"
             )
             raise TypeError(msg) from error
@@ -252,5 +260,5 @@ class Reducing:
 
 def short(value: object) -> str:
     """*value* for a message."""
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from numbers import Number
@@ -32,6 +33,7 @@ from alto._operators.numbers import sum_of, unaddable, unordered
 from alto._operators.site import Place, Site
 from alto._operators.stages import call, generic
 from alto._spec import GroupOrder
+from alto._told import told
 from alto.errors import GraphError
 from alto.stream import Group, Stream
 
@@ -330,6 +332,11 @@ def reduce(
     check_takes(known.takes[1], place, f"{site.where}: fn")
     if callable(initial):
         check_function(initial, f"{site.where}: initial, if not a value,", 0)
+        if inspect.iscoroutinefunction(initial):
+            msg = (
+                f"{site.where}: initial must not be async: write the first state, or `lambda: ...`"
+            )
+            raise GraphError(msg)
         begin: Callable[[], Any] = initial
     else:
         _check_initial(site, initial, (known.takes[0], known.gives))
@@ -383,7 +390,7 @@ def _check_initial(site: Site, initial: object, types: tuple[object, ...]) -> No
         copy.deepcopy(initial)
     except Exception as error:
         msg = (
-            f"{site.where}: initial, {short(initial)}, cannot be copied ({error}), and groups must "
+            f"{site.where}: initial, {short(initial)}, cannot be copied ({told(error)}), and groups must "
             f"not share it; give a function that makes a new one: `initial=lambda: ...`"
         )
         raise GraphError(msg) from error

@@ -29,6 +29,8 @@ from alto._run.checks import (
     check_count,
     check_function,
     check_inputs,
+    check_loop,
+    check_open,
     check_options,
     check_priority,
 )
@@ -42,6 +44,7 @@ from alto._run.scaling import Keepers, add_replicas, find_node, remove_replicas,
 from alto._run.statistics import AppStatistics, prefix_of, statistics_of
 from alto._run.worker import Worker
 from alto._spec import Declaration, GroupOrder
+from alto._told import shown
 from alto.errors import Closed, ResourceError
 
 __all__ = ("App", "Installed")
@@ -216,7 +219,7 @@ class App:
         except Exception as failure:
             if error is None:
                 raise
-            error.add_note(f"while its engines stopped, also: {failure!r}")
+            error.add_note(f"while its engines stopped, also: {shown(failure)}")
 
     def stream(
         self,
@@ -315,7 +318,15 @@ class App:
         assert self._tasks is not None
         name = f"alto {worker.replica.node.plan.name}"
         # Stages see the context variables of whoever opened the app, not of some request.
-        self._context.copy().run(partial(self._tasks.start_soon, worker.main, name=name))
+        self._context.copy().run(partial(self._tasks.start_soon, self._work, worker, name=name))
+
+    async def _work(self, worker: Worker) -> None:
+        try:
+            await worker.main()
+        except Exception:  # Alto's own fault: calls may never end, and nobody must wait for them.
+            for request in list(self._requests):
+                request.give_up()
+            raise
 
     def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None
@@ -374,21 +385,5 @@ class App:
         return request
 
     def _check_open(self) -> None:
-        if self._state != "open":
-            how = "is closed" if self._state == "closed" else "is not open yet"
-            msg = (
-                f"this app of {self.declaration.name!r} {how}; "
-                f"use it inside `async with {self.declaration.name}.open(...) as app:`"
-            )
-            raise Closed(msg)
-        try:
-            here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            here = False
-        if not here:
-            msg = (
-                f"this app of {self.declaration.name!r} belongs to the event loop that opened it, "
-                f"and was called from outside; from another thread use "
-                f"asyncio.run_coroutine_threadsafe(app.run(...), loop)"
-            )
-            raise RuntimeError(msg)
+        check_open(self.declaration.name, self._state)
+        check_loop(self.declaration.name, self._loop)

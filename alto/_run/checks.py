@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast
 
 from alto._declare import check_input
 from alto._spec import Declaration, GroupOrder
+from alto.errors import Closed
 
-__all__ = ("check_count", "check_function", "check_inputs", "check_options", "check_priority")
+__all__ = (
+    "check_count",
+    "check_function",
+    "check_inputs",
+    "check_loop",
+    "check_open",
+    "check_options",
+    "check_priority",
+)
 
 
 def check_inputs(declaration: Declaration, inputs: Sequence[object]) -> None:
@@ -47,3 +57,25 @@ def check_priority(priority: object) -> None:
     if not whole or not -(10**9) <= cast("int", priority) <= 10**9:
         msg = f"priority= must be a whole number, lower runs earlier, not {priority!r}"
         raise TypeError(msg)
+
+
+def check_open(name: str, state: str) -> None:
+    """Refuse to use an app of pipeline *name* that is not open."""
+    if state != "open":
+        how = "is closed" if state == "closed" else "is not open yet"
+        msg = f"this app of {name!r} {how}; use it inside `async with {name}.open(...) as app:`"
+        raise Closed(msg)
+
+
+def check_loop(name: str, loop: asyncio.AbstractEventLoop | None) -> None:
+    """Refuse to use it outside of the event loop that opened it."""
+    try:
+        here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        here = False
+    if not here:
+        msg = (
+            f"this app of {name!r} belongs to the event loop that opened it, and was called from "
+            f"outside; from another thread use asyncio.run_coroutine_threadsafe(app.run(...), loop)"
+        )
+        raise RuntimeError(msg)

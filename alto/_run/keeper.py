@@ -24,6 +24,7 @@ from alto._declare import check_resource
 from alto._run.resources import engine_of, runs, with_handles
 from alto._run.threads import Threads
 from alto._spec import PerReplica
+from alto._told import shown, told
 from alto.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class Keeper:
             if self._cancelled or self._is_cancelled():
                 raise
             # Raised by a resource of its own accord: nobody has cancelled this task.
-            msg = f"stage {self._name!r}: a resource of replica {self._number} raised {error!r}"
+            msg = (
+                f"stage {self._name!r}: a resource of replica {self._number} raised {shown(error)}"
+            )
             self._failed(RuntimeError(msg))
 
     def _failed(self, error: Exception) -> None:
@@ -169,7 +172,7 @@ class Keeper:
             raise factory_failed(self._name, name, self._number, error) from error
         for spec in self._spec.stage.resources:
             if spec.name == name:
-                check_resource(self._name, spec, made)
+                check_resource(self._name, spec, made, self._number)
         return made
 
 
@@ -177,7 +180,7 @@ def factory_failed(stage: str, resource: str, number: int, error: BaseException)
     """What to raise where a factory has."""
     return ResourceError(
         f"stage {stage!r}: resource {resource!r} of replica {number} could not be made: "
-        f"{type(error).__name__}: {error}"
+        f"{told(error)}"
     )
 
 

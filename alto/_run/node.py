@@ -20,6 +20,7 @@ from alto._core.binding import Binding
 from alto._run.keeper import Keeper, needs_keeper
 from alto._run.replica import Replica
 from alto._run.resources import with_handles
+from alto._told import told
 from alto.errors import ResourceError, RoutingError
 from alto.routing import LeastWork
 
@@ -245,7 +246,7 @@ def _router(spec: NodeSpec, name: str) -> Router:
     except Exception as error:
         msg = (
             f"stage {name!r}: its router {type(spec.stage.router).__name__} cannot be copied, and "
-            f"each app works with a copy ({type(error).__name__}: {error}); give it a __deepcopy__ "
+            f"each app works with a copy ({told(error)}); give it a __deepcopy__ "
             f"that makes a new one, or returns itself to be shared"
         )
         raise ResourceError(msg) from error

@@ -30,12 +30,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from alto._aio import uncut
 from alto._spec import PerReplica
+from alto._told import message, told
 from alto.errors import ResourceError, WorkerDied
 
 if TYPE_CHECKING:
     from alto._spec import NodeSpec
 
 __all__ = ("Process",)
+
+_GRACE_S = 10.0
+"""For what is being made when nobody needs it any more, to be given back."""
+_PLAIN = "give it plain data, or let the stage run elsewhere: runs_in='thread'"
 
 
 class _Ended(Exception):
@@ -112,10 +117,12 @@ class Process:
                 raise error  # noqa: TRY301  # made in the process
         except BrokenProcessPool:
             raise _Ended(await self._stop()) from None
-        except BaseException:  # Cancelled: do not wait for what it makes.
+        except BaseException:  # Cancelled: it is to give back what it has made so far.
             if not began.done() and self._worker is not None:
-                self._worker.kill()
-                began.add_done_callback(asyncio.Future.exception)
+                self._worker.terminate()
+                await _ended(began, at_most=_GRACE_S)
+                if not began.done():
+                    self._worker.kill()
             await self._stop()
             raise
 
@@ -148,7 +155,11 @@ class Process:
         return None if worker is None else worker.exitcode
 
     async def _call(self, *args: object) -> object:
-        sent = pickle.dumps(args, protocol=pickle.HIGHEST_PROTOCOL)
+        try:
+            sent = pickle.dumps(args, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            msg = f"an item cannot be sent to the worker process ({told(error)}); {_PLAIN}"
+            raise TypeError(msg) from error
         code, deaths = None, 0
         while deaths < 2:
             try:
@@ -192,16 +203,20 @@ class Process:
             return broken
 
 
-async def _ended(done: asyncio.Future[bytes]) -> None:
+async def _ended(done: asyncio.Future[bytes], at_most: float | None = None) -> None:
     # Cancellation: raised when it has ended, since nothing can interrupt it; see Process.abort.
     async def wait() -> None:
-        await asyncio.wait([done])
+        await asyncio.wait([done], timeout=at_most)
 
     try:
         await uncut(wait)
     finally:
-        if done.done() and not done.cancelled():
-            done.exception()  # Seen, also where nobody is left to hear of it.
+        done.add_done_callback(_seen)  # Also where nobody is left to hear of it.
+
+
+def _seen(done: asyncio.Future[bytes]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 # ---- what is sent
@@ -220,7 +235,7 @@ def _payload(spec: NodeSpec, name: str, number: int, resources: Mapping[str, obj
                 remedy = "define its factory at the top level of a module"
             msg = (
                 f"stage {name!r} runs in worker processes, and resource {resource.name!r} cannot be "
-                f"sent there ({type(error).__name__}: {error}); {remedy}"
+                f"sent there ({told(error)}); {remedy}"
             )
             raise ResourceError(msg) from error
     return pickle.dumps((_reference(spec.stage.fn, name), name, number, sent))
@@ -267,6 +282,7 @@ class _State:
 def _begin(payload: bytes) -> bytes:
     """Make everything. Returns what was raised, or None, pickled."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever is interrupted ends this process too.
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, name="alto-guard", daemon=True).start()
     try:
         (module, where), name, number, sent = pickle.loads(payload)  # noqa: S301  # our parent's
@@ -279,7 +295,14 @@ def _begin(payload: bytes) -> bytes:
             _State.resources[resource] = _made(name, resource, number, data, _State.kept)
     except BaseException as error:  # noqa: BLE001  # raised by the parent
         return pickle.dumps(_sendable(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return pickle.dumps(None)
+
+
+def _leave(number: int, _: object) -> None:
+    # Nobody waits for what is being made: leave it as an error does, so that it is given back.
+    sys.exit(128 + number)
 
 
 def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -> object:
@@ -298,7 +321,7 @@ def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -
     except Exception as error:
         msg = (
             f"stage {name!r}: resource {resource!r} of replica {number} could not be made: "
-            f"{type(error).__name__}: {error}"
+            f"{told(error)}"
         )
         raise ResourceError(msg) from error
     return made
@@ -317,9 +340,13 @@ def _run(sent: bytes) -> bytes:
     """Run a call. Returns whether it raised, and what it raised or returned, pickled."""
     try:
         value = _State.fn(*pickle.loads(sent), **_State.resources)  # noqa: S301  # our parent's
-        return pickle.dumps((False, value), protocol=pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # noqa: BLE001  # raised by the parent
         return pickle.dumps((True, _sendable(error)))
+    try:
+        return pickle.dumps((False, value), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001  # raised by the parent
+        why = f"its result cannot be sent back from the worker process ({told(error)}); {_PLAIN}"
+        return pickle.dumps((True, TypeError(why)))
 
 
 def _sendable(error: BaseException) -> Exception:
@@ -332,7 +359,7 @@ def _sendable(error: BaseException) -> Exception:
                 raise TypeError(survived)
             error.add_note(f"in worker process {os.getpid()}{_traced(error)}")
             return error
-    return RuntimeError(f"{where}: {error}{_traced(error)}")
+    return RuntimeError(f"{where}: {message(error)}{_traced(error)}")
 
 
 def _traced(error: BaseException) -> str:

@@ -138,6 +138,12 @@ class Request:
             self.sink.clear()
             self._stop()
 
+    def give_up(self) -> None:
+        """Stop without waiting for calls, which may never end since alto itself has failed."""
+        self.cancel()
+        if not self.ended:
+            self._end()
+
     async def wait_ended(self) -> None:
         """Wait until nothing of it runs any more.
 
@@ -201,6 +207,9 @@ class Request:
         # an empty join). They are waited for: a request makes the calls that a sequential run makes.
         if any(lane.active or lane.ready or lane.placed for lane in self.lanes):
             return
+        self._end()
+
+    def _end(self) -> None:
         self.ended = True
         if self._timer is not None:
             self._timer.cancel()

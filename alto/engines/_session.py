@@ -11,6 +11,7 @@ from typing import Any, final
 
 import anyio
 
+from alto._told import told
 from alto.engines._child_output import find_cause
 from alto.engines._ending import end
 from alto.engines._launch import Started
@@ -376,7 +377,7 @@ class Session:
             return GenerationFailed(self._name, "a generation ended without a finish reason")
         if isinstance(error, self._client_errors):
             return InvalidRequest(str(error))
-        return GenerationFailed(self._name, f"{type(error).__name__}: {error}")
+        return GenerationFailed(self._name, f"{told(error)}")
 
     def _stopped(self) -> Closed | EngineDied:
         if self._died is not None:
