@@ -130,6 +130,48 @@ async def test_no_new_call_starts_while_its_results_have_no_room() -> None:
         assert 10 + 3 <= len(started) <= 10 + 3 + 2
 
 
+async def test_calls_that_end_together_do_not_overfill_an_edge() -> None:
+    """Of calls that began while there was room, those that find none left wait with their result."""
+
+    @alto.stage(concurrency=6)
+    async def work(k: int) -> int:
+        await asyncio.sleep(1)
+        return k
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        return work(numbers(n))
+
+    async with p.open(capacity=2) as app, app.stream(20) as handle:
+        await asyncio.sleep(10)
+        assert app.statistics().buffered_items == 2
+        assert app.statistics().stages["work"].running == 5  # One began with the first end.
+        assert sorted(await handle.list()) == list(range(20))
+
+
+@pytest.mark.parametrize(("capacity", "replicas"), [(1, 1), (3, 1), (1, 2), (3, 2)])
+async def test_groups_that_wait_for_their_call_are_bounded(capacity: int, replicas: int) -> None:
+    """No more groups begin behind busy calls than the edge holds."""
+
+    @alto.stage(concurrency=1)
+    async def alone(k: int) -> AsyncIterator[int]:
+        yield k
+
+    @alto.stage(concurrency=1, replicas=replicas)
+    async def slow(ks: alto.Group[int]) -> int:
+        await asyncio.sleep(10)
+        return sum([k async for k in ks])
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        return slow(alone(numbers(n)))
+
+    async with p.open(capacity=capacity) as app, app.stream(20):
+        await asyncio.sleep(5)
+        now = app.statistics().stages["slow"]
+        assert (now.running, now.waiting) == (replicas, capacity)
+
+
 async def test_a_slow_group_reader_holds_its_producer_back() -> None:
     """A stage that reads its group slowly slows the generator above it, back to its source."""
     made = []
@@ -242,6 +284,27 @@ async def test_held_items_are_capped_with_a_clear_error() -> None:
         assert app.statistics() == fresh
 
 
+async def test_what_has_served_all_its_calls_is_held_no_more() -> None:
+    """A shallow item is let go with the last of the deeper ones that it goes with."""
+
+    @alto.stage(concurrency=1)
+    async def later(k: int) -> int:
+        await asyncio.sleep(1)
+        return k
+
+    @alto.stage
+    async def add(one: int, other: int) -> int:
+        return one + other
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        ks = later(numbers(n))
+        return add(ks, numbers(ks))
+
+    async with p.open(max_held_items=3) as app:
+        assert len(await app.run(20)) == 190
+
+
 async def test_requests_take_turns() -> None:
     """A small request is not shut out by a large one at the same narrow stage."""
 
@@ -305,3 +368,33 @@ async def test_room_that_is_not_taken_is_passed_on() -> None:
         results = await asyncio.gather(*(app.run(f"r{k}") for k in range(2)))
         assert all(results)
         assert app.statistics() == fresh
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+async def test_room_that_a_left_group_gives_goes_to_others(seconds: float) -> None:
+    """With what waited for a left group gone from an edge, whoever waits for room there goes on."""
+
+    @alto.stage
+    async def six(k: int) -> AsyncIterator[int]:
+        for _ in range(6):
+            yield k
+
+    @alto.stage(concurrency=1)
+    async def slow(k: int) -> int:
+        await asyncio.sleep(1)
+        return k
+
+    @alto.stage
+    async def some(ks: alto.Group[int]) -> int:
+        pieces = aiter(ks)
+        if await anext(pieces) == 0:
+            return 1 + len([k async for k in pieces])
+        await asyncio.sleep(seconds)
+        return 1
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        return some(slow(six(numbers(n))))
+
+    async with p.open(capacity=1) as app:
+        assert await app.run(2) == [6, 1]

@@ -137,3 +137,19 @@ def test_public_names_are_listed() -> None:
     assert set(alto.__all__) | {"__version__"} <= set(dir(alto))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = alto.nothing
+
+
+async def test_a_stage_may_open_and_close_an_app_of_its_own() -> None:
+    """Only the app that a stage works for is none that it may close."""
+
+    @alto.stage
+    async def inside(text: str) -> list[str]:
+        async with split.open() as own:
+            return await own.run(text)
+
+    @alto.pipeline
+    def p(text: alto.Stream[str]) -> alto.Stream[list[str]]:
+        return inside(text)
+
+    async with p.open() as app:
+        assert await app.run("a b") == [["a", "b"]]

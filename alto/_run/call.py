@@ -142,7 +142,7 @@ class Call:
 
         A call that is to end needs no permit to clean up; one that goes on does.
         """
-        if self.cancelled or self.closing:
+        if self.cancelled:
             self._parks -= 1
             return
         with anyio.CancelScope(shield=True):
@@ -151,10 +151,12 @@ class Call:
     async def unpark(self) -> None:
         """The wait is over: get a permit again, unless another task of the call still waits.
 
+        A task that the call has left behind gets none.
+
         Cancellation: the call goes on without a permit, to clean up.
         """
         self._parks -= 1
-        if self._parks or self._holds or self._resume is not None:
+        if self._parks or self._holds or self.closing or self._resume is not None:
             return
         replica = self.worker.replica
         if replica.turns.resume(self):
@@ -170,6 +172,10 @@ class Call:
             raise
         finally:
             self._resume = None
+        if self.closing:  # A task that the call has left behind.
+            replica.turns.gave()
+            replica.freed()
+            return
         self._has()
 
     def resumed(self) -> None:

@@ -17,6 +17,7 @@ once, and what the call does to clean up runs undisturbed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,9 @@ class Worker:
                     replica.leader = None
                 if replica.turns.has_next and not replica.closing:
                     replica.kick()
+            if self._is_cancelled():  # By its stage. The app's tasks are not to end with it.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
 
     def wake(self) -> None:
         """Stop being idle. No effect on a worker that has not begun yet."""
