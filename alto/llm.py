@@ -56,6 +56,18 @@ class LLM:
         """The engine behind this handle."""
         return self._engine
 
+    @property
+    def load(self) -> int:
+        """Generations among which another one would be: on the engine that has the fewest.
+
+        Those that wait for it count too. An engine that is no pool is the only one; 0 if it is stopped.
+        """
+        load: int | None = getattr(self._engine, "load", None)  # of a pool
+        if load is not None:
+            return load
+        now = self._engine.statistics()
+        return now.running + now.waiting
+
     @overload
     def generate(
         self,

@@ -2,7 +2,8 @@
 
 Every function takes chunks of text of any size, for example a ``Group[str]``, and gives each piece as
 soon as it is certain: as soon as no text that may follow could change it. How the text is cut into
-chunks changes nothing. Options are checked at the call. What all of them have in common:
+chunks changes nothing. Options are checked at the call. :func:`joined` takes such pieces, and gives them
+together where a call for each would cost too much. What all others have in common:
 
 * ``max_chars``: characters that a piece has at most. A longer one is cut, as soon as it is longer, at the
   last white space within the limit; where there is none, after as many whole characters as fit,
@@ -25,17 +26,16 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from typing import Any, Final, NoReturn, TypeVar, final
+from typing import Any, Final, NoReturn, final
 
-from alto._aio import Cleanup, current_call, uncut
 from alto._core.split import LineSplitter, Splitter, TokenSplitter
 from alto._core.split_json import JsonSplitter
 from alto._core.split_regex import RegexSplitter, Separator
 from alto._core.split_sentences import SentenceSplitter
+from alto._joined import Coarsening, joined
+from alto._pieces import Pieces, close
 
-__all__ = ("json_items", "lines", "regex", "sentences", "tokens")
-
-T = TypeVar("T")
+__all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
 
 _IDLE: Final = object()
 _END: Final = object()
@@ -70,7 +70,7 @@ def sentences(
         TypeError, ValueError: As said for all of these functions.
     """
     _check(text, "sentences", max_chars, idle)
-    return _Cut(_cut(text, "sentences", SentenceSplitter(max_chars), idle))
+    return Pieces(_cut(text, "sentences", SentenceSplitter(max_chars), idle))
 
 
 def lines(
@@ -96,7 +96,7 @@ def lines(
         TypeError, ValueError: As said for all of these functions.
     """
     _check(text, "lines", max_chars, idle)
-    return _Cut(_cut(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle))
+    return Pieces(_cut(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle))
 
 
 def tokens(
@@ -128,7 +128,7 @@ def tokens(
     """
     _check(text, "tokens", max_chars, idle)
     _check_count("size", size)
-    return _Cut(_cut(text, "tokens", TokenSplitter(size, max_chars), idle))
+    return Pieces(_cut(text, "tokens", TokenSplitter(size, max_chars), idle))
 
 
 def regex(
@@ -161,7 +161,7 @@ def regex(
             is refused.
     """
     _check(text, "regex", max_chars, idle)
-    return _Cut(_cut(text, "regex", RegexSplitter(Separator(pattern), max_chars), idle))
+    return Pieces(_cut(text, "regex", RegexSplitter(Separator(pattern), max_chars), idle))
 
 
 def json_items(
@@ -190,7 +190,7 @@ def json_items(
             early, or a value is too long. The message says where; ``text`` is that of the value.
     """
     _check(text, "json_items", max_chars, None)
-    return _Cut(_cut(text, "json_items", JsonSplitter(max_chars), None))
+    return Pieces(_cut(text, "json_items", JsonSplitter(max_chars), None))
 
 
 def _check(text: object, name: str, max_chars: object, idle: object) -> None:
@@ -253,14 +253,7 @@ async def _cut(
         if splitter.error is not None:
             raise splitter.error
     finally:
-        await _close(chunks)
-
-
-async def _close(chunks: AsyncIterator[Any]) -> None:
-    """Close what can be closed, whatever cancels the task meanwhile."""
-    close = getattr(chunks, "aclose", None)
-    if close is not None:
-        await uncut(close)
+        await close(chunks)
 
 
 @final
@@ -335,7 +328,7 @@ class _Rests:
             self._error = error
         try:
             if chunks is not None:
-                await _close(chunks)
+                await close(chunks)
         finally:
             self._chunk = _END
             self._ring()
@@ -351,45 +344,3 @@ class _Rests:
         await asyncio.wait([reader])
         if not reader.cancelled():
             reader.result()
-
-
-@final
-class _Cut(AsyncGenerator[T, None]):
-    """Pieces, and whose they are: those of a stage call are closed in the call's own task.
-
-    When this object dies, so has the loop that iterated it; see ``Cleanup``. Outside of a stage call
-    asyncio's own hook closes the generator.
-    """
-
-    __slots__ = ("__weakref__", "_cleanup", "_pieces")
-
-    def __init__(self, pieces: AsyncGenerator[T, None]) -> None:
-        self._pieces = pieces
-        call = current_call.get()
-        self._cleanup: Cleanup | None = None if call is None else call.cleanup
-        if self._cleanup is not None:
-            self._cleanup.add(pieces)
-
-    def __anext__(self) -> Any:  # noqa: ANN401  # the generator's own awaitable
-        return self._pieces.__anext__()
-
-    def asend(self, value: None, /) -> Any:  # noqa: ANN401
-        """As of any async generator."""
-        return self._pieces.asend(value)
-
-    def athrow(self, *error: Any) -> Any:  # noqa: ANN401
-        """As of any async generator."""
-        return self._pieces.athrow(*error)
-
-    def aclose(self) -> Any:  # noqa: ANN401
-        """Close the generator, and the iterator of the chunks."""
-        return self._pieces.aclose()
-
-    def __del__(self) -> None:
-        cleanup, pieces = self._cleanup, self._pieces
-        if cleanup is None:
-            return
-        if getattr(pieces, "ag_frame", pieces) is None:
-            cleanup.discard(pieces)
-        elif not getattr(pieces, "ag_running", False):
-            cleanup.abandon(pieces)

@@ -152,6 +152,12 @@ class Pool:
         )
 
     @property
+    def load(self) -> int:
+        """Generations of the engine that has the fewest, those that wait for it among them."""
+        books = self._scheduler.engines
+        return min((book.load for book in books), default=self._scheduler.waiting)
+
+    @property
     def scores_pairs(self) -> bool:
         """Whether its engines score a pair of texts at once, as a cross-encoder does."""
         return any(getattr(s.engine, "scores_pairs", False) for s in self._members.seats)

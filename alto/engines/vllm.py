@@ -181,6 +181,11 @@ class VLLM:
         return pool.capacity.max_num_seqs // len(pool.scheduler.engines)
 
     @property
+    def load(self) -> int:
+        """Generations of the engine that has the fewest; see :class:`alto.engines.Pool`."""
+        return 0 if self._pool is None else self._pool.load
+
+    @property
     def scores_pairs(self) -> bool:
         """Whether it scores a pair of texts at once, as a cross-encoder does; False until it runs."""
         return self._pool is not None and self._pool.scores_pairs

@@ -1,0 +1,1 @@
+"""The parts of ``bench/streaming_gain.py``."""
