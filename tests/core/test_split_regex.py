@@ -157,3 +157,37 @@ def test_a_separator_that_goes_on_and_on_is_looked_at_now_and_then() -> None:
     assert splitter.feed("c") == []
     assert splitter.feed("c") == ["b"]
     assert splitter.flush() == ["c" * 101]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(?:-+\s*)+", r"(?:\s*-\s*)+", r"(?:-|\s|-\s?)+", r"(?:(?:-+)+\s*)+", r"(?:-\s*){2,}", r"(-*-*)*-"],
+)  # fmt: skip
+def test_a_long_separator_of_an_ambiguous_pattern_is_seen_at_once(pattern: str) -> None:
+    """Nested repeats that divide a run in 2^400 ways cost no more than others; what follows ends them."""
+    text = "Title" + "-" * 400 + "text"
+    assert pieces(pattern, list(text)) == pieces(pattern, [text]) == ["Title", "text"]
+    splitter = RegexSplitter(Separator(pattern))
+    assert splitter.feed("Title---x") == ["Title"]
+
+
+def test_counted_repeats_need_no_room_of_their_own() -> None:
+    """Ever so many copies of a part are taken for any number, which costs a wait and changes no piece."""
+    for pattern in (
+        r"(?:(?:(?:a{30}){30}){30}){30}b",
+        r"a{1000}",
+        r"(?:a{0}b){3}",
+        r"(?:ab?){2,70000}c",
+    ):
+        text = "x" + "a" * 1100 + "c.bbb." + "ab" * 300 + "c" + "b" * 9
+        cut = [text[at : at + 7] for at in range(0, len(text), 7)]
+        assert pieces(pattern, cut) == split(pattern, text)
+    splitter = RegexSplitter(Separator(r"[^\n]{80}"))
+    assert splitter.feed("ab\n" + "c" * 80) == ["ab"]
+
+
+def test_only_what_may_go_on_is_waited_for() -> None:
+    """A look ahead that has seen its text, and a part that takes none, keep nothing open."""
+    assert RegexSplitter(Separator(r"ab(?=c)d?")).feed("xabc") == ["x"]
+    assert RegexSplitter(Separator(r"ab(?:c{0})")).feed("xab") == ["x"]
+    assert pieces(r"(?<=abc)-", list("abc-d-abcabc-x")) == ["abc", "d-abcabc", "x"]
