@@ -17,8 +17,8 @@ lint: setup   ## what CI checks without running anything
 docs: setup   ## build/docs/index.html
 	.venv/bin/python -m sphinx -n -W --keep-going -q -b html docs build/docs
 
-bench: setup   ## cost per item beside other libraries, as JSON
-	.venv/bin/python -m bench.overhead
+bench: setup   ## short forms of the benchmarks, and what became of each goal; some minutes
+	.venv/bin/python -m bench
 
 clean:  ## back to a fresh clone
 	rm -rf .venv build dist .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

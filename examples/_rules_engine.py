@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
+
+import anyio
 
 import alto
 from alto.testing import Line, Scripted
@@ -34,8 +37,22 @@ def run(main: Callable[[], Coroutine[None, None, object]]) -> None:
     """Run the main function of a script; where its input is bad, end with what is wrong with it."""
     try:
         asyncio.run(main())
-    except (alto.StageError, OSError, ValueError) as error:
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read this has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (alto.AltoError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+async def text_of(path: str) -> str:
+    """What a file says."""
+    try:
+        return await anyio.Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is not UTF-8 text (byte {error.start})") from error
 
 
 def engine(
@@ -43,6 +60,7 @@ def engine(
 ) -> alto.Engine:
     """The engine for an example: *model*; without one *says* answers, a word each *delay* seconds."""
     if model is not None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # what it logs goes among the answers
         return alto.VLLM(model)
 
     def answer(prompt: str) -> Line:

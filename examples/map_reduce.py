@@ -16,9 +16,8 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 import attrs
-from _rules_engine import command_line, engine, extracts, run
+from _rules_engine import command_line, engine, extracts, run, text_of
 
 import alto
 
@@ -105,7 +104,7 @@ def summarise(document: alto.Stream[str]) -> alto.Stream[Section]:
 async def main(arguments: list[str] | None = None) -> None:
     """Summarise one document."""
     path, model, _ = command_line(__doc__, arguments, str(GUIDE))
-    document = await anyio.Path(path).read_text(encoding="utf-8")
+    document = await text_of(path)
     async with summarise.open(llm=engine(model, extracts)) as app:
         async for section in app.stream(document):
             notes = app.statistics().stages["note"].done

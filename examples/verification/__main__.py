@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
+import io
 import math
 import os
 import sys
@@ -21,7 +23,7 @@ from examples.verification.engines import Engines, NoModel, choose, opened
 from examples.verification.model import prompts as forms
 from examples.verification.passages import CorpusError, read_corpus
 from examples.verification.pipeline import watch, watch_in_steps
-from examples.verification.prompts import Model
+from examples.verification.prompts import Model, Trained
 from examples.verification.records import Event
 from examples.verification.report import JsonReport, LiveReport, Report, Summary, TextReport
 from examples.verification.retrieval import Index
@@ -49,8 +51,14 @@ REPORTS: Final[Mapping[str, Callable[[], Report]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
+    if sys.stdout is None:
+        _complain("the standard output is closed; send it to a file, or to /dev/null")
+        return REFUSED
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a quotation mark
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _main(options)
+        code = _main(options)
+        sys.stdout.flush()
     except (CorpusError, NoModel, alto.EngineStartError) as error:
         _complain(str(error))
         return REFUSED
@@ -58,8 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read this has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        _complain(f"the output cannot be written: {error.strerror}")
+        return FAILED
+    return code
+
+
+def _discard_output() -> None:
+    # What is left in the buffer would fail once more when the program ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "model of this demonstration, which knows a few topics, some of them wrongly")  # fmt: skip
     add("--encoder", default="auto", help="a sentence encoder for the reranking; 'none': rank by "
         "words alone; default: the packaged one, where it is installed")  # fmt: skip
-    add("--corpus", type=Path, default=forms.CORPUS, metavar="FOLDER",
+    add("--corpus", type=_folder, default=forms.CORPUS, metavar="FOLDER",
         help="*.txt files in UTF-8 that claims are checked against")  # fmt: skip
     add("--format", choices=sorted(REPORTS), default="text", help="default: text")
     add("--pace", type=_rate, metavar="CHARACTERS", help="how many a second of an answer of the "
@@ -113,11 +133,17 @@ def _rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = -1.0
-    if not 0 <= rate < math.inf:
+    if rate != 0 and not 1 <= rate < math.inf:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of characters a second; 0 shows an answer as it comes"
+            f"{text!r} is no number of characters a second, from 1; 0 shows an answer as it comes"
         )
     return rate
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("name a folder; '.' is the one that you are in")
+    return Path(text)
 
 
 def _pace(options: argparse.Namespace) -> float | None:
@@ -164,8 +190,7 @@ async def _run(
     began = time.perf_counter()
     pipeline = watch_in_steps if options.no_stream else watch
     async with opened(pipeline, engines, index, verbose=options.verbose) as app:
-        with contextlib.suppress(alto.AltoError):  # if it is to fail, let a question of the user's
-            await app.stream(WARM_UP).list()
+        await _warm_up(app, engines.model)
         seconds = time.perf_counter() - began
         print(f"Ready after {seconds:.0f} s.\n", file=sys.stderr, flush=True)
         code = 0
@@ -176,6 +201,16 @@ async def _run(
                 _complain(f"{question!r} failed: {error}")
                 code = FAILED
         return code
+
+
+async def _warm_up(app: alto.App[str, Event], model: Model) -> None:
+    pace = None
+    if isinstance(model, Trained):  # nobody watches
+        pace, model.pace = model.pace, None
+    with contextlib.suppress(alto.AltoError):  # if it is to fail, let a question of the user's
+        await app.run(WARM_UP)
+    if isinstance(model, Trained):
+        model.pace = pace
 
 
 async def ask(app: alto.App[str, Event], question: str, report: Report) -> Summary:
@@ -197,9 +232,11 @@ async def ask(app: alto.App[str, Event], question: str, report: Report) -> Summa
                 summary.add(event, seconds)
                 report.tell(event, seconds)
         summary.done_s = clock() - began
-    finally:
+    except BaseException:
         with contextlib.suppress(BrokenPipeError):
             report.end(summary)
+        raise
+    report.end(summary)
     return summary
 
 

@@ -131,7 +131,11 @@ def _gpu() -> bool:
 def _check_folder(model: str, option: str) -> None:
     """Refuse what is meant as a folder and is none, before anything is started."""
     meant = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if meant and not Path(model).expanduser().exists():
+    try:
+        missing = meant and not Path(model).expanduser().exists()
+    except OSError:  # a name that no file can have
+        missing = True
+    if missing:
         raise NoModel(f"there is no model folder {model!r}; correct {option}")
 
 

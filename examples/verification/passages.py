@@ -30,7 +30,11 @@ def read_corpus(folder: Path) -> list[Passage]:
         CorpusError: There is no such folder, it holds no text, or a file is not UTF-8.
         RuntimeError: An event loop runs in this thread.
     """
-    if not folder.exists():
+    try:
+        there = folder.exists()
+    except OSError as error:  # a name that no file can have
+        raise CorpusError(f"{str(folder)!r} cannot be read: {error.strerror}") from error
+    if not there:
         raise CorpusError(f"there is no folder {str(folder)!r}; name one with --corpus")
     if not folder.is_dir():
         raise CorpusError(f"{str(folder)!r} is a file; give the folder of texts that it lies in")
@@ -58,6 +62,12 @@ def _read(path: Path, folder: Path) -> Passage:
     if first.startswith("# "):
         title, content = first[2:].strip(), rest
     source = path.relative_to(folder).as_posix()
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"the name of {str(path)!a} is not UTF-8; rename it, or leave it out"
+        ) from error
     return Passage(source, title[:_LONGEST_TITLE], content)
 
 

@@ -74,7 +74,7 @@ class Trained:
     """
 
     def __init__(self, pace: float | None = None) -> None:
-        self._pace = pace
+        self.pace = pace
 
     def refuses(self, question: str) -> str | None:
         """It needs a topic: something known, in quotation marks, or with a capital letter."""
@@ -89,11 +89,11 @@ class Trained:
         """In the question's own words where the model was trained on them."""
         prompt = forms.answer_prompt(_known_wording(question))
         async for chunk in llm.generate(prompt, max_tokens=160):
-            if self._pace is None:
+            if self.pace is None:
                 yield chunk.text
                 continue
             for word in re.findall(r"\s*\S+|\s+", chunk.text):  # who lags gets many at once
-                await asyncio.sleep(len(word) / self._pace)
+                await asyncio.sleep(len(word) / self.pace)
                 yield word
 
     async def claims(self, llm: alto.LLM, question: str, sentence: str) -> AsyncIterator[str]:

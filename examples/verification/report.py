@@ -80,9 +80,13 @@ def in_words(appraisal: Appraisal) -> str:
     return f"the evidence says {_shown(appraisal.found)}"
 
 
+_JOINERS = "\u200c\u200d"
+
+
 def _shown(text: str) -> str:
-    """Text on one line, without what a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """Text on one line, without what a terminal would obey; joiners of letters and emoji stay."""
+    shown = "".join(c if c.isprintable() or c in _JOINERS else " " for c in text)
+    return " ".join(shown.split())
 
 
 def _cited(appraisal: Appraisal) -> list[str]:
@@ -176,7 +180,8 @@ class JsonReport:
 
     def _print(self, event: str, seconds: float, **values: Any) -> None:  # noqa: ANN401  # JSON
         record = {"event": event, "t": round(seconds, 4), "question": self._question, **values}
-        print(json.dumps(record, ensure_ascii=False), file=self._out, flush=True)
+        utf_8 = (getattr(self._out, "encoding", None) or "utf-8").lower() in ("utf-8", "utf8")
+        print(json.dumps(record, ensure_ascii=not utf_8), file=self._out, flush=True)
 
 
 @final
@@ -186,7 +191,11 @@ class LiveReport:
     def __init__(self, out: TextIO | None = None) -> None:
         from rich.console import Console
 
-        self._console = Console(file=out)
+        class Honest(Console):
+            def on_broken_pipe(self) -> None:  # Rich's own ends the program with 1.
+                raise BrokenPipeError
+
+        self._console = Honest(file=out)
         self._live: Any = None
         self._question = ""
         self._answer = ""
