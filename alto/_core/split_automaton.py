@@ -33,6 +33,7 @@ _CATEGORIES: Final = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
+_LETTERS: Final = {re.ASCII: "a", re.IGNORECASE: "i", re.DOTALL: "s"}
 _COPIES: Final = (256, 16, 1)
 """A counted repeat has as many copies of its body at most: the most that `_POSITIONS` allows."""
 _POSITIONS: Final = 4000
@@ -83,6 +84,7 @@ class Beginnings:
 
     __slots__ = (
         "_before",
+        "_chars",
         "_copies",
         "_open",
         "_pattern",
@@ -107,15 +109,17 @@ class Beginnings:
         """Width of all that looks to the left."""
         self.ahead = 1
         """Width of all that looks to the right."""
+        self._chars: list[tuple[str, int]] = []  # What a position takes, as a pattern with flags.
         self._takes: list[Any] = []  # Whether a position takes a character.
         self._before: list[int] = []  # The positions that may stand before one.
         self._open = 0
         self._start = self._sequence(nodes, flags).first
 
-    def first(self, text: str, low: int, /) -> int:
-        """The first place from *low* on from which *text* is such a beginning; the end always is."""
+    def starts(self, text: str, low: int, /) -> list[int]:
+        """The places from *low* on from which *text* is such a beginning, last first; the end is one."""
         steps, state = self._steps, self._open
-        at = found = len(text)
+        at = len(text)
+        found = [at]
         while state and at > low:
             at -= 1
             step = steps.get((state, text[at]))
@@ -123,8 +127,16 @@ class Beginnings:
                 step = self._step(state, text[at])
             state, begins = step
             if begins:
-                found = at
+                found.append(at)
         return found
+
+    def first_characters(self) -> str:
+        """A pattern for the characters that a match may begin with."""
+        by_flags: dict[int, set[str]] = {}
+        for position in _bits(self._start):
+            char, flags = self._chars[position]
+            by_flags.setdefault(flags, set()).add(char)
+        return "|".join(_flagged("|".join(sorted(by_flags[flags])), flags) for flags in by_flags)
 
     def _step(self, state: int, char: str) -> tuple[int, bool]:
         """Of the positions in *state* those that take *char*: what may be before, and whether one starts."""
@@ -154,7 +166,7 @@ class Beginnings:
             case "BRANCH":
                 return _either([self._sequence(part, flags) for part in value[1]])
             case "SUBPATTERN":
-                return self._sequence(value[3], int((flags | value[1]) & ~value[2]))
+                return self._sequence(value[3], _changed(flags, value[1], value[2]))
             case "ATOMIC_GROUP":
                 return self._sequence(value, flags)
             case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
@@ -173,6 +185,7 @@ class Beginnings:
         if len(self._takes) >= _POSITIONS and self._copies > 1:
             raise _TooLargeError
         bit = 1 << len(self._takes)
+        self._chars.append((pattern, flags & ~re.MULTILINE))
         self._takes.append(re.compile(pattern, flags).match)
         self._before.append(0)
         return _Part(empty=False, first=bit, last=bit, opens=True)
@@ -199,8 +212,11 @@ class Beginnings:
         endless = most == _parser.MAXREPEAT or most > self._copies
         needed = min(int(least), self._copies)
         whole = _NOTHING
+        size = len(self._takes)
         for number in range(max(needed, 1) if endless else int(most)):
             part = self._sequence(body, flags)
+            if len(self._takes) == size:  # takes no text, so one copy is as good as many
+                return part._replace(empty=True)
             if number >= needed:
                 part = part._replace(empty=True)
             whole = self._then(whole, part)
@@ -227,6 +243,18 @@ class Beginnings:
         else:
             why = f"has a part that cannot be followed in a stream: {what}"
         return ValueError(f"pattern={self._pattern!r} {why}")
+
+
+def _changed(flags: int, on: int, off: int) -> int:
+    """The flags inside a group that sets some."""
+    if on & re.UNICODE:
+        flags &= ~re.ASCII
+    return int((flags | on) & ~off & ~re.UNICODE)
+
+
+def _flagged(pattern: str, flags: int) -> str:
+    on = "".join(letter for flag, letter in _LETTERS.items() if flags & flag)
+    return f"(?{on}:{pattern})" if on else pattern
 
 
 def _either(parts: Sequence[_Part]) -> _Part:

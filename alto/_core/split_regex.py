@@ -17,6 +17,11 @@ have until it ends.
 
 Only what is after *v* is looked at again. A separator that goes on and on is looked at once it has
 grown by a quarter, from 256 characters on, so its end may be seen late.
+
+The pattern itself is tried where it does not come to the end of the text, which costs what it costs on
+the whole text; elsewhere it might try every way to match a beginning of what the whole text has at
+once. So before *v* it is tried only at characters that a match may begin with, unless so little is
+after *v* that it does not matter.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ from alto._core.split_automaton import Beginnings, parsed
 __all__ = ("RegexSplitter", "Separator")
 
 _LONG = 256
+_SHORT = 4
+"""Characters at the end of a text on which any pattern may be tried: the ways to match them are few."""
 _FLAGS = re.ASCII | re.IGNORECASE | re.MULTILINE | re.DOTALL
 
 
@@ -45,7 +52,7 @@ class Separator:
         TypeError: It is neither, or for bytes.
     """
 
-    __slots__ = ("behind", "first", "search", "width")
+    __slots__ = ("_first", "_match", "_search", "behind", "starts", "width")
 
     def __init__(self, pattern: Any, /) -> None:  # noqa: ANN401  # checked here
         if not isinstance(pattern, str | re.Pattern):
@@ -69,13 +76,26 @@ class Separator:
             )
             raise ValueError(msg)
         beginnings = Beginnings(compiled.pattern, list(tree), flags)
-        self.search = compiled.search
-        self.first = beginnings.first
-        """Finds the first place from which the text is the beginning of what may match."""
+        self._search, self._match = compiled.search, compiled.match
+        self._first = re.compile(beginnings.first_characters()).search
+        self.starts = beginnings.starts
+        """Finds the places from which the text is the beginning of what may match, last first."""
         self.behind = beginnings.behind + 1
         """Characters before a place that a match there may look at."""
         self.width = int(most) + beginnings.ahead
         """Characters from a place on that a match there may look at; a huge number: any number."""
+
+    def search(self, text: str, pos: int, end: int) -> re.Match[str] | None:
+        """The first match that begins at *pos* or later and before *end*; it may reach beyond."""
+        if len(text) - end <= _SHORT:
+            found = self._search(text, pos)
+            return found if found is not None and found.start() < end else None
+        while (first := self._first(text, pos, end)) is not None:
+            pos = first.start()
+            if (found := self._match(text, pos)) is not None:
+                return found
+            pos += 1
+        return None
 
 
 @final
@@ -126,15 +146,14 @@ class RegexSplitter(Pieces):
     def _scan(self, text: str, *, final: bool) -> list[str]:
         out: list[str] = []
         pos, size = self._pos, len(text)
-        open_from = size if final else self._open_from(text, pos)
-        while (found := self._separator.search(text, pos)) is not None:
-            if found.start() >= open_from and not final:
-                break
+        starts = [size] if final else self._starts(text, pos)
+        open_from = starts.pop()
+        while pos < open_from and (found := self._separator.search(text, pos, open_from)):
             self._add(text[pos : found.start()], out)
             self._end(out)
             pos = found.end()
-            if open_from < pos:
-                open_from = self._open_from(text, pos)
+            while open_from < pos:
+                open_from = starts.pop()
         if pos < open_from:
             self._add(text[pos:open_from], out)
             pos = open_from
@@ -146,6 +165,6 @@ class RegexSplitter(Pieces):
         self._due = undecided // 4 if undecided >= _LONG else 0
         return out
 
-    def _open_from(self, text: str, pos: int) -> int:
-        """The first place from which the text may be the beginning of a match."""
-        return self._separator.first(text, max(pos, len(text) - self._separator.width))
+    def _starts(self, text: str, pos: int) -> list[int]:
+        """The places from which the text may be the beginning of a match, last first."""
+        return self._separator.starts(text, max(pos, len(text) - self._separator.width))

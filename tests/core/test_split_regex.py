@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -191,3 +192,83 @@ def test_only_what_may_go_on_is_waited_for() -> None:
     assert RegexSplitter(Separator(r"ab(?=c)d?")).feed("xabc") == ["x"]
     assert RegexSplitter(Separator(r"ab(?:c{0})")).feed("xab") == ["x"]
     assert pieces(r"(?<=abc)-", list("abc-d-abcabc-x")) == ["abc", "d-abcabc", "x"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "run", "end"),
+    [
+        (r"(?:-+\s*)+#", "-", "#"),
+        (r"(?:\n\s*){2,}(?=[A-Z])", "\n", "\nT"),
+        (r"(?:\s*\n\s*)+(?:---|\*\*\*)", "\n", "---"),
+        (r"-*-*-*-*-*-*-*-*#", "-", "#"),
+    ],
+)
+def test_a_pattern_that_is_slow_to_fail_is_not_tried_on_the_beginning_of_a_match(
+    pattern: str, run: str, end: str
+) -> None:
+    """What ``re.split`` finds at once in the whole text is not sought before its end is there."""
+    text = "one" + run * 400 + end + "wo"
+    cut = [text[at : at + 150] for at in range(0, len(text), 150)]
+    assert pieces(pattern, [text]) == pieces(pattern, list(text)) == split(pattern, text)
+    assert pieces(pattern, cut) == split(pattern, text)
+
+
+def test_a_separator_inside_the_beginning_of_another_costs_no_second_look() -> None:
+    """Where a match may begin is found once for all matches in a chunk, not anew after each."""
+    text = "xa" * 30_000 + "b;c"
+    assert pieces(r"xa|a.*z|;", [text]) == ["b", "c"]
+
+
+def test_parts_without_text_are_not_copied() -> None:
+    """Repeats of what takes no text are no larger than what is repeated."""
+    pattern = r"x" + "(?:" * 5 + r"\b" + "){200}" * 5
+    assert pieces(pattern, ["a ", "b"]) == ["a b"]
+
+
+def test_flags_inside_a_group_are_its_own() -> None:
+    """``(?u:…)`` is for all letters in a pattern for ASCII, and the other way round."""
+    assert pieces(r"(?a)(?u:\w);|\w,", list("aé;bé,cd,")) == ["a", "bé,c"]
+    assert pieces(r"(?a:\w)(?i:X)(?-i:y)|(?i:k+)\.", list("éxyaXyb\u212aK.")) == ["éxy", "b"]
+
+
+NESTED = st.recursive(
+    st.sampled_from(["a", "-", r"\s", r"\n", r"\s*", "-+", "[a-]", r"[^\n]", ".", "(?=a)", r"\b"]),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=2, max_size=3).map("".join),
+        st.tuples(inner, inner).map(lambda two: f"(?:{two[0]}|{two[1]})"),
+        st.tuples(inner, st.sampled_from(["+", "*", "?", "+?", "{2,}", "{0,3}", "{3}"])).map(
+            lambda two: f"(?:{two[0]}){two[1]}"
+        ),
+    ),
+    max_leaves=9,
+)
+
+
+@given(NESTED, st.text(alphabet="aB-\n ", max_size=12), st.lists(st.integers(0, 12), max_size=5))
+@example(r"(?:\s*\n\s*){2,}(?=a)", "B \n\n\n a-", [3, 7])
+def test_nested_repeats_of_what_overlaps_change_no_piece(
+    pattern: str, text: str, cuts: list[int]
+) -> None:
+    """However ambiguous the pattern is, pieces are those of ``re.split``, however the text is cut."""
+    try:
+        Separator(pattern)
+    except ValueError:
+        assume(False)
+    expected = split(pattern, text)
+    places = sorted({0, *(min(cut, len(text)) for cut in cuts), len(text)})
+    chunks = [text[low:high] for low, high in itertools.pairwise(places)]
+    assert pieces(pattern, chunks) == pieces(pattern, list(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "marked"),
+    [
+        (r"(?:-+\s*)+", ["a--", "- ", "-", "b|"]),
+        (r"(?:\n\s*){2,}", ["a\n", " ", "b\n", "\n ", "c|"]),
+        (r"(?:-\s?){2,3}", ["a-", "-", "-", " |", "b"]),
+        (r"(?:-|--)+;", ["a--", "-", ";|", "b-", "c", "-;|"]),
+    ],
+)
+def test_nested_repeats_make_no_piece_late(pattern: str, marked: list[str]) -> None:
+    """A match of nested repeats is certain with the character that cannot go on with it."""
+    test_a_piece_comes_as_soon_as_the_match_after_it_is_certain(pattern, marked)
