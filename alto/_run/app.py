@@ -318,7 +318,9 @@ class App:
         assert self._tasks is not None
         name = f"alto {worker.replica.node.plan.name}"
         # Stages see the context variables of whoever opened the app, not of some request.
-        self._context.copy().run(partial(self._tasks.start_soon, self._work, worker, name=name))
+        self._context.copy().run(
+            partial(self._tasks.start_soon, partial(self._work, worker), name=name)
+        )
 
     async def _work(self, worker: Worker) -> None:
         try:
