@@ -360,20 +360,20 @@ class TestWorkers:
                 assert len(self.tasks()) == 2
 
     async def test_few_are_kept_after_a_burst(self) -> None:
-        """Of many tasks that a burst has needed, at most 64 wait for the next one."""
+        """Of many tasks that a burst has needed, at most 1,024 wait for the next one."""
 
-        @alto.stage(concurrency=100)
+        @alto.stage(concurrency=1100)
         async def work(k: int) -> int:
             await anyio.sleep(1)
             return k
 
-        async with pipeline_of(work).open(capacity=200) as app:
-            async with app.stream(tuple(range(100))) as results:
+        async with pipeline_of(work).open(capacity=2000) as app:
+            async with app.stream(tuple(range(1100))) as results:
                 await anyio.sleep(0.5)
-                assert len(self.tasks()) == 100
-                assert sorted(await results.list()) == list(range(100))
+                assert len(self.tasks()) == 1100
+                assert sorted(await results.list()) == list(range(1100))
             await anyio.sleep(1)
-            assert len(self.tasks()) == 64
+            assert len(self.tasks()) == 1024
 
     async def test_one_outlives_the_cancellation_of_its_call(self) -> None:
         """A task whose call alto has cancelled goes on with the next one."""

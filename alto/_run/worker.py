@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Worker",)
 
-_MOST_IDLE = 64  # Idle workers kept per replica; more were needed for a burst and end.
+_MOST_IDLE = 1024  # Idle workers kept per replica, 5 KB each; more were needed for a burst and end.
+
+_MANY = 256  # Calls, or items of a generator, after which others get a turn.
 
 
 class _Driven:
@@ -65,13 +67,15 @@ class _Driven:
 class Worker:
     """One task that runs calls of one replica."""
 
-    __slots__ = ("_idle", "call", "queue", "replica", "task")
+    __slots__ = ("_idle", "call", "pauses", "queue", "replica", "task")
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
         """The call it runs, as long as that has not suspended."""
+        self.pauses = False
+        """It lets others have the loop for a moment."""
         self.queue: Lane | Berth | None = None
         """Where that call was taken from, which is out of line in this time."""
         self._idle: asyncio.Future[None] | None = None
@@ -101,6 +105,8 @@ class Worker:
 
     def suspends(self) -> None:
         """The worker is about to wait: its call can be cancelled now, and somebody else may lead."""
+        if self.pauses:  # It leads on in a moment; a second leader would be one too many.
+            return
         call, self.call = self.call, None
         if call is not None:
             call.lane.calls[call.path] = call
@@ -120,7 +126,10 @@ class Worker:
         serve = self._generators if replica.node.spec.stage.generator else self._coroutines
         while not self._is_cancelled():
             if (queue := self._next()) is not None:
-                await serve(queue)
+                if await serve(queue):  # Calls that never wait must not stop the loop.
+                    self.pauses = True
+                    await asyncio.sleep(0)
+                    self.pauses = False
                 continue
             if replica.leader is self:
                 replica.leader = None
@@ -143,10 +152,11 @@ class Worker:
             queue = replica.turns.next_queue()
         return queue
 
-    async def _coroutines(self, queue: Lane | Berth | None) -> None:
-        # Serves until nothing can be started. One permit has been taken for *queue*.
+    async def _coroutines(self, queue: Lane | Berth | None) -> bool:
+        # Serves until nothing can be started, or for long: True then. A permit was taken for *queue*.
         replica = self.replica
         turns, fn, resources = replica.turns, replica.fn, replica.resources
+        calls = 0
         while queue is not None:
             if (start := queue.take()) is None:
                 turns.gave()
@@ -173,23 +183,30 @@ class Worker:
             self.call = self.queue = None
             call.end()
             following = turns.next_after(queue, bool(queue.ready) and not queue.blocked)
-            if following is not None and self._is_cancelled():
-                self._give_up(following)
-                return
+            calls += 1
+            if following is not None and (calls == _MANY or self._is_cancelled()):
+                return self._give_up(following, pauses=calls == _MANY)
             queue = following
+        return False
 
     def _is_cancelled(self) -> bool:
         # By somebody else than alto, for the calls that alto cancels take it back at their end.
         return self.task is not None and self.task.cancelling() > 0
 
-    def _give_up(self, queue: Lane | Berth) -> None:
-        # The task is cancelled: the permit it has for *queue* goes to another worker.
-        self.replica.turns.gave()
+    def _give_up(self, queue: Lane | Berth, *, pauses: bool) -> bool:
+        # The permit for *queue* goes to whoever comes next: another worker, where the task is
+        # cancelled, or this one, which only pauses. Gives *pauses*.
+        replica = self.replica
+        if pauses and replica.leader is None:
+            replica.leader = self
+        replica.turns.gave()
         queue.offer()
+        return pauses
 
-    async def _generators(self, queue: Lane | Berth | None) -> None:
+    async def _generators(self, queue: Lane | Berth | None) -> bool:
         # As above.
         turns = self.replica.turns
+        calls = 0
         while queue is not None:
             if (start := queue.take()) is None:
                 turns.gave()
@@ -197,9 +214,10 @@ class Worker:
             else:
                 await self._run_generator(queue, *start)
                 queue = turns.next_after(queue, bool(queue.ready) and not queue.blocked)
-                if queue is not None and self._is_cancelled():
-                    self._give_up(queue)
-                    return
+                calls += 1
+                if queue is not None and (calls == _MANY or self._is_cancelled()):
+                    return self._give_up(queue, pauses=calls == _MANY)
+        return False
 
     async def _run_generator(  # noqa: C901, PLR0912  # one loop, on the path of every item
         self, queue: Lane | Berth, path: tuple[int, ...], args: list[Any]
@@ -228,7 +246,7 @@ class Worker:
                     is_full, push = lane.inlet(path)
                 if call.untidy and call.must_close:
                     await call.cleanup.close_abandoned()
-                if not children & 0xFF:  # A generator that never waits must not stop the clock.
+                if not children % _MANY:  # A generator that never waits must not stop the clock.
                     await asyncio.sleep(0)
                 if call.cancelled:  # By what it pushed, for example.
                     break  # type: ignore[unreachable]  # the attribute has changed meanwhile
