@@ -1,0 +1,250 @@
+"""Running requests through both versions of an application, and what they took."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import attrs
+
+import alto
+from alto.engines.profiles import A100_7B, EngineProfile
+from alto.sched import Policy
+from alto.testing import run_virtual
+from bench._apps.common import Application, Desk, Run, Search
+from bench._apps.engines import FIND_S, Idle, Real, Recorded, Says, Simulation, busy
+
+SIDES: Final = ("alto", "langgraph")
+WARM_UP: Final = 8
+"""Clients of a warm-up: kernels and caches of the engines, and of this program."""
+ALONE: Final = 4
+"""Requests that are made one at a time to see how fast an idle engine is."""
+LOOK_S: Final = 0.0203
+"""Between two looks at what the engines do."""
+
+
+@attrs.frozen(kw_only=True)
+class Taken:
+    """What a number of requests took, in seconds."""
+
+    first: list[float]
+    """Until the first useful result was with the caller, by request."""
+    latency: list[float]
+    """Until the result was."""
+    span: float
+    """From the first request to the last result."""
+    busy: float
+    """Part of the engines that had something to do, the mean over the time."""
+    results: list[Any]
+
+    def figures(self) -> dict[str, float]:
+        """What is reported."""
+        return {
+            "median_s": statistics.median(self.latency),
+            "p99_s": quantile(self.latency, 0.99),
+            "first_median_s": statistics.median(self.first),
+            "first_p99_s": quantile(self.first, 0.99),
+            "throughput": len(self.latency) / self.span,
+            "utilisation": self.busy,
+        }
+
+
+Round = dict[str, Taken]
+"""What both sides took, one after the other."""
+
+
+@attrs.frozen(kw_only=True)
+class Cell:
+    """An application at a load."""
+
+    application: Application
+    clients: int
+    rounds: list[Round]
+    bound: Taken
+    """What its requests take at least."""
+
+    def taken(self, name: str) -> Taken:
+        """What one side took in all rounds."""
+        each = [turn[name] for turn in self.rounds]
+        return Taken(
+            first=[value for taken in each for value in taken.first],
+            latency=[value for taken in each for value in taken.latency],
+            span=sum(taken.span for taken in each),
+            busy=statistics.fmean(taken.busy for taken in each),
+            results=[value for taken in each for value in taken.results],
+        )
+
+    def different(self) -> int:
+        """Requests whose results are not the same on both sides."""
+        pairs = zip(self.taken("alto").results, self.taken("langgraph").results, strict=True)
+        return sum(mine != theirs for mine, theirs in pairs)
+
+    def unsteady(self) -> int:
+        """Requests for which a side had not the same result in every round."""
+        count = 0
+        for name in SIDES:
+            each = zip(*(turn[name].results for turn in self.rounds), strict=True)
+            count += sum(any(other != results[0] for other in results) for results in each)
+        return count
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """The smallest value that at least *part* of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
+
+
+async def drive(
+    run: Run, inputs: Sequence[Any], clients: int, engines: Callable[[], Sequence[int]]
+) -> Taken:
+    """Have so many clients make the requests, each one after the other."""
+    clock = asyncio.get_running_loop().time
+    first = [math.nan] * len(inputs)
+    latency = [math.nan] * len(inputs)
+    results: list[Any] = [None] * len(inputs)
+    turns = iter(range(len(inputs)))
+    seen: list[float] = []
+
+    async def serve(turn: int) -> None:
+        began = clock()
+
+        def useful() -> None:
+            if math.isnan(first[turn]):
+                first[turn] = clock() - began
+
+        results[turn] = await run(inputs[turn], useful)
+        latency[turn] = clock() - began
+        useful()  # where nothing came before it, the result is the first
+
+    async def client() -> None:
+        for turn in turns:
+            await serve(turn)
+
+    began = clock()
+    async with asyncio.TaskGroup() as watching:
+        watch = watching.create_task(busy(engines, LOOK_S, seen))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(clients):
+                tasks.create_task(client())
+        span = clock() - began
+        watch.cancel()
+    return Taken(
+        first=first, latency=latency, span=span, busy=statistics.fmean(seen), results=results
+    )
+
+
+def side(application: Application, name: str) -> Callable[[Desk], Any]:
+    """One of its two versions."""
+    return application.alto if name == "alto" else application.langgraph
+
+
+def bound(
+    application: Application,
+    inputs: Sequence[Any],
+    profile: EngineProfile,
+    says: Says,
+    find: Search,
+) -> Taken:
+    """What the requests take where nothing but their longest chain of calls takes time."""
+
+    async def main() -> Taken:
+        desk = Desk(llm=alto.LLM(Idle(profile, says)), find=find)
+        async with application.alto(desk) as run:
+            return await drive(run, inputs, 1, lambda: [1])
+
+    return run_virtual(main)
+
+
+# ------------------------------------------------------------------------------ simulated engines
+
+
+def simulated(
+    application: Application,
+    inputs: Sequence[Any],
+    clients: int,
+    profile: EngineProfile,
+    policy: Callable[[], Policy],
+) -> list[Round]:
+    """Run both sides on new simulated engines each, on virtual time."""
+
+    async def main(name: str) -> Taken:
+        engines = Simulation(profile, application.says, policy())
+        await engines.start()
+        try:
+            desk = Desk(llm=alto.LLM(engines), find=Search(seconds=FIND_S))
+            async with side(application, name)(desk) as run:
+                return await drive(run, inputs, clients, engines.running)
+        finally:
+            await engines.stop()
+
+    return [{name: run_virtual(main, name) for name in SIDES}]
+
+
+# ------------------------------------------------------------------------------------ vLLM's engines
+
+
+@attrs.frozen
+class Heard:
+    """What a real engine said and took, when it had one request at a time."""
+
+    says: Says
+    profile: EngineProfile
+    """Of an engine whose every token takes what the fastest took."""
+    find: Search
+
+    @classmethod
+    def of(cls, engine: Recorded, find: Search) -> Heard:
+        """From what was recorded."""
+        token = min(engine.token_s)
+        profile = attrs.evolve(
+            A100_7B, name="recorded", source="the fastest call of this run", base_s=token,
+            per_sequence_s=0.0, per_context_token_s=0.0,
+            latency_s=max(0.0, min(engine.first_s) - token),
+        )  # fmt: skip
+        took = min(find.took, default=0.0)
+        return cls(engine.said.__getitem__, profile, Search(seconds=took, found={**find.found}))
+
+
+async def interleaved(
+    real: Real, application: Application, cells: Sequence[tuple[int, Sequence[Any]]], rounds: int
+) -> dict[int, list[Round]]:
+    """Run both sides in turns on the same engines; each round begins with another one.
+
+    Alto has been warmed up by `hear`.
+    """
+    done: dict[int, list[Round]] = {}
+    desk = real.desk(application)
+    async with AsyncExitStack() as stack:
+        runs = {
+            name: await stack.enter_async_context(side(application, name)(desk)) for name in SIDES
+        }
+        longest = max((inputs for _, inputs in cells), key=len)
+        await drive(runs["langgraph"], longest, WARM_UP, real.running)
+        for clients, inputs in cells:
+            done[clients] = []
+            for number in range(rounds):
+                turn: Round = {}
+                for name in SIDES if number % 2 == 0 else SIDES[::-1]:
+                    gc.collect()
+                    turn[name] = await drive(runs[name], inputs, clients, real.running)
+                done[clients].append(turn)
+            print(f"{application.name}, {clients} at once", file=sys.stderr, flush=True)
+    return done
+
+
+async def hear(real: Real, application: Application, inputs: Sequence[Any]) -> Heard:
+    """Note what the engines say to the requests, and how fast they are with one at a time."""
+    engine = Recorded(real.llm)
+    async with application.alto(real.desk(application, engine)) as run:
+        await drive(run, inputs, WARM_UP, real.running)
+        engine.first_s.clear()
+        engine.token_s.clear()
+        real.find.took.clear()
+        await drive(run, inputs[:ALONE], 1, real.running)
+    return Heard.of(engine, real.find)

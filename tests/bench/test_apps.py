@@ -1,0 +1,68 @@
+"""The four applications give the same in alto and in LangGraph, on simulated engines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+APPS = {"verification", "tree_of_thoughts", "map_reduce", "retrieval"}
+RATIOS = {"median_ratio", "p99_ratio", "first_result_ratio", "throughput_ratio"}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.realtime,
+    pytest.mark.skipif(importlib.util.find_spec("langgraph") is None, reason="no langgraph"),
+]
+
+
+def run(*arguments: str) -> str:
+    """What the benchmark prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.apps", "--short", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=55, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_both_sides_give_the_same_and_no_run_is_shorter_than_its_bound(tmp_path: Path) -> None:
+    """Every application and load has equal results, ratios, and a bound that nothing passes."""
+    out = tmp_path / "apps.json"
+    result = json.loads(run("--json", "--requests", "4", "--clients", "1", "3", "--out", str(out)))
+    assert json.loads(out.read_text()) == result
+    assert set(result["apps"]) == APPS
+    for cells in result["apps"].values():
+        assert set(cells) == {"1", "3"}
+        for cell in cells.values():
+            assert cell["equal"] is True
+            assert cell["different"] == cell["unsteady"] == 0
+            assert cell["requests"] == 4
+            assert set(cell) >= RATIOS
+            for side in ("alto", "langgraph"):
+                assert 0 < cell[side]["first_median_s"] <= cell[side]["median_s"]
+                assert 0 < cell[side]["utilisation"] <= 1
+                for figure, least in cell["least"].items():
+                    assert cell[side][figure] >= least * (1 - 1e-9)
+            for ratio in ("median_ratio", "first_result_ratio"):
+                assert cell[ratio] <= cell["bound"][ratio] * (1 + 1e-9)
+    assert len(result["goals"]) == 2 * len(APPS)
+    for row in result["goals"]:
+        assert row["holds"] == (row["measured"] >= float(row["aim"].removeprefix(">= ")))
+    assert {"machine", "versions", "options", "seed"} <= set(result)
+
+
+def test_the_table_ends_with_the_goals() -> None:
+    """Without ``--json`` there is a table, and the goals with their bounds below it."""
+    text = run(
+        "--requests", "2", "--clients", "2", "--apps", "retrieval", "--policy", "least_loaded"
+    )
+    assert "langgraph" in text
+    assert "equal" in text
+    goals = text.split("goal, at the worst load")[1]
+    assert goals.count("retrieval: ") == 2
