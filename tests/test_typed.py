@@ -187,7 +187,10 @@ class TestTypes:
         kind = attrs.make_class(
             "Kind", {"properties": attrs.field(type=dict[str, Movie], factory=dict)}
         )
-        assert schema_of(list[kind]).json == {
+        found = schema_of(list[kind]).json
+        # Newer versions of msgspec say what a factory gives, older ones do not.
+        found["$defs"]["Kind"]["properties"]["properties"].pop("default", None)
+        assert found == {
             "type": "array",
             "items": {"$ref": "#/$defs/Kind"},
             "$defs": {
