@@ -26,6 +26,7 @@ class Goal(NamedTuple):
     measured: float | None
     holds: bool | None
     """None: not measured."""
+    note: str = ""
 
 
 class Short(NamedTuple):
@@ -38,7 +39,10 @@ class Short(NamedTuple):
 
 def _own(result: dict[str, Any]) -> list[Goal]:
     """The goals that a benchmark marks by itself."""
-    return [Goal(row["goal"], row["aim"], row["measured"], row["holds"]) for row in result["goals"]]
+    return [
+        Goal(row["goal"], row["aim"], row["measured"], row["holds"], row.get("note", ""))
+        for row in result["goals"]
+    ]
 
 
 def _goal(label: str, measured: float | None, least: float | None, most: float | None) -> Goal:
@@ -85,6 +89,8 @@ SHORT: dict[str, Short] = {
          "pooled", "barrier", "alto"),
         _own,
     ),
+    "scale": Short(("--short",), _own),
+    "apps": Short(("--short",), _own),
 }  # fmt: skip
 """In the order in which they run."""
 
@@ -112,7 +118,8 @@ def table(found: dict[str, list[Goal]]) -> str:
     for name, goals in found.items():
         for goal in goals:
             figure = "-" if goal.measured is None else f"{goal.measured:.3g}"
-            lines.append(f"{name:<16}{goal.goal:<62}{goal.aim:>9}{figure:>11}  {words[goal.holds]}")
+            word = words[goal.holds] + (f", {goal.note}" if goal.note else "")
+            lines.append(f"{name:<16}{goal.goal:<62}{goal.aim:>9}{figure:>11}  {word}")
     return "\n".join(lines)
 
 

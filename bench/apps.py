@@ -12,7 +12,7 @@ code takes any time there, so the figures are those of the hand-over alone, and 
 the model of the verification example; both sides take turns for ``--rounds`` rounds. That model was not
 trained for trees and summaries: there it is held to one text by ``choice``, so its engine does the work
 for every token, and the words are those of the simulation. Prefix caches are off, or whoever comes
-second would find the prompts of the first.
+second would find the prompts of the first. *Cores* is the part of this machine's cores that was at work.
 
 ``--clients`` at once make ``--requests`` requests, each one after the other. *First* is the first useful
 result that the caller gets: a verdict, a valued proposal, a note, a reranked list. *Engines* is the part
@@ -20,7 +20,8 @@ of them that runs anything. Ratios are LangGraph's time over alto's; on vLLM the
 but for those of P99, which are of all rounds together. *At most* is what the ratio could be
 if alto's time were that of the longest chain of calls, each begun with the piece that it needs, on an
 engine of its own that reads prompts for nothing; at more than one client nobody has such engines, so it is
-a bound, and no promise. On vLLM its tokens take what the fastest call took.
+a bound, and no promise. On vLLM its tokens take what the fastest call took, and cores that LangGraph
+keeps busy already bound the latency too: the same work takes them as long, whatever its order.
 
 Results that differ end the command with 1. On a real engine a near-tie between two tokens may go either
 way, as batches differ; ``unsteady`` counts requests for which a side differs from itself.
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
 APPS = ("verification", "tree_of_thoughts", "map_reduce", "retrieval")
 MODULES = {"tree_of_thoughts": "tree"}
 CLIENTS = (1, 4, 16)
-REQUESTS = {"simulated": 144, "vllm": 32}
+REQUESTS = {"simulated": 144, "vllm": 48}
 SHORT = 24
 PER_CLIENT = 3
-"""Requests for each client on vLLM, at most, in a round; and one more."""
+"""Requests for each client on vLLM in a round, at most."""
+LEAST = 12
+"""Requests in a round on vLLM at least, where so many are asked for."""
 
 
 def applications(names: Sequence[str]) -> list[Application]:
@@ -91,7 +94,8 @@ def on_vllm(options: argparse.Namespace) -> Iterator[Cell]:
             for application in applications(options.apps):
                 inputs = application.inputs(random.Random(options.seed), options.requests)
                 cells = [
-                    (clients, inputs[: PER_CLIENT * clients + 1]) for clients in options.clients
+                    (clients, inputs[: max(LEAST, PER_CLIENT * clients)])
+                    for clients in options.clients
                 ]
                 longest = max((given for _, given in cells), key=len)
                 heard = await hear(real, application, longest)

@@ -7,8 +7,9 @@ import gc
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -42,9 +43,12 @@ class Taken:
     busy: float
     """Part of the engines that had something to do, the mean over the time."""
     results: list[Any]
+    cores: float | None = None
+    """Part of this machine's cores that was at work, whoever's; None: not known, or nobody's."""
 
     def figures(self) -> dict[str, float]:
         """What is reported."""
+        cores = {} if self.cores is None else {"cores": self.cores}
         return {
             "median_s": statistics.median(self.latency),
             "p99_s": quantile(self.latency, 0.99),
@@ -52,6 +56,7 @@ class Taken:
             "first_p99_s": quantile(self.first, 0.99),
             "throughput": len(self.latency) / self.span,
             "utilisation": self.busy,
+            **cores,
         }
 
 
@@ -77,6 +82,7 @@ class Cell:
             latency=[value for taken in each for value in taken.latency],
             span=sum(taken.span for taken in each),
             busy=statistics.fmean(taken.busy for taken in each),
+            cores=mean(taken.cores for taken in each),
             results=[value for taken in each for value in taken.results],
         )
 
@@ -94,6 +100,26 @@ class Cell:
         return count
 
 
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def worked() -> tuple[float, float] | None:
+    """What the machine's cores have worked, and what they have been there for; None: not Linux.
+
+    Work of low priority (``nice``) is left out: it takes what nobody else wants.
+    """
+    try:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+    except OSError:
+        return None
+    user, nice, system, idle, waiting, *interrupts = map(float, line.split()[1:8])
+    done = user + system + sum(interrupts)
+    return done, done + nice + idle + waiting
+
+
 def quantile(values: Sequence[float], part: float) -> float:
     """The smallest value that at least *part* of the values do not exceed."""
     ordered = sorted(values)
@@ -101,9 +127,17 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 async def drive(
-    run: Run, inputs: Sequence[Any], clients: int, engines: Callable[[], Sequence[int]]
+    run: Run,
+    inputs: Sequence[Any],
+    clients: int,
+    engines: Callable[[], Sequence[int]],
+    *,
+    real: bool = False,
 ) -> Taken:
-    """Have so many clients make the requests, each one after the other."""
+    """Have so many clients make the requests, each one after the other.
+
+    With *real* time what the cores do is noted.
+    """
     clock = asyncio.get_running_loop().time
     first = [math.nan] * len(inputs)
     latency = [math.nan] * len(inputs)
@@ -126,6 +160,7 @@ async def drive(
         for turn in turns:
             await serve(turn)
 
+    before = worked() if real else None
     began = clock()
     async with asyncio.TaskGroup() as watching:
         watch = watching.create_task(busy(engines, LOOK_S, seen))
@@ -134,9 +169,14 @@ async def drive(
                 tasks.create_task(client())
         span = clock() - began
         watch.cancel()
+    after = worked() if real else None
+    cores = None
+    if before is not None and after is not None and after[1] > before[1]:
+        cores = (after[0] - before[0]) / (after[1] - before[1])
     return Taken(
-        first=first, latency=latency, span=span, busy=statistics.fmean(seen), results=results
-    )
+        first=first, latency=latency, span=span, busy=statistics.fmean(seen), results=results,
+        cores=cores,
+    )  # fmt: skip
 
 
 def side(application: Application, name: str) -> Callable[[Desk], Any]:
@@ -232,7 +272,7 @@ async def interleaved(
                 turn: Round = {}
                 for name in SIDES if number % 2 == 0 else SIDES[::-1]:
                     gc.collect()
-                    turn[name] = await drive(runs[name], inputs, clients, real.running)
+                    turn[name] = await drive(runs[name], inputs, clients, real.running, real=True)
                 done[clients].append(turn)
             print(f"{application.name}, {clients} at once", file=sys.stderr, flush=True)
     return done

@@ -17,7 +17,7 @@ from alto.engines.profiles import EngineProfile
 from alto.model import EngineStatistics, GenerateRequest
 from alto.sched import LeastLoaded, Policy, PromptAware
 from bench._apps.common import Application, Desk, Search
-from examples.verification.engines import choose, quiet
+from examples.verification.engines import ONE_PROCESS, choose, quiet
 from examples.verification.model import prompts as forms
 
 ENGINES: Final = 2
@@ -217,8 +217,7 @@ async def vllm(policy: Policy) -> AsyncIterator[Real]:
         os.environ.setdefault(name, value)
     llm = alto.VLLM(
         forms.WEIGHTS, name="apps", replicas=ENGINES, max_model_len=512, enforce_eager=True,
-        kv_cache_memory_bytes=128 << 20, enable_prefix_caching=False,
-        policy=policy,
+        kv_cache_memory_bytes=128 << 20, enable_prefix_caching=False, policy=policy, **ONE_PROCESS,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
         with quiet():

@@ -34,6 +34,12 @@ _ENVIRONMENT: Final = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
+ONE_PROCESS: Final = {
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+}
+"""For a small model on CPUs, whose one thread needs no cores of its own: the engine's scheduler and
+its model share a process, instead of two that wait for each other by spinning."""
+
 
 class NoModel(Exception):
     """A model that is not there; the message says what to do."""
@@ -89,7 +95,7 @@ def choose(model: str | None, encoder: str, *, pace: float | None = None) -> Eng
     if model is None and not gpu:  # a small model: threads would only wait for each other
         environment["OMP_NUM_THREADS"] = "1"
     return Engines(
-        llm=_trained() if model is None else _instructed(model, gpu=gpu),
+        llm=_trained(gpu=gpu) if model is None else _instructed(model, gpu=gpu),
         encoder=None if encoder == "none" else _encoder(encoder, gpu=gpu),
         model=Trained(pace) if model is None else Instructed(),
         note=note,
@@ -97,10 +103,11 @@ def choose(model: str | None, encoder: str, *, pace: float | None = None) -> Eng
     )
 
 
-def _trained() -> alto.VLLM:
+def _trained(*, gpu: bool) -> alto.VLLM:
+    on_it: dict[str, Any] = {} if gpu else ONE_PROCESS
     return alto.VLLM(
         forms.WEIGHTS, name="verification", max_model_len=512, enforce_eager=True,
-        kv_cache_memory_bytes=128 << 20,
+        kv_cache_memory_bytes=128 << 20, **on_it,
     )  # fmt: skip
 
 
@@ -111,7 +118,9 @@ def _instructed(model: str, *, gpu: bool) -> alto.VLLM:
 
 def _encoder(model: str, *, gpu: bool) -> alto.VLLM:
     memory: dict[str, Any] = (
-        {"gpu_memory_utilization": 0.1} if gpu else {"kv_cache_memory_bytes": 64 << 20}
+        {"gpu_memory_utilization": 0.1}
+        if gpu
+        else {"kv_cache_memory_bytes": 64 << 20, **ONE_PROCESS}
     )
     return alto.VLLM(
         model, name="encoder", runner="pooling", dtype="float32",
