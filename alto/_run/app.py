@@ -34,6 +34,7 @@ from alto._run.checks import (
     check_options,
     check_priority,
 )
+from alto._run.crew import Crew
 from alto._run.handles import StreamHandle
 from alto._run.lane import Lane
 from alto._run.map import MapHandle, Progress, map_requests
@@ -100,6 +101,7 @@ class App:
         self._resources = Resources(declaration, resources)
         self._values = resources
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._crew: Crew | None = None
         self._installed: dict[int, Installed] = {}
         self._requests: set[Request] = set()
         self._feeders: set[anyio.CancelScope] = set()
@@ -128,6 +130,8 @@ class App:
         self._context = contextvars.copy_context()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
+        self._crew = Crew(self._loop, self._context, self._worker_failed)
+        self._tasks.start_soon(self._crew.stand)
         try:
             await self._set_up()
         except BaseException:
@@ -198,6 +202,8 @@ class App:
         for _, node in self._named_nodes():
             node.close()
         self._keepers.give_up()
+        if self._crew is not None:
+            self._crew.close()
 
     async def _quieten(self) -> asyncio.CancelledError | None:
         # Returns a cancellation that came meanwhile.
@@ -315,20 +321,15 @@ class App:
 
     def spawn_worker(self, worker: Worker) -> None:
         """Start a worker's task."""
-        assert self._tasks is not None
-        name = f"alto {worker.replica.node.plan.name}"
-        # Stages see the context variables of whoever opened the app, not of some request.
-        self._context.copy().run(
-            partial(self._tasks.start_soon, partial(self._work, worker), name=name)
-        )
+        assert self._crew is not None
+        self._crew.spawn(worker.main(), f"alto {worker.replica.node.plan.name}")
 
-    async def _work(self, worker: Worker) -> None:
-        try:
-            await worker.main()
-        except Exception:  # Alto's own fault: calls may never end, and nobody must wait for them.
-            for request in list(self._requests):
-                request.give_up()
-            raise
+    def _worker_failed(self) -> None:
+        # Alto's own fault: calls may never end, and nobody must wait for them.
+        for request in list(self._requests):
+            request.give_up()
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
 
     def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None

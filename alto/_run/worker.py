@@ -6,10 +6,10 @@ call without a task switch. The moment it suspends, it stops being leader, and i
 start another worker is woken. So work that never waits costs no wake-ups, and work that waits gets
 as many workers as there are permits.
 
-To see the moment of suspension a worker drives its own loop by hand (:class:`_Driven`), passing
+To see the moment of suspension a worker drives its own loop by hand (:func:`_driven`), passing
 every future through unchanged.
 
-Workers shield themselves from cancellation from outside: the app ends them by saying so, after
+Workers are in no cancel scope (crew.py): the app ends them by saying so, after
 their calls have ended. A single call is cancelled with ``Task.cancel`` (see ``Call.cancel``),
 once, and what the call does to clean up runs undisturbed.
 """
@@ -17,11 +17,9 @@ once, and what the call does to clean up runs undisturbed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine, Generator
+from types import coroutine
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from alto._aio import current_call
 from alto._run.call import Call
@@ -38,30 +36,22 @@ _MOST_IDLE = 1024  # Idle workers kept per replica, 5 KB each; more were needed 
 _MANY = 256  # Calls, or items of a generator, after which others get a turn.
 
 
-class _Driven:
+@coroutine
+def _driven(worker: Worker, work: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Await a coroutine, and tell the worker whenever it is about to suspend."""
-
-    __slots__ = ("_coroutine", "_worker")
-
-    def __init__(self, worker: Worker, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._worker = worker
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        send, throw = self._coroutine.send, self._coroutine.throw
-        suspends = self._worker.suspends
-        thrown: BaseException | None = None
-        while True:
-            try:
-                waited_for = send(None) if thrown is None else throw(thrown)
-            except StopIteration:
-                return
-            suspends()
-            thrown = None
-            try:
-                yield waited_for
-            except BaseException as error:  # noqa: BLE001  # passed on to where it belongs
-                thrown = error
+    # No bound method is kept while it waits: each is one more object for the garbage collector.
+    thrown: BaseException | None = None
+    while True:
+        try:
+            waited_for = work.send(None) if thrown is None else work.throw(thrown)
+        except StopIteration:
+            return
+        worker.suspends()
+        thrown = None
+        try:
+            yield waited_for
+        except BaseException as error:  # noqa: BLE001  # passed on to where it belongs
+            thrown = error
 
 
 class Worker:
@@ -83,20 +73,16 @@ class Worker:
     async def main(self) -> None:
         """Run calls until the app ends."""
         self.task = asyncio.current_task()
-        with anyio.CancelScope(shield=True):
-            try:
-                await _Driven(self, self._loop())
-            finally:
-                replica = self.replica
-                if self in replica.idle:  # Cancelled by the loop, which is going down.
-                    replica.idle.remove(self)
-                if replica.leader is self:
-                    replica.leader = None
-                if replica.turns.has_next and not replica.closing:
-                    replica.kick()
-            if self._is_cancelled():  # By its stage. The app's tasks are not to end with it.
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)
+        try:
+            await _driven(self, self._loop())
+        finally:
+            replica = self.replica
+            if self in replica.idle:  # Cancelled by the loop, which is going down.
+                replica.idle.remove(self)
+            if replica.leader is self:
+                replica.leader = None
+            if replica.turns.has_next and not replica.closing:
+                replica.kick()
 
     def wake(self) -> None:
         """Stop being idle. No effect on a worker that has not begun yet."""
@@ -123,10 +109,11 @@ class Worker:
 
     async def _loop(self) -> None:
         replica = self.replica
-        serve = self._generators if replica.node.spec.stage.generator else self._coroutines
+        generators = replica.node.spec.stage.generator
         while not self._is_cancelled():
             if (queue := self._next()) is not None:
-                if await serve(queue):  # Calls that never wait must not stop the loop.
+                served = self._generators(queue) if generators else self._coroutines(queue)
+                if await served:  # Calls that never wait must not stop the loop.
                     self.pauses = True
                     await asyncio.sleep(0)
                     self.pauses = False
