@@ -6,9 +6,9 @@ can go on by itself is in one node, so nothing waits for a superstep that need n
 (greedy), search, the engines and the pool in front of them are the same objects for both, and so must be
 the results, item by item and in order.
 
-``--engine simulated``: two engines of ``--profile`` on virtual time, new for each run. Neither side's own
+``--engine simulated``: engines of ``--profile`` on virtual time, new for each run. Neither side's own
 code takes any time there, so the figures are those of the hand-over alone, and repeat exactly.
-``--engine vllm``: two vLLM engines on this machine's CPU and a sentence encoder, in this process, with
+``--engine vllm``: vLLM's engines on this machine's CPU and a sentence encoder, in this process, with
 the model of the verification example; both sides take turns for ``--rounds`` rounds. That model was not
 trained for trees and summaries: there it is held to one text by ``choice``, so its engine does the work
 for every token, and the words are those of the simulation. Prefix caches are off, or whoever comes
@@ -16,12 +16,14 @@ second would find the prompts of the first. *Cores* is the part of this machine'
 
 ``--clients`` at once make ``--requests`` requests, each one after the other. *First* is the first useful
 result that the caller gets: a verdict, a valued proposal, a note, a reranked list. *Engines* is the part
-of them that runs anything. Ratios are LangGraph's time over alto's; on vLLM the median over the rounds,
-but for those of P99, which are of all rounds together. *At most* is what the ratio could be
-if alto's time were that of the longest chain of calls, each begun with the piece that it needs, on an
-engine of its own that reads prompts for nothing; at more than one client nobody has such engines, so it is
-a bound, and no promise. On vLLM its tokens take what the fastest call took, and cores that LangGraph
-keeps busy already bound the latency too: the same work takes them as long, whatever its order.
+of them that runs anything, *batch* how many generations each of those runs. Ratios are LangGraph's time
+over alto's; on vLLM the median over the rounds, but for those of P99, which are of all rounds together.
+
+*At most* is what the ratio could be if alto's time were that of the longest chain of calls, each begun
+with the piece that it needs, on an engine of its own that reads prompts for nothing; at more than one
+client nobody has such engines, so it is a bound, and no promise. On vLLM its tokens take what the fastest
+call took, and cores that LangGraph keeps busy already bound the latency too: the same work takes them as
+long, whatever its order.
 
 Results that differ end the command with 1. On a real engine a near-tie between two tokens may go either
 way, as batches differ; ``unsteady`` counts requests for which a side differs from itself.
@@ -78,7 +80,9 @@ def on_simulated(options: argparse.Namespace) -> Iterator[Cell]:
         inputs = application.inputs(random.Random(options.seed), options.requests)
         least = bound(application, inputs, profile, application.says, Search(seconds=FIND_S))
         for clients in options.clients:
-            rounds = simulated(application, inputs, clients, profile, POLICIES[options.policy])
+            rounds = simulated(
+                application, inputs, clients, profile, POLICIES[options.policy], options.engines
+            )
             yield Cell(application=application, clients=clients, rounds=rounds, bound=least)
 
 
@@ -90,7 +94,7 @@ def on_vllm(options: argparse.Namespace) -> Iterator[Cell]:
     found = []
 
     async def main() -> None:
-        async with vllm(POLICIES[options.policy]()) as real:
+        async with vllm(POLICIES[options.policy](), options.engines) as real:
             for application in applications(options.apps):
                 inputs = application.inputs(random.Random(options.seed), options.requests)
                 cells = [
@@ -150,6 +154,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--clients", nargs="+", type=int, default=list(CLIENTS), help=f"default {CLIENTS}")
     add("--requests", type=int, help=f"of a run; default {REQUESTS}")
     add("--rounds", type=int, default=5, help="turns of each side on vLLM")
+    add("--engines", type=int, help="default 2; on vLLM one for every two cores")
     add("--profile", default="a100-7b", help="of simulated engines, see alto.engines.profiles")
     add("--policy", default="prompt_aware", choices=("prompt_aware", "least_loaded"),
         help="of the pool, for both sides")  # fmt: skip
@@ -158,10 +163,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.requests is None:
         options.requests = SHORT if options.short else REQUESTS[options.engine]
+    if options.engines is None:
+        two = options.engine == "simulated"
+        options.engines = 2 if two else max(1, (os.cpu_count() or 1) // 2)
     if options.short and options.engine != "simulated":
         parser.error("--short is for simulated engines")
-    if min([*options.clients, options.requests, options.rounds]) < 1:
-        parser.error("--clients, --requests and --rounds must be at least 1")
+    if min([*options.clients, options.requests, options.rounds, options.engines]) < 1:
+        parser.error("--clients, --requests, --rounds and --engines must be at least 1")
     return options
 
 

@@ -3,7 +3,7 @@
 Every figure comes from a process of its own. Costs are CPU time, the median of ``--rounds``; memory is
 what tracemalloc sees while all items wait, values not counted, and the growth of the resident set. All
 items are in flight at once (``bench/_scale/items.py`` says how they are held); engines are simulated and
-run, as do the open requests, on the virtual clock.
+run, as do the open requests, on the virtual clock. Beside these: the same work as bare tasks of asyncio.
 
 Goals: the cost of an item flat within 1.2 times from 1,000 up, at most 1 KB for a waiting item, and
 100,000 text chunks a second on one core, from an engine through a sentence splitter.
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from bench._scale import flow
@@ -52,7 +53,7 @@ def items(shape: Shape, count: int, rounds: int) -> dict[str, float]:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
-    found: dict[str, Any] = {"shapes": {}, "engines": {}, "requests": {}}
+    found: dict[str, Any] = {"shapes": {}, "engines": {}, "requests": {}, "bare_requests": {}}
     for shape in SHAPES:
         found["shapes"][shape] = {}
         for count in options.items:
@@ -64,9 +65,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         _say(f"{count} engines: {found['engines'][str(count)]}")
     for count in options.requests:
         again = max(1, CALLS // count)
-        costs = [alone(flow.requests, count, again) for _ in range(options.rounds)]
-        found["requests"][str(count)] = {"us_per_item": round(statistics.median(costs), 3)}
-        _say(f"{count} requests at a time: {found['requests'][str(count)]}")
+        for key, function in (("requests", flow.requests), ("bare_requests", flow.bare_requests)):
+            costs = [alone(function, count, again) for _ in range(options.rounds)]
+            found[key][str(count)] = row = {"us_per_item": round(statistics.median(costs), 3)}
+            _say(f"{count} {key.replace('_', ' ')} at a time: {row}")
     rates = [alone(flow.chunks, 2_000, 20) for _ in range(options.rounds)]
     for name in rates[0]:
         found[f"chunks_{name}"] = round(statistics.median(row[name] for row in rates))
@@ -139,8 +141,12 @@ def table(result: dict[str, Any]) -> str:
         ]
     lines.append(f"{'engines':<10}{'us a call, simulated engine included':>40}")
     lines += [f"{n:>10}{row['us_per_call']:40.1f}" for n, row in result["engines"].items()]
-    lines.append(f"{'requests':<10}{'us an item':>12}")
-    lines += [f"{n:>10}{row['us_per_item']:12.2f}" for n, row in result["requests"].items()]
+    lines.append(f"{'requests':<10}{'us an item':>12}{'as bare tasks':>15}")
+    bare = result["bare_requests"]
+    lines += [
+        f"{n:>10}{row['us_per_item']:12.2f}{bare[n]['us_per_item']:15.2f}"
+        for n, row in result["requests"].items()
+    ]
     lines += [
         (
             f"text chunks a second: {result['chunks_per_s']:,}; "
@@ -173,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--engines", type=_positive, nargs="+", default=list(ENGINES))
     add("--requests", type=_positive, nargs="+", default=list(REQUESTS), help="open at once")
     add("--short", action="store_true", help="one round, and less of everything")
+    add("--out", help="also write the JSON to this file")
     add("--profile", action="store_true", help="only say where the time of the chunks goes")
     options = parser.parse_args(arguments)
     if any(count % 4 for count in options.items):
@@ -184,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.rounds, options.engines, options.requests = 1, [1, 8], [10, 200]
         options.items = [1_000, 20_000]
     result = whole(options)
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result) if options.json else table(result))
 
 

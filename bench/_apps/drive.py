@@ -19,7 +19,7 @@ from alto.engines.profiles import A100_7B, EngineProfile
 from alto.sched import Policy
 from alto.testing import run_virtual
 from bench._apps.common import Application, Desk, Run, Search
-from bench._apps.engines import FIND_S, Idle, Real, Recorded, Says, Simulation, busy
+from bench._apps.engines import FIND_S, Idle, Look, Real, Recorded, Says, Simulation, look, running
 
 SIDES: Final = ("alto", "langgraph")
 WARM_UP: Final = 8
@@ -42,6 +42,8 @@ class Taken:
     """From the first request to the last result."""
     busy: float
     """Part of the engines that had something to do, the mean over the time."""
+    batch: float
+    """Generations at a time of an engine that runs any, the mean over the time."""
     results: list[Any]
     cores: float | None = None
     """Part of this machine's cores that was at work, whoever's; None: not known, or nobody's."""
@@ -56,6 +58,7 @@ class Taken:
             "first_p99_s": quantile(self.first, 0.99),
             "throughput": len(self.latency) / self.span,
             "utilisation": self.busy,
+            "batch": self.batch,
             **cores,
         }
 
@@ -82,6 +85,7 @@ class Cell:
             latency=[value for taken in each for value in taken.latency],
             span=sum(taken.span for taken in each),
             busy=statistics.fmean(taken.busy for taken in each),
+            batch=statistics.fmean(taken.batch for taken in each),
             cores=mean(taken.cores for taken in each),
             results=[value for taken in each for value in taken.results],
         )
@@ -143,7 +147,7 @@ async def drive(
     latency = [math.nan] * len(inputs)
     results: list[Any] = [None] * len(inputs)
     turns = iter(range(len(inputs)))
-    seen: list[float] = []
+    seen: list[Look] = []
 
     async def serve(turn: int) -> None:
         began = clock()
@@ -163,7 +167,7 @@ async def drive(
     before = worked() if real else None
     began = clock()
     async with asyncio.TaskGroup() as watching:
-        watch = watching.create_task(busy(engines, LOOK_S, seen))
+        watch = watching.create_task(look(engines, LOOK_S, seen))
         async with asyncio.TaskGroup() as tasks:
             for _ in range(clients):
                 tasks.create_task(client())
@@ -174,7 +178,8 @@ async def drive(
     if before is not None and after is not None and after[1] > before[1]:
         cores = (after[0] - before[0]) / (after[1] - before[1])
     return Taken(
-        first=first, latency=latency, span=span, busy=statistics.fmean(seen), results=results,
+        first=first, latency=latency, span=span, busy=statistics.fmean(one.busy for one in seen),
+        batch=mean(one.batch for one in seen) or 0.0, results=results,
         cores=cores,
     )  # fmt: skip
 
@@ -210,18 +215,19 @@ def simulated(
     clients: int,
     profile: EngineProfile,
     policy: Callable[[], Policy],
+    engines: int,
 ) -> list[Round]:
     """Run both sides on new simulated engines each, on virtual time."""
 
     async def main(name: str) -> Taken:
-        engines = Simulation(profile, application.says, policy())
-        await engines.start()
+        pool = Simulation(profile, application.says, policy(), engines)
+        await pool.start()
         try:
-            desk = Desk(llm=alto.LLM(engines), find=Search(seconds=FIND_S))
+            desk = Desk(llm=alto.LLM(pool), find=Search(seconds=FIND_S))
             async with side(application, name)(desk) as run:
-                return await drive(run, inputs, clients, engines.running)
+                return await drive(run, inputs, clients, lambda: running(pool))
         finally:
-            await engines.stop()
+            await pool.stop()
 
     return [{name: run_virtual(main, name) for name in SIDES}]
 

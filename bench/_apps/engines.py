@@ -12,7 +12,7 @@ from typing import Final, cast, final
 import attrs
 
 import alto
-from alto.engines import Pool, Simulated
+from alto.engines import Pool, PoolEngine, Simulated
 from alto.engines.profiles import EngineProfile
 from alto.model import EngineStatistics, GenerateRequest
 from alto.sched import LeastLoaded, Policy, PromptAware
@@ -20,7 +20,6 @@ from bench._apps.common import Application, Desk, Search
 from examples.verification.engines import ONE_PROCESS, choose, quiet
 from examples.verification.model import prompts as forms
 
-ENGINES: Final = 2
 FIND_S: Final = 0.026
 """Of a query, simulated: 8 ms of BM25, 3 ms of an encoder, 15 ms of a reranker (bench/_paper)."""
 
@@ -43,23 +42,27 @@ class Simulation:
         profile: Of the engines.
         says: What they say.
         policy: Chooses an engine for a call.
+        engines: How many.
     """
 
     name = "simulation"
 
-    def __init__(self, profile: EngineProfile, says: Says, policy: Policy) -> None:
+    def __init__(
+        self, profile: EngineProfile, says: Says, policy: Policy, engines: int = 2
+    ) -> None:
         self._says = says
         self._texts: dict[tuple[int, ...], str] = {}
         self._pool = Pool([
-            Simulated(profile, self._said, name=f"lm-{number}") for number in range(ENGINES)
+            Simulated(profile, self._said, name=f"lm-{number}") for number in range(engines)
         ], policy=policy)  # fmt: skip
 
     def _said(self, request: GenerateRequest) -> Sequence[str]:
         return self._says(self._texts[tuple(cast("Sequence[int]", request.prompt))])
 
-    def running(self) -> list[int]:
-        """Generations of each engine."""
-        return [engine.statistics.running for engine in self._pool.engines]
+    @property
+    def engines(self) -> tuple[PoolEngine, ...]:
+        """Those of the pool."""
+        return self._pool.engines
 
     async def start(self) -> None:
         """Start the pool."""
@@ -186,11 +189,16 @@ class Recorded:
             self.token_s.append((perf_counter() - first) / (len(texts) - 1))
 
 
+def running(pool: alto.VLLM | Simulation) -> list[int]:
+    """Generations of each engine."""
+    return [engine.statistics.running for engine in pool.engines]
+
+
 @attrs.frozen
 class Real:
-    """vLLM's engines, running, with what is needed to ask them."""
+    """vLLM's engines, or a test's, running, with what is needed to ask them."""
 
-    llm: alto.VLLM
+    llm: alto.VLLM | Simulation
     find: Search
 
     def desk(self, application: Application, engine: alto.Engine | None = None) -> Desk:
@@ -203,12 +211,12 @@ class Real:
 
     def running(self) -> list[int]:
         """Generations of each engine."""
-        return [engine.statistics.running for engine in self.llm.engines]
+        return running(self.llm)
 
 
 @asynccontextmanager
-async def vllm(policy: Policy) -> AsyncIterator[Real]:
-    """Two engines with the verification example's model, and its sentence encoder.
+async def vllm(policy: Policy, engines: int) -> AsyncIterator[Real]:
+    """Engines with the verification example's model, and its sentence encoder.
 
     Without prefix caches: who asks a thing second would else find it there.
     """
@@ -216,7 +224,7 @@ async def vllm(policy: Policy) -> AsyncIterator[Real]:
     for name, value in chosen.environment.items():
         os.environ.setdefault(name, value)
     llm = alto.VLLM(
-        forms.WEIGHTS, name="apps", replicas=ENGINES, max_model_len=512, enforce_eager=True,
+        forms.WEIGHTS, name="apps", replicas=engines, max_model_len=512, enforce_eager=True,
         kv_cache_memory_bytes=128 << 20, enable_prefix_caching=False, policy=policy, **ONE_PROCESS,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
@@ -229,9 +237,20 @@ async def vllm(policy: Policy) -> AsyncIterator[Real]:
         yield Real(llm, Search(encoder=encoder, seconds=FIND_S))
 
 
-async def busy(engines: Callable[[], Sequence[int]], period: float, seen: list[float]) -> None:
-    """Note again and again which part of the engines runs anything; until it is cancelled."""
+@attrs.frozen
+class Look:
+    """What engines run at a moment."""
+
+    busy: float
+    """Part of them that runs anything."""
+    batch: float | None
+    """Generations per engine of those."""
+
+
+async def look(engines: Callable[[], Sequence[int]], period: float, seen: list[Look]) -> None:
+    """Note again and again what the engines run; until it is cancelled."""
     while True:
         running = engines()
-        seen.append(sum(number > 0 for number in running) / len(running))
+        busy = sum(number > 0 for number in running)
+        seen.append(Look(busy / len(running), sum(running) / busy if busy else None))
         await asyncio.sleep(period)

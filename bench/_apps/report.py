@@ -83,7 +83,7 @@ def table(result: dict[str, Any]) -> str:
     """The figures as text, the goals below."""
     lines: list[str] = []
     for name, cells in result["apps"].items():
-        heads = ["median s", "P99 s", "first s", "first P99", "per s", "engines"]
+        heads = ["median s", "P99 s", "first s", "first P99", "per s", "engines", "batch"]
         if any("cores" in cell["alto"] for cell in cells.values()):
             heads.append("cores")
         lines.append(_row([f"{name}, at once", *heads]))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench._drawing import GRID, plotting, save
 from bench._paper import published
 from bench._paper.configs import CONFIGS, MAIN
 
@@ -30,12 +31,7 @@ def draw(result: Mapping[str, Any], stem: Path) -> tuple[Path, ...]:
     Raises:
         ImportError: matplotlib is missing; the extra ``bench`` has it.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "alto"  # the same figures give the same file
-    from matplotlib import pyplot as plt
-
+    plt = plotting()
     studies = [study for study in TITLES if study in result["curves"]]
     figure, axes = plt.subplots(
         len(studies), len(PANELS), figsize=(12, 3.4 * len(studies)), squeeze=False,
@@ -53,12 +49,7 @@ def draw(result: Mapping[str, Any], stem: Path) -> tuple[Path, ...]:
         handles |= dict(zip(labels, lines, strict=True))
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.02 + 0.28 / len(studies) / 1.6, 1, 1))
-    files = tuple(stem.with_suffix(suffix) for suffix in (".png", ".svg"))
-    for file in files:
-        metadata = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-        figure.savefig(file, dpi=130, metadata=metadata)
-    plt.close(figure)
-    return files
+    return save(figure, stem)
 
 
 def _panel(axis: Any, curves: Mapping[str, Any], name: str, top: float) -> None:  # noqa: ANN401
@@ -84,4 +75,4 @@ def _panel(axis: Any, curves: Mapping[str, Any], name: str, top: float) -> None:
         )  # fmt: skip
     axis.set_ylim(0, top)
     axis.set_xlim(left=0)
-    axis.grid(visible=True, color="#e5e5e5", linewidth=0.6)
+    axis.grid(visible=True, color=GRID, linewidth=0.6)

@@ -92,6 +92,32 @@ async def _requests(count: int, rounds: int) -> float:
         return spent / (count * ITEMS * rounds) * 1e6
 
 
+async def _later(k: int) -> int:
+    await asyncio.sleep(1)
+    return k
+
+
+async def _summing(n: int) -> list[int]:
+    return [sum(await asyncio.gather(*[_later(k) for k in range(n)]))]  # noqa: TID251  # the cheapest
+
+
+def bare_requests(count: int, rounds: int) -> float:
+    """The same work as bare tasks of asyncio: no ancestry, no order, no bounds, no cancellation."""
+    return run_virtual(_bare_requests, count, rounds)
+
+
+async def _bare_requests(count: int, rounds: int) -> float:
+    spent = 0.0
+    for number in range(rounds + 1):
+        began = time.process_time()
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(_summing(ITEMS)) for _ in range(count)]
+        assert {tuple(one.result()) for one in asked} == {(sum(range(ITEMS)),)}
+        if number:
+            spent += time.process_time() - began
+    return spent / (count * ITEMS * rounds) * 1e6
+
+
 @alto.stage
 async def say(prompt: str, *, llm: alto.LLM) -> AsyncIterator[str]:
     """The text of a generation, chunk by chunk."""

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
+
+from alto.engines.profiles import A100_7B
+from alto.sched import PromptAware
+from alto.testing import run_virtual
 
 ROOT = Path(__file__).parents[2]
 APPS = {"verification", "tree_of_thoughts", "map_reduce", "retrieval"}
@@ -55,6 +62,42 @@ def test_both_sides_give_the_same_and_no_run_is_shorter_than_its_bound(tmp_path:
     for row in result["goals"]:
         assert row["holds"] == (row["measured"] >= float(row["aim"].removeprefix(">= ")))
     assert {"machine", "versions", "options", "seed"} <= set(result)
+
+
+def test_rounds_on_one_pool_take_turns_and_are_told_apart() -> None:
+    """What is done with vLLM, done with other engines: recorded, interleaved, compared, bounded."""
+    from bench._apps import drive, engines, report, retrieval  # noqa: PLC0415  # need langgraph
+    from bench._apps.common import Search  # noqa: PLC0415  # the same
+
+    app = retrieval.APPLICATION
+    inputs = app.inputs(random.Random(1), 6)
+
+    async def main() -> tuple[Any, list[Any]]:
+        pool = engines.Simulation(A100_7B, app.says, PromptAware())
+        await pool.start()
+        real = engines.Real(pool, Search(seconds=0.01))
+        heard = await drive.hear(real, app, inputs)
+        rounds = await drive.interleaved(real, app, [(1, inputs[:2]), (3, inputs)], 2)
+        await pool.stop()
+        assert [len(rounds[n]) for n in (1, 3)] == [2, 2]
+        return heard, rounds[3]
+
+    heard, rounds = run_virtual(main)
+    assert heard.profile.base_s > 0
+    least = drive.bound(app, inputs, A100_7B, heard.says, heard.find)
+    cell = drive.Cell(application=app, clients=3, rounds=rounds, bound=least)
+    assert cell.different() == cell.unsteady() == 0
+    row = report.measured(cell)
+    assert row["requests"] == 12
+    assert len(row["rounds"]["median_ratio"]) == 2
+    one = cell.rounds[0]["alto"]
+    changed = attrs.evolve(one, results=[*one.results[:-1], None], cores=0.5)
+    other = attrs.evolve(cell.rounds[0]["langgraph"], cores=0.8)
+    odd = attrs.evolve(cell, rounds=[{"alto": changed, "langgraph": other}, *cell.rounds[1:]])
+    assert odd.different() == odd.unsteady() == 1
+    row = report.measured(odd)
+    assert (row["equal"], row["different"]) == (False, 1)
+    assert row["bound"]["median_ratio"] <= 1 / 0.8
 
 
 def test_the_table_ends_with_the_goals() -> None:

@@ -25,6 +25,7 @@ def test_every_figure_is_there(capsys: pytest.CaptureFixture[str]) -> None:
             assert all(math.isfinite(value) and value >= 0 for value in row.values())
     assert result["engines"]["2"]["us_per_call"] > 0
     assert result["requests"]["20"]["us_per_item"] > 0
+    assert result["bare_requests"].keys() == result["requests"].keys()
     assert 0 < result["chunks_per_s"] < result["chunks_without_engine_per_s"]
     assert len(result["goals"]) == 8
     assert result["goals"][-1]["goal"] in scale.table(result)
