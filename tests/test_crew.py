@@ -93,7 +93,7 @@ async def test_the_first_failure_is_told_at_once_and_raised_when_the_others_have
 
 
 async def test_a_cancelled_scope_does_not_cut_it() -> None:
-    """The app's group is cancelled when a worker fails, and its workers are still waited for."""
+    """The app's group is cancelled when a worker fails; workers are waited for, also later ones."""
     crew, go = crew_of([]), asyncio.Event()
     ended = []
 
@@ -101,13 +101,16 @@ async def test_a_cancelled_scope_does_not_cut_it() -> None:
         await go.wait()
         ended.append(True)
 
-    crew.spawn(work(), "one")
+    def begin() -> None:
+        crew.spawn(work(), "one")
+        crew.close()
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(crew.stand)
         await settle()
         tasks.cancel_scope.cancel()
-        asyncio.get_running_loop().call_later(1, go.set)
-        crew.close()
+        asyncio.get_running_loop().call_later(1, begin)
+        asyncio.get_running_loop().call_later(2, go.set)
     assert ended == [True]
 
 

@@ -144,11 +144,15 @@ async def test_closing_does_not_wait_for_what_alto_itself_has_broken(
             asked.append(asyncio.ensure_future(app.run(1)))
             asked.append(asyncio.ensure_future(app.run(5)))
             await asyncio.wait(asked, timeout=10)
+            await asyncio.sleep(1)
+            unaware.append(True)
 
+    unaware: list[bool] = []
     asked: list[asyncio.Future[list[int]]] = []
     with pytest.raises(BaseExceptionGroup) as caught:
         await use()
     assert caught.value.subgroup(ZeroDivisionError) is not None
+    assert not unaware, "whoever has the app open hears of it at once"
     for one in asked:
         with pytest.raises(alto.Closed):
             await one

@@ -68,8 +68,8 @@ class Crew:
 
     def _look(self) -> None:
         ended = self._ended
-        if self._closing and not self._tasks and ended is not None and not ended.done():
-            ended.set_result(None)
+        if not self._tasks and ended is not None and not ended.done():
+            ended.set_result(None)  # It looks again whether that is the end.
 
     def close(self) -> None:
         """No worker is started any more; wait only for those that there are."""
