@@ -66,10 +66,11 @@ async def test_workers_see_the_context_of_the_opener_in_copies_of_their_own() ->
     assert seen == [("the opener's", "first"), ("the opener's", "second")]
 
 
-async def test_the_first_failure_is_told_at_once_and_raised_when_the_others_have_ended() -> None:
-    """Others go on to their end, whatever they end with."""
+async def test_a_failure_is_told_at_once_and_all_are_raised_by_check() -> None:
+    """Others go on to their end; `stand` itself raises nothing, or it would stop the loop again."""
     failed: list[str] = []
     crew, go = crew_of(failed), asyncio.Event()
+    crew.check()
 
     async def fail(said: str) -> None:
         raise ZeroDivisionError(said)
@@ -87,9 +88,52 @@ async def test_the_first_failure_is_told_at_once_and_raised_when_the_others_have
     await settle()
     assert not standing.done()
     go.set()
-    with pytest.raises(ZeroDivisionError, match="first"):
-        await standing
+    await standing
     assert failed == ["failed", "failed"]
+    with pytest.raises(BaseExceptionGroup) as caught:
+        crew.check()
+    assert [type(one) for one in caught.value.exceptions] == [ZeroDivisionError, KeyError]
+
+
+async def test_a_failure_that_cannot_be_told_is_still_waited_for() -> None:
+    """A second fault, in whoever is told of the first, leaves nobody waiting."""
+    loop = asyncio.get_running_loop()
+    said: list[object] = []
+    loop.set_exception_handler(lambda _, context: said.append(context["exception"]))
+
+    def broken() -> None:
+        raise LookupError
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    crew = Crew(loop, contextvars.copy_context(), broken)
+    crew.spawn(fail(), "fails")
+    crew.close()
+    await crew.stand()
+    loop.set_exception_handler(None)
+    assert [type(one) for one in said] == [LookupError]
+    with pytest.raises(BaseExceptionGroup):
+        crew.check()
+
+
+async def test_a_task_factory_of_the_program_is_not_asked() -> None:
+    """An eager one would run a stage inside whatever hands over an item."""
+    loop, ran = asyncio.get_running_loop(), []
+
+    async def work() -> None:
+        ran.append(True)
+
+    loop.set_task_factory(lambda *_: pytest.fail("it was asked"))  # type: ignore[arg-type]
+    try:
+        crew = crew_of([])
+        crew.spawn(work(), "one")
+        assert ran == []
+    finally:
+        loop.set_task_factory(None)
+    crew.close()
+    await crew.stand()
+    assert ran == [True]
 
 
 async def test_a_cancelled_scope_does_not_cut_it() -> None:

@@ -110,10 +110,16 @@ async def test_a_stage_that_cancels_its_own_task_fails_alone() -> None:
 @pytest.mark.realtime
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 def test_an_exit_from_a_stage_ends_the_program(kind: type[BaseException]) -> None:
-    """A stage that exits the program does not hang it."""
+    """A stage that exits the program does not hang it, and the program cleans up."""
+    cleaned: list[str] = []
+
+    class Engine(Scripted):
+        async def stop(self) -> None:
+            await super().stop()
+            cleaned.append("engine")
 
     @alto.stage
-    async def leave(k: int) -> int:
+    async def leave(k: int, *, llm: alto.LLM) -> int:
         await asyncio.sleep(0.01)
         raise kind
 
@@ -121,8 +127,17 @@ def test_an_exit_from_a_stage_ends_the_program(kind: type[BaseException]) -> Non
     def p(n: alto.Stream[int]) -> alto.Stream[int]:
         return leave(n)
 
+    async def main() -> None:
+        try:
+            async with p.open(llm=Engine({})) as app:
+                await app.run(1)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append("program")
+
     with pytest.raises(BaseException) as caught:  # noqa: PT011
-        p.run_sync(1)
+        asyncio.run(main())
+    assert cleaned == ["engine", "program"]
     left: list[BaseException] = [caught.value]
     while left and not isinstance(left[0], kind):
         error = left.pop(0)
@@ -498,14 +513,54 @@ def test_handles_are_not_made_by_hand() -> None:
 
 @pytest.mark.realtime
 @pytest.mark.timeout(20)
-def test_a_loop_that_goes_down_around_an_open_app_ends() -> None:
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_loop_that_goes_down_around_an_open_app_ends(drops: bool) -> None:
     """A program that forgets to close its app still ends: workers heed the loop's cancellation."""
 
     async def main() -> None:
         app = count.open()
         await app.__aenter__()
-        handle = app.stream(1)
+        handles.append(app.stream(1))
         await asyncio.sleep(0.05)
-        del handle
+        if drops:
+            handles.clear()
 
+    handles: list[object] = []
     asyncio.run(main())
+    handles.clear()
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_what_the_caller_raises_outlives_a_cancelled_scope(used: bool) -> None:
+    """A scope that was cancelled by the time the app closes does not swallow the caller's error."""
+    with pytest.raises(ValueError, match="mine"), anyio.CancelScope() as scope:
+        async with count.open() as app:
+            if used:
+                assert len(await app.run(3)) == 3
+            scope.cancel()
+            raise ValueError("mine")
+
+
+async def test_a_worker_that_the_loop_cancels_ends_though_its_call_is_dropped() -> None:
+    """What cancels every task of the loop once ends every worker, and whoever has the app open."""
+    ended: list[str] = []
+
+    async def main() -> None:
+        try:
+            async with count.open() as app, app.stream(3) as results:
+                async for _ in results:
+                    await asyncio.sleep(3600)
+        finally:
+            ended.append("main")
+
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(main())
+    await asyncio.sleep(1)
+    others = asyncio.all_tasks() - before
+    for task in others:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 5)
+    await asyncio.sleep(0)
+    assert ended == ["main"]
+    assert all(task.done() for task in others)

@@ -178,6 +178,7 @@ class App:
         self._state = "closed"
         tasks = self._tasks
         assert tasks is not None
+        assert self._crew is not None
         try:
             for request in list(self._requests):
                 request.cancel()
@@ -186,11 +187,15 @@ class App:
             self._close_nodes()
             for scope in self._feeders:
                 scope.cancel()
-            if isinstance(error, asyncio.CancelledError):
-                await tasks.__aexit__(kind, error, traceback)
-                return None  # Whoever cancelled the caller is to hear of it.
-            # What the caller raised is the caller's: it leaves as it is, in no group.
-            await tasks.__aexit__(None, None, None)
+            # What the caller raised leaves as it is: in no group, and not replaced by a scope's end.
+            cut = isinstance(error, asyncio.CancelledError)
+            tasks.cancel_scope.shield = not cut
+            try:
+                await tasks.__aexit__(*((kind, error, traceback) if cut else (None, None, None)))
+            finally:
+                self._crew.check()
+            if cut:
+                return None
             if late is not None:
                 raise late
             self._keepers.raise_late(error)
@@ -326,10 +331,13 @@ class App:
 
     def _worker_failed(self) -> None:
         # Alto's own fault: calls may never end, and nobody must wait for them.
-        for request in list(self._requests):
-            request.give_up()
         assert self._tasks is not None
-        self._tasks.cancel_scope.cancel()
+        try:
+            for request in list(self._requests):
+                request.give_up()
+        finally:
+            self._tasks.cancel_scope.cancel()
+            self.request_ended(*self._requests)  # Whatever did not end even so.
 
     def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None
@@ -348,9 +356,9 @@ class App:
             finally:
                 self._feeders.discard(scope)
 
-    def request_ended(self, request: Request) -> None:
+    def request_ended(self, *requests: Request) -> None:
         """A request has ended."""
-        self._requests.discard(request)
+        self._requests.difference_update(requests)
         if not self._requests and self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
 

@@ -37,6 +37,7 @@ class Call:
     """It has ended by itself and given all its outputs."""
     untidy = False
     """There may be something to close at the end: generations, nested requests."""
+    _struck = False  # Its task was cancelled for it.
     _holds = True
     _parks = 0
     _resume: asyncio.Future[None] | None = None
@@ -114,6 +115,7 @@ class Call:
         self.cancelled = True
         task = self.worker.task
         if not self.closing and task is not None and task is not asyncio.current_task():
+            self._struck = True
             task.cancel()
 
     def park(self) -> None:
@@ -242,8 +244,8 @@ class Call:
         worker = self.worker
         replica, task = worker.replica, worker.task
         lane.calls.pop(self.path, None)
-        if self.cancelled and task is not None and task.cancelling():
-            task.uncancel()
+        if self._struck and task is not None and task.cancelling():
+            task.uncancel()  # One cancellation: another one may be the loop's, which goes down.
         if self._holds:
             self._gave()
             if replica.turns.resuming:

@@ -3,7 +3,7 @@
 They are asyncio's own, not an anyio group's: there are as many as calls wait, and the scopes of a
 group's tasks cost each of them several times what it costs itself. Nobody cancels workers from
 outside; they end when they are told to. One task in the app's group stands for all of them, so that
-the group ends when they have, and fails with what one of them fails with.
+the group ends when they have; what they fail with the app raises when it closes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Crew:
         "_context",
         "_ended",
         "_failed",
-        "_failure",
+        "_failures",
         "_loop",
         "_tasks",
     )
@@ -46,7 +46,7 @@ class Crew:
         self._loop = loop
         self._context = context
         self._failed = failed
-        self._failure: BaseException | None = None
+        self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._ended: asyncio.Future[None] | None = None
@@ -54,17 +54,20 @@ class Crew:
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Start a worker's task."""
-        task = self._loop.create_task(work, name=name, context=self._context.copy())
+        # No task factory of the program's is asked: an eager one would run the stage at once, within
+        # whatever has just handed over an item.
+        task = asyncio.Task(work, loop=self._loop, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._callback, context=self._context)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            if self._failure is None:
-                self._failure = failure
-            self._failed()
-        self._look()
+        try:
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                self._failures.append(failure)
+                self._failed()
+        finally:
+            self._look()
 
     def _look(self) -> None:
         ended = self._ended
@@ -76,8 +79,21 @@ class Crew:
         self._closing = True
         self._look()
 
+    def check(self) -> None:
+        """Raise what workers have failed with.
+
+        Not a matter of `stand`, for a task that ends with a KeyboardInterrupt stops its loop, and
+        the worker's has done so already.
+
+        Raises:
+            BaseExceptionGroup: One or more have failed.
+        """
+        if self._failures:
+            msg = "an app's workers failed"
+            raise BaseExceptionGroup(msg, self._failures)
+
     async def stand(self) -> None:
-        """Wait until it was closed and all have ended, and raise what the first failed with.
+        """Wait until it was closed and all have ended.
 
         Cancellation: shielded from scopes. Natively only a loop that goes down cancels it, which
         cancels the workers too: it is raised when they have ended, closed or not.
@@ -90,7 +106,5 @@ class Crew:
                     await self._ended
                 except asyncio.CancelledError as error:
                     self._closing, cut = True, error
-        if self._failure is not None:
-            raise self._failure
         if cut is not None:
             raise cut
