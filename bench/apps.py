@@ -1,15 +1,17 @@
 """Four applications, each written for alto and for LangGraph, on the same engines.
 
-``bench/_apps/verification.py``, ``tree.py``, ``map_reduce.py`` and ``retrieval.py`` have both versions of
-an application, one above the other. For LangGraph: ``Send``, reducers, async nodes, ``astream``; all that
-can go on by itself is in one node, so nothing waits for a superstep that need not. Prompts, sampling
-(greedy), search, the engines and the pool in front of them are the same objects for both, and so must be
-the results, item by item and in order.
+``bench/_apps/verification.py``, ``tree.py``, ``map_reduce.py`` and ``retrieval.py`` have all versions of
+an application, one above the other. For LangGraph: ``Send``, reducers, async nodes, ``astream``, with as
+few supersteps as its nodes allow that begin when another one has returned. *By hand* its node begins
+work on each piece itself, with ``@task`` or asyncio's tasks: then the flow of the data is no longer the
+graph's. Prompts, sampling (greedy), search, the engines and the pool in front of them are the same objects
+for all, and so must be the results, item by item and in order. The pool knows a little more of alto's
+calls: how old their request is, and which stage asks.
 
 ``--engine simulated``: engines of ``--profile`` on virtual time, new for each run. Neither side's own
-code takes any time there, so the figures are those of the hand-over alone, and repeat exactly.
+code takes any time there, so the figures are those of the hand-over, and repeat exactly.
 ``--engine vllm``: vLLM's engines on this machine's CPU and a sentence encoder, in this process, with
-the model of the verification example; both sides take turns for ``--rounds`` rounds. That model was not
+the model of the verification example; the sides take turns for ``--rounds`` rounds. That model was not
 trained for trees and summaries: there it is held to one text by ``choice``, so its engine does the work
 for every token, and the words are those of the simulation. Prefix caches are off, or whoever comes
 second would find the prompts of the first. *Cores* is the part of this machine's cores that was at work.
@@ -22,8 +24,8 @@ over alto's; on vLLM the median over the rounds, but for those of P99, which are
 *At most* is what the ratio could be if alto's time were that of the longest chain of calls, each begun
 with the piece that it needs, on an engine of its own that reads prompts for nothing; at more than one
 client nobody has such engines, so it is a bound, and no promise. On vLLM its tokens take what the fastest
-call took, and cores that LangGraph keeps busy already bound the latency too: the same work takes them as
-long, whatever its order.
+call took. What also bounds it there are the cores: those that LangGraph keeps busy already cannot do more
+at the same time.
 
 Results that differ end the command with 1. On a real engine a near-tie between two tokens may go either
 way, as batches differ; ``unsteady`` counts requests for which a side differs from itself.
@@ -46,6 +48,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench._apps.common import Application
     from bench._apps.drive import Cell
+    from bench._apps.engines import Says
 
 APPS = ("verification", "tree_of_thoughts", "map_reduce", "retrieval")
 MODULES = {"tree_of_thoughts": "tree"}
@@ -73,16 +76,18 @@ def on_simulated(options: argparse.Namespace) -> Iterator[Cell]:
     from alto.engines.profiles import PROFILES
     from bench._apps.common import Search
     from bench._apps.drive import Cell, bound, simulated
-    from bench._apps.engines import FIND_S, POLICIES
+    from bench._apps.engines import FIND_S, POLICIES, Simulation
 
     profile = PROFILES[options.profile]
     for application in applications(options.apps):
         inputs = application.inputs(random.Random(options.seed), options.requests)
         least = bound(application, inputs, profile, application.says, Search(seconds=FIND_S))
+
+        def made(says: Says = application.says) -> Simulation:
+            return Simulation(profile, says, POLICIES[options.policy](), options.engines)
+
         for clients in options.clients:
-            rounds = simulated(
-                application, inputs, clients, profile, POLICIES[options.policy], options.engines
-            )
+            rounds = simulated(application, inputs, clients, made, by_hand=options.by_hand)
             yield Cell(application=application, clients=clients, rounds=rounds, bound=least)
 
 
@@ -103,7 +108,9 @@ def on_vllm(options: argparse.Namespace) -> Iterator[Cell]:
                 ]
                 longest = max((given for _, given in cells), key=len)
                 heard = await hear(real, application, longest)
-                rounds = await interleaved(real, application, cells, options.rounds)
+                rounds = await interleaved(
+                    real, application, cells, options.rounds, by_hand=options.by_hand
+                )
                 found.append((application, cells, rounds, heard))
 
     asyncio.run(main())
@@ -153,7 +160,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--apps", nargs="+", default=list(APPS), choices=APPS)
     add("--clients", nargs="+", type=int, default=list(CLIENTS), help=f"default {CLIENTS}")
     add("--requests", type=int, help=f"of a run; default {REQUESTS}")
-    add("--rounds", type=int, default=5, help="turns of each side on vLLM")
+    add("--rounds", type=int, default=4, help="turns of each side on vLLM; better even")
+    add("--by-hand", action=argparse.BooleanOptionalAction,
+        help="also LangGraph with tasks by hand; by itself only simulated")  # fmt: skip
     add("--engines", type=int, help="default 2; on vLLM one for every two cores")
     add("--profile", default="a100-7b", help="of simulated engines, see alto.engines.profiles")
     add("--policy", default="prompt_aware", choices=("prompt_aware", "least_loaded"),
@@ -163,6 +172,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.requests is None:
         options.requests = SHORT if options.short else REQUESTS[options.engine]
+    if options.by_hand is None:
+        options.by_hand = options.engine == "simulated"
     if options.engines is None:
         two = options.engine == "simulated"
         options.engines = 2 if two else max(1, (os.cpu_count() or 1) // 2)

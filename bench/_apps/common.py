@@ -2,8 +2,9 @@
 
 A `Desk` is the same for both: the handle on the same engines, the same prompts, the same search. The
 functions of an application that ask the model are async generators where there are pieces. A stage
-of alto passes each piece on; a node of LangGraph, which can hand over nothing before it returns,
-takes them all.
+of alto passes each piece on. A node of LangGraph hands over what it has when it returns; ``by_hand``
+it begins work on each piece itself, with LangGraph's ``@task`` or asyncio's, and is then the whole
+of what was several nodes.
 """
 
 from __future__ import annotations
@@ -167,6 +168,9 @@ class Application:
     """Whether a real model is held to that, word for word, for it was not trained for this."""
     alto: Callable[[Desk], AbstractAsyncContextManager[Run]]
     langgraph: Callable[[Desk], AbstractAsyncContextManager[Run]]
+    """As a graph of nodes."""
+    by_hand: Callable[[Desk], AbstractAsyncContextManager[Run]] | None = None
+    """In LangGraph, with tasks of its own inside a node; None: there is nothing to gain by that."""
 
 
 # ------------------------------------------------------------------------------------------- alto
@@ -243,6 +247,15 @@ async def together(work: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
     """All of it at once inside one node; results in order, as of ``asyncio.gather``."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(one) for one in work]
+    return [task.result() for task in running]
+
+
+async def streamed(
+    pieces: AsyncIterator[T], work: Callable[[T], Coroutine[Any, Any, R]]
+) -> list[R]:
+    """The same, each begun when its piece is there."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(work(piece)) async for piece in pieces]
     return [task.result() for task in running]
 
 

@@ -16,12 +16,10 @@ import attrs
 
 import alto
 from alto.engines.profiles import A100_7B, EngineProfile
-from alto.sched import Policy
 from alto.testing import run_virtual
 from bench._apps.common import Application, Desk, Run, Search
 from bench._apps.engines import FIND_S, Idle, Look, Real, Recorded, Says, Simulation, look, running
 
-SIDES: Final = ("alto", "langgraph")
 WARM_UP: Final = 8
 """Clients of a warm-up: kernels and caches of the engines, and of this program."""
 ALONE: Final = 4
@@ -64,7 +62,7 @@ class Taken:
 
 
 Round = dict[str, Taken]
-"""What both sides took, one after the other."""
+"""What each side took, one after the other."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +74,11 @@ class Cell:
     rounds: list[Round]
     bound: Taken
     """What its requests take at least."""
+
+    @property
+    def sides(self) -> list[str]:
+        """Who took part."""
+        return list(self.rounds[0])
 
     def taken(self, name: str) -> Taken:
         """What one side took in all rounds."""
@@ -91,14 +94,14 @@ class Cell:
         )
 
     def different(self) -> int:
-        """Requests whose results are not the same on both sides."""
-        pairs = zip(self.taken("alto").results, self.taken("langgraph").results, strict=True)
-        return sum(mine != theirs for mine, theirs in pairs)
+        """Requests whose results are not the same on all sides."""
+        each = zip(*(self.taken(name).results for name in self.sides), strict=True)
+        return sum(any(other != mine for other in others) for mine, *others in each)
 
     def unsteady(self) -> int:
         """Requests for which a side had not the same result in every round."""
         count = 0
-        for name in SIDES:
+        for name in self.sides:
             each = zip(*(turn[name].results for turn in self.rounds), strict=True)
             count += sum(any(other != results[0] for other in results) for results in each)
         return count
@@ -184,9 +187,14 @@ async def drive(
     )  # fmt: skip
 
 
-def side(application: Application, name: str) -> Callable[[Desk], Any]:
-    """One of its two versions."""
-    return application.alto if name == "alto" else application.langgraph
+def sides(application: Application, *, by_hand: bool) -> dict[str, Callable[[Desk], Any]]:
+    """Its versions by name; where it has one, also that *by hand*."""
+    found: dict[str, Callable[[Desk], Any]] = {
+        "alto": application.alto, "langgraph": application.langgraph
+    }  # fmt: skip
+    if by_hand and application.by_hand is not None:
+        found["by_hand"] = application.by_hand
+    return found
 
 
 def bound(
@@ -213,23 +221,24 @@ def simulated(
     application: Application,
     inputs: Sequence[Any],
     clients: int,
-    profile: EngineProfile,
-    policy: Callable[[], Policy],
-    engines: int,
+    made: Callable[[], Simulation],
+    *,
+    by_hand: bool = True,
 ) -> list[Round]:
-    """Run both sides on new simulated engines each, on virtual time."""
+    """Run all sides, on virtual time, each on engines that *made* gives."""
 
-    async def main(name: str) -> Taken:
-        pool = Simulation(profile, application.says, policy(), engines)
+    async def main(version: Callable[[Desk], Any]) -> Taken:
+        pool = made()
         await pool.start()
         try:
             desk = Desk(llm=alto.LLM(pool), find=Search(seconds=FIND_S))
-            async with side(application, name)(desk) as run:
+            async with version(desk) as run:
                 return await drive(run, inputs, clients, lambda: running(pool))
         finally:
             await pool.stop()
 
-    return [{name: run_virtual(main, name) for name in SIDES}]
+    versions = sides(application, by_hand=by_hand)
+    return [{name: run_virtual(main, version) for name, version in versions.items()}]
 
 
 # ------------------------------------------------------------------------------------ vLLM's engines
@@ -258,9 +267,14 @@ class Heard:
 
 
 async def interleaved(
-    real: Real, application: Application, cells: Sequence[tuple[int, Sequence[Any]]], rounds: int
+    real: Real,
+    application: Application,
+    cells: Sequence[tuple[int, Sequence[Any]]],
+    rounds: int,
+    *,
+    by_hand: bool = False,
 ) -> dict[int, list[Round]]:
-    """Run both sides in turns on the same engines; each round begins with another one.
+    """Run all sides in turns on the same engines; each round begins with the other end.
 
     Alto has been warmed up by `hear`.
     """
@@ -268,15 +282,17 @@ async def interleaved(
     desk = real.desk(application)
     async with AsyncExitStack() as stack:
         runs = {
-            name: await stack.enter_async_context(side(application, name)(desk)) for name in SIDES
+            name: await stack.enter_async_context(version(desk))
+            for name, version in sides(application, by_hand=by_hand).items()
         }
         longest = max((inputs for _, inputs in cells), key=len)
-        await drive(runs["langgraph"], longest, WARM_UP, real.running)
+        for name in list(runs)[1:]:
+            await drive(runs[name], longest, WARM_UP, real.running)
         for clients, inputs in cells:
             done[clients] = []
             for number in range(rounds):
                 turn: Round = {}
-                for name in SIDES if number % 2 == 0 else SIDES[::-1]:
+                for name in runs if number % 2 == 0 else reversed(runs):
                     gc.collect()
                     turn[name] = await drive(runs[name], inputs, clients, real.running, real=True)
                 done[clients].append(turn)

@@ -173,20 +173,21 @@ class Recorded:
     async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[alto.Chunk, None]:
         """Run one generation on the other one."""
         texts: list[str] = []
+        begun = 0
         began = first = perf_counter()
         chunks = self._engine.generate(request)
         try:
             async for chunk in chunks:
                 if not texts:
-                    first = perf_counter()
+                    first, begun = perf_counter(), len(chunk.token_ids)
                 texts += ["" for _ in chunk.token_ids[1:]] + [chunk.text]
                 yield chunk
         finally:
             await chunks.aclose()
         self.said[str(request.prompt)] = texts
         self.first_s.append(first - began)
-        if len(texts) > 1:
-            self.token_s.append((perf_counter() - first) / (len(texts) - 1))
+        if len(texts) > begun:
+            self.token_s.append((perf_counter() - first) / (len(texts) - begun))
 
 
 def running(pool: alto.VLLM | Simulation) -> list[int]:

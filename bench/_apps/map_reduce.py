@@ -4,6 +4,7 @@
 
 All passages are known at the start. In LangGraph every section is one ``Send``; the node behind it has
 all notes of its section written at once and then its summary, so a section waits for no other one.
+There is nothing that tasks by hand could begin earlier.
 """
 
 from __future__ import annotations

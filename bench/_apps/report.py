@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Final
 
-from bench._apps.drive import SIDES, Cell
+from bench._apps.drive import Cell, Round
 
 SOONER: Final = 2.0
 """Times that the first useful result is to be sooner."""
@@ -24,19 +24,13 @@ RATIOS: Final = {
 
 def measured(cell: Cell) -> dict[str, Any]:
     """The figures of a cell. Ratios are LangGraph's time over alto's: above 1 alto is faster."""
-    figures = {name: cell.taken(name).figures() for name in SIDES}
+    figures = {name: cell.taken(name).figures() for name in cell.sides}
     mine, theirs, least = figures["alto"], figures["langgraph"], cell.bound.figures()
-    rounds = [{name: turn[name].figures() for name in SIDES} for turn in cell.rounds]
-    each = {
-        ratio: [turn["langgraph"][key] / turn["alto"][key] for turn in rounds]
-        for ratio, key in RATIOS.items()
-    }
-    each["throughput_ratio"] = [
-        turn["alto"]["throughput"] / turn["langgraph"]["throughput"] for turn in rounds
-    ]
+    each = over_alto(cell.rounds, "langgraph")
+    if "by_hand" in figures:
+        hand = over_alto(cell.rounds, "by_hand")
+        figures["by_hand"] |= {ratio: statistics.median(found) for ratio, found in hand.items()}
     bound = {ratio: theirs[key] / least[key] for ratio, key in RATIOS.items()}
-    if "cores" in theirs:
-        bound["median_ratio"] = min(bound["median_ratio"], 1 / theirs["cores"])
     return {
         **{ratio: statistics.median(found) for ratio, found in each.items()},
         **{ratio: theirs[key] / mine[key] for ratio, key in RATIOS.items() if "p99" in ratio},
@@ -49,6 +43,19 @@ def measured(cell: Cell) -> dict[str, Any]:
         **figures,
         "least": {key: least[key] for key in RATIOS.values()},
     }
+
+
+def over_alto(rounds: Sequence[Round], name: str) -> dict[str, list[float]]:
+    """Times of one of the others over alto's, round by round; of throughput alto's over its."""
+    each = [{side: turn[side].figures() for side in ("alto", name)} for turn in rounds]
+    found = {
+        ratio: [turn[name][key] / turn["alto"][key] for turn in each]
+        for ratio, key in RATIOS.items()
+    }
+    found["throughput_ratio"] = [
+        turn["alto"]["throughput"] / turn[name]["throughput"] for turn in each
+    ]
+    return found
 
 
 def goals(apps: dict[str, dict[str, Any]], firsts: dict[str, str]) -> list[dict[str, Any]]:
@@ -88,11 +95,15 @@ def table(result: dict[str, Any]) -> str:
             heads.append("cores")
         lines.append(_row([f"{name}, at once", *heads]))
         for clients, cell in cells.items():
-            for side in SIDES:
-                figures = [f"{value:.3f}" for value in cell[side].values()]
-                lines.append(_row([f"  {clients:>2}  {side}", *figures]))
+            for side in ("alto", "langgraph", "by_hand"):
+                if side in cell:
+                    figures = [f"{v:.3f}" for k, v in cell[side].items() if "ratio" not in k]
+                    lines.append(_row([f"  {clients:>2}  {side}", *figures]))
             ratios = [f"{cell[ratio]:.2f}x" for ratio in (*RATIOS, "throughput_ratio")]
             lines.append(_row(["      LangGraph / alto", *ratios, _equal(cell)]))
+            if "by_hand" in cell:
+                ratios = [f"{cell['by_hand'][r]:.2f}x" for r in (*RATIOS, "throughput_ratio")]
+                lines.append(_row(["      by hand / alto", *ratios]))
             bounds = [f"{value:.2f}x" for value in cell["bound"].values()]
             lines.append(_row(["      at most", *bounds]))
         lines.append("")
@@ -100,7 +111,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["goals"]:
         word = "held" if row["holds"] else "MISSED"
         if not row["reachable"]:
-            word += ": what it could be at most forbids it"
+            word += ": the longest chain of calls forbids it"
         came = f"{row['aim']:>9}{row['measured']:>10.2f}{row['bound']:>9.2f}"
         lines.append(f"{row['goal']:<68}{came}  {word}")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

@@ -2,8 +2,8 @@
 
     claim > queries > search and rerank > fuse > verdict
 
-In LangGraph the queries are known when their node returns; each is one ``Send``, and the node behind
-it searches and reranks.
+In LangGraph the queries go on when their node returns; each is one ``Send``, and the node behind it
+searches and reranks. By hand, one node is everything, and searches for each query from its line on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bench._apps.common import (
     compiled,
     listed,
     opened,
+    streamed,
     watched,
 )
 from examples.verification.records import Ranking
@@ -128,7 +129,28 @@ def in_langgraph(desk: Desk) -> AbstractAsyncContextManager[Run]:
     return compiled(builder.compile(), desk, "claim", "verdict")
 
 
+async def retrieve_node(state: State, runtime: Runtime[Desk]) -> dict[str, Judged]:
+    """Everything, each query from its own line on."""
+    desk, claim = runtime.context, state["claim"]
+
+    async def found(query: str) -> Ranking:
+        ranking = await desk.find(query)
+        runtime.stream_writer(ranking)
+        return ranking
+
+    return {"verdict": await desk.judge(claim, await streamed(desk.queries(claim), found))}
+
+
+def by_hand(desk: Desk) -> AbstractAsyncContextManager[Run]:
+    """The graph of one node, compiled."""
+    builder = StateGraph(State, context_schema=Desk)
+    builder.add_node("retrieve", retrieve_node)
+    builder.add_edge(START, "retrieve")
+    builder.add_edge("retrieve", END)
+    return compiled(builder.compile(), desk, "claim", "verdict")
+
+
 APPLICATION = Application(
     name="retrieval", first="reranked list", inputs=inputs, says=says, alto=in_alto,
-    langgraph=in_langgraph,
+    langgraph=in_langgraph, by_hand=by_hand,
 )  # fmt: skip

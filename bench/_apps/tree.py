@@ -3,8 +3,8 @@
     numbers left > proposals > a value for each > the best five    (three rounds)
 
 In LangGraph every thought of the beam is one ``Send``; the node behind it has the list of proposals
-written and all of them valued at once, so a thought waits for another one only where the best five of
-all are chosen, which needs all of them.
+written and then all of them valued at once. By hand it begins to value each when its line has ended. Either
+way the best five are chosen when all are valued.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import random
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from fractions import Fraction
 from typing import Annotated, Any, TypedDict
@@ -23,7 +23,17 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite, Send
 
 import alto
-from bench._apps.common import OPEN, Application, Desk, Run, Whole, compiled, opened, together
+from bench._apps.common import (
+    OPEN,
+    Application,
+    Desk,
+    Run,
+    Whole,
+    compiled,
+    opened,
+    streamed,
+    together,
+)
 from bench._apps.common import listed as all_of
 from examples._game_of_24 import Left, glance, numbers, steps
 
@@ -181,17 +191,23 @@ async def begin_node(state: State) -> dict[str, list[list[Thought]]]:
     return {"beams": [[Thought(numbers(state["puzzle"]))]]}
 
 
+async def told(after: Thought, runtime: Runtime[Desk]) -> Thought:
+    """The value of a proposal, which the caller is told."""
+    found = await valued(runtime.context, after)
+    runtime.stream_writer(found)
+    return found
+
+
 async def explore_node(state: Piece, runtime: Runtime[Desk]) -> dict[str, list[Thought]]:
     """The proposals from a thought, each valued."""
-    desk = runtime.context
+    afters = await all_of(proposals(runtime.context, state["thought"]))
+    return {"valued": await together(told(after, runtime) for after in afters)}
 
-    async def told(after: Thought) -> Thought:
-        found = await valued(desk, after)
-        runtime.stream_writer(found)
-        return found
 
-    afters = await all_of(proposals(desk, state["thought"]))
-    return {"valued": await together(told(after) for after in afters)}
+async def explore_by_hand(state: Piece, runtime: Runtime[Desk]) -> dict[str, list[Thought]]:
+    """The same, each proposal valued from its own line on."""
+    afters = proposals(runtime.context, state["thought"])
+    return {"valued": await streamed(afters, lambda after: told(after, runtime))}
 
 
 async def select_node(state: State) -> dict[str, Any]:
@@ -208,9 +224,21 @@ async def next_round(state: State) -> list[Send] | str:
 
 def in_langgraph(desk: Desk) -> AbstractAsyncContextManager[Run]:
     """The graph, compiled."""
+    return exploring(desk, explore_node)
+
+
+def by_hand(desk: Desk) -> AbstractAsyncContextManager[Run]:
+    """The same with the other node."""
+    return exploring(desk, explore_by_hand)
+
+
+def exploring(
+    desk: Desk, explore: Callable[[Piece, Runtime[Desk]], Awaitable[dict[str, list[Thought]]]]
+) -> AbstractAsyncContextManager[Run]:
+    """The graph around one of the two nodes."""
     builder = StateGraph(State, context_schema=Desk)
     builder.add_node("begin", begin_node)
-    builder.add_node("explore", explore_node)
+    builder.add_node("explore", explore)
     builder.add_node("select", select_node)
     builder.add_edge(START, "begin")
     builder.add_conditional_edges("begin", next_round, ["explore", END])
@@ -221,5 +249,5 @@ def in_langgraph(desk: Desk) -> AbstractAsyncContextManager[Run]:
 
 APPLICATION = Application(
     name="tree_of_thoughts", first="valued proposal", inputs=inputs, says=says, pinned=True,
-    alto=in_alto, langgraph=in_langgraph,
+    alto=in_alto, langgraph=in_langgraph, by_hand=by_hand,
 )  # fmt: skip

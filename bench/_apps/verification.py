@@ -2,10 +2,10 @@
 
     question > answer > sentences > claims > queries > search and rerank > verdict
 
-In LangGraph the sentences of the answer are known when its node returns. Each is one ``Send``; the
-node behind it extracts the claims and works on all of them at once, so no claim waits for another
-one's search. A superstep for every step would be slower, and nodes for each claim would only add
-supersteps inside a subgraph.
+In LangGraph the sentences of the answer go on when its node returns. Each is one ``Send``; the node
+behind it extracts the claims and works on all of them at once, so no claim waits for another one's
+search. A superstep for every step would be slower. By hand, one node is everything: it calls a
+``@task`` for each sentence while the answer is written, and begins on claims and queries the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, TypedDict
 
+from langgraph.config import get_stream_writer
+from langgraph.func import task
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
@@ -31,6 +33,7 @@ from bench._apps.common import (
     listed,
     once,
     opened,
+    streamed,
     together,
     watched,
 )
@@ -153,7 +156,37 @@ def in_langgraph(desk: Desk) -> AbstractAsyncContextManager[Run]:
     return compiled(builder.compile(), desk, "question", "verdicts")
 
 
+@task
+async def check_task(desk: Desk, question: str, sentence: str) -> list[Judged]:
+    """The claims of a sentence, each with its whole chain from its own line on."""
+    tell = get_stream_writer()
+
+    async def checked(claim: str) -> Judged:
+        verdict = await desk.judge(claim, await streamed(desk.queries(claim), desk.find))
+        tell(verdict)
+        return verdict
+
+    return await streamed(desk.model.claims(desk.llm, question, sentence), checked)
+
+
+async def verify_node(state: State, runtime: Runtime[Desk]) -> dict[str, list[Judged]]:
+    """Everything, each sentence from its own end on."""
+    desk, question = runtime.context, state["question"]
+    sentences = alto.text.sentences(desk.model.answer(desk.llm, question))
+    checks = [check_task(desk, question, sentence) async for sentence in sentences]
+    return {"verdicts": [verdict for check in checks for verdict in await check]}
+
+
+def by_hand(desk: Desk) -> AbstractAsyncContextManager[Run]:
+    """The graph of one node, compiled."""
+    builder = StateGraph(State, context_schema=Desk)
+    builder.add_node("verify", verify_node)
+    builder.add_edge(START, "verify")
+    builder.add_edge("verify", END)
+    return compiled(builder.compile(), desk, "question", "verdicts")
+
+
 APPLICATION = Application(
     name="verification", first="verdict", inputs=inputs, says=says, alto=in_alto,
-    langgraph=in_langgraph,
+    langgraph=in_langgraph, by_hand=by_hand,
 )  # fmt: skip
