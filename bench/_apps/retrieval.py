@@ -3,14 +3,14 @@
     claim > queries > search and rerank > fuse > verdict
 
 In LangGraph the queries go on when their node returns; each is one ``Send``, and the node behind it
-searches and reranks. By hand, one node is everything, and searches for each query from its line on.
+searches and reranks. By hand, one node is everything, and searches for each query from its line on. The
+stages of alto are those of ``verification.py``.
 """
 
 from __future__ import annotations
 
 import operator
 import random
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, TypedDict
 
@@ -20,7 +20,6 @@ from langgraph.types import Send
 
 import alto
 from bench._apps.common import (
-    OPEN,
     Application,
     Desk,
     Judged,
@@ -31,6 +30,7 @@ from bench._apps.common import (
     streamed,
     watched,
 )
+from bench._apps.verification import find, judge, write_queries
 from examples.verification.records import Ranking
 from examples.verification.scripted import says, truth
 
@@ -43,25 +43,6 @@ def inputs(luck: random.Random, count: int) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------- alto
-
-
-@alto.stage(concurrency=OPEN)
-async def write_queries(claim: str, *, desk: Desk) -> AsyncIterator[str]:
-    """Queries for a claim, each when its line has ended."""
-    async for query in desk.queries(claim):
-        yield query
-
-
-@alto.stage(concurrency=OPEN)
-async def find(query: str, *, desk: Desk) -> Ranking:
-    """The passages for a query."""
-    return await desk.find(query)
-
-
-@alto.stage(concurrency=OPEN)
-async def judge(claim: str, rankings: alto.Group[Ranking], *, desk: Desk) -> Judged:
-    """The verdict on the claim."""
-    return await desk.judge(claim, await rankings.list())
 
 
 @alto.pipeline
