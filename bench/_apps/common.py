@@ -1,4 +1,4 @@
-"""What both versions of an application are given, and how their results come out.
+"""What all versions of an application are given, and how their results come out.
 
 A `Desk` is the same for both: the handle on the same engines, the same prompts, the same search. The
 functions of an application that ask the model are async generators where there are pieces. A stage

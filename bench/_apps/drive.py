@@ -1,4 +1,4 @@
-"""Running requests through both versions of an application, and what they took."""
+"""Running requests through every version of an application, and what they took."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import cProfile
 import io
 import pstats
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import alto
 from alto.engines import Pool, Simulated
@@ -81,15 +82,21 @@ def requests(count: int, rounds: int) -> float:
 
 async def _requests(count: int, rounds: int) -> float:
     async with summing.open() as app:
-        spent = 0.0
-        for number in range(rounds + 1):
-            began = time.process_time()
-            async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(app.run(ITEMS)) for _ in range(count)]
-            assert {tuple(one.result()) for one in asked} == {(sum(range(ITEMS)),)}
-            if number:  # the first is not counted
-                spent += time.process_time() - began
-        return spent / (count * ITEMS * rounds) * 1e6
+        return await _timed(app.run, count, rounds)
+
+
+async def _timed(
+    run: Callable[[int], Coroutine[Any, Any, list[int]]], count: int, rounds: int
+) -> float:
+    spent = 0.0
+    for number in range(rounds + 1):
+        began = time.process_time()
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(run(ITEMS)) for _ in range(count)]
+        assert {tuple(one.result()) for one in asked} == {(sum(range(ITEMS)),)}
+        if number:  # the first is not counted
+            spent += time.process_time() - began
+    return spent / (count * ITEMS * rounds) * 1e6
 
 
 async def _later(k: int) -> int:
@@ -103,19 +110,7 @@ async def _summing(n: int) -> list[int]:
 
 def bare_requests(count: int, rounds: int) -> float:
     """The same work as bare tasks of asyncio: no ancestry, no order, no bounds, no cancellation."""
-    return run_virtual(_bare_requests, count, rounds)
-
-
-async def _bare_requests(count: int, rounds: int) -> float:
-    spent = 0.0
-    for number in range(rounds + 1):
-        began = time.process_time()
-        async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(_summing(ITEMS)) for _ in range(count)]
-        assert {tuple(one.result()) for one in asked} == {(sum(range(ITEMS)),)}
-        if number:
-            spent += time.process_time() - began
-    return spent / (count * ITEMS * rounds) * 1e6
+    return run_virtual(_timed, _summing, count, rounds)
 
 
 @alto.stage

@@ -92,22 +92,23 @@ def choose(model: str | None, encoder: str, *, pace: float | None = None) -> Eng
     if Path(model or forms.WEIGHTS).is_dir() and (encoder == "none" or Path(encoder).is_dir()):
         environment["HF_HUB_OFFLINE"] = "1"
     gpu = _gpu()
+    alone: dict[str, Any] = {}
     if model is None and not gpu:  # a small model: threads would only wait for each other
         environment["OMP_NUM_THREADS"] = "1"
+        alone = ONE_PROCESS
     return Engines(
-        llm=_trained(gpu=gpu) if model is None else _instructed(model, gpu=gpu),
-        encoder=None if encoder == "none" else _encoder(encoder, gpu=gpu),
+        llm=_trained(alone) if model is None else _instructed(model, gpu=gpu),
+        encoder=None if encoder == "none" else _encoder(encoder, alone, gpu=gpu),
         model=Trained(pace) if model is None else Instructed(),
         note=note,
         environment=environment,
     )
 
 
-def _trained(*, gpu: bool) -> alto.VLLM:
-    on_it: dict[str, Any] = {} if gpu else ONE_PROCESS
+def _trained(alone: dict[str, Any]) -> alto.VLLM:
     return alto.VLLM(
         forms.WEIGHTS, name="verification", max_model_len=512, enforce_eager=True,
-        kv_cache_memory_bytes=128 << 20, **on_it,
+        kv_cache_memory_bytes=128 << 20, **alone,
     )  # fmt: skip
 
 
@@ -116,15 +117,13 @@ def _instructed(model: str, *, gpu: bool) -> alto.VLLM:
     return alto.VLLM(model, max_model_len=2048, **on_it)
 
 
-def _encoder(model: str, *, gpu: bool) -> alto.VLLM:
+def _encoder(model: str, alone: dict[str, Any], *, gpu: bool) -> alto.VLLM:
     memory: dict[str, Any] = (
-        {"gpu_memory_utilization": 0.1}
-        if gpu
-        else {"kv_cache_memory_bytes": 64 << 20, **ONE_PROCESS}
+        {"gpu_memory_utilization": 0.1} if gpu else {"kv_cache_memory_bytes": 64 << 20}
     )
     return alto.VLLM(
         model, name="encoder", runner="pooling", dtype="float32",
-        enforce_eager=True, **memory,
+        enforce_eager=True, **memory, **alone,
     )  # fmt: skip
 
 

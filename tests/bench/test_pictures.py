@@ -20,10 +20,6 @@ def test_each_picture_is_that_of_the_docs(
 ) -> None:
     """Every result that is kept has its picture, and what it draws are figures."""
     pictures.main(["--only", name, "--out", str(tmp_path)])
-    source, *_ = pictures.PICTURES[name]
-    if not (pictures.RESULTS / f"{source}.json").exists():
-        assert "there is no" in capsys.readouterr().out
-        return
     assert capsys.readouterr().out.split() == [f"{name}.png", f"{name}.svg"]
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     text = (tmp_path / f"{name}.svg").read_text()
