@@ -222,7 +222,8 @@ class JsonSplitter:
         if self._max is None or self._length <= self._max:
             return True
         why = f"item {self._number} is longer than max_chars={self._max}"
-        self._fail(f"{why}; raise it, or ask for smaller items", self._start, "".join(self._parts))
+        text = "".join(self._parts)[: self._max + 1]  # the same, however the text came
+        self._fail(f"{why}; raise it, or ask for smaller items", self._start, text)
         return False
 
     def _finish(self, out: list[Any]) -> None:

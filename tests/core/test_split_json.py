@@ -20,9 +20,9 @@ VALUES = st.recursive(
 SPACE = st.sampled_from(["", " ", "\n", "\r\n\t"])
 
 
-def pieces(chunks: list[str], max_chars: int | None = None) -> tuple[list[object], str]:
+def pieces(chunks: list[str]) -> tuple[list[object], str]:
     """Every value for these chunks, and the error."""
-    splitter = JsonSplitter(max_chars)
+    splitter = JsonSplitter()
     values = [value for chunk in chunks for value in splitter.feed(chunk)] + splitter.flush()
     return values, str(splitter.error)
 
@@ -149,9 +149,12 @@ def test_a_value_comes_with_the_character_that_makes_it_certain() -> None:
 def test_an_item_longer_than_the_limit_is_an_error(size: int) -> None:
     """The limit is one for each item, and the first that is longer ends it all, before it is whole."""
     text = '[12345, "abc", [1,2], {"a":10'
-    items, error = pieces([text[at : at + size] for at in range(0, len(text), size)], max_chars=5)
-    assert items == [12345, "abc", [1, 2]]
-    assert error.startswith("item 3 is longer than max_chars=5; ")
+    splitter = JsonSplitter(5)
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    assert [value for part in parts for value in splitter.feed(part)] == [12345, "abc", [1, 2]]
+    assert str(splitter.error).startswith("item 3 is longer than max_chars=5; ")
+    assert splitter.error is not None
+    assert splitter.error.text == '{"a":1'  # as far as it was read when it was too long
 
 
 @pytest.mark.parametrize(
