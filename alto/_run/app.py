@@ -21,10 +21,10 @@ from typing import Any, Literal, Self, final
 import anyio
 import anyio.abc
 
-from alto._aio import current_call, uncut
+from alto._aio import uncut
 from alto._declare import bind_resources
 from alto._declare.nested import mentioned, own_resources
-from alto._run.call import Call
+from alto._run.call import Call, calls_around
 from alto._run.checks import (
     check_count,
     check_function,
@@ -169,10 +169,9 @@ class App:
     ) -> bool | None:
         """Cancel what still runs, wait until it has ended, and stop the engines.
 
-        Cancellation: shielded.
+        Cancellation: shielded. A RuntimeError, and no effect, in code that runs for a request of it.
         """
-        call = current_call.get()
-        if isinstance(call, Call) and not call.closing and call.lane.request in self._requests:
+        if any(call.lane.request in self._requests for call in calls_around()):
             msg = "a stage cannot close the app that it works for; let it end, or raise"
             raise RuntimeError(msg)
         self._state = "closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from alto._run.worker import Worker
     from alto.model import Path
 
-__all__ = ("Call", "parking_call")
+__all__ = ("Call", "calls_around", "parking_call")
 
 
 class Call:
@@ -221,6 +222,16 @@ class Call:
             waited_at.wake()
 
     @property
+    def is_here(self) -> bool:
+        """Whether its loop runs here: its context may have been copied to another thread."""
+        return self.worker.replica.loop is asyncio.get_running_loop()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended, not even with what it does to clean up."""
+        return self.worker.call is self or self.lane.calls.get(self.path) is self
+
+    @property
     def must_close(self) -> bool:
         """Whether the stage's code has left a generation early, which is to be closed now."""
         return self._cleanup is not None and self._cleanup.pending
@@ -268,5 +279,13 @@ def parking_call() -> Call | None:
     call = current_call.get()
     if not isinstance(call, Call) or call.closing:
         return None
-    # The context of a call may have been copied to another thread, with a loop of its own.
-    return call if call.worker.replica.loop is asyncio.get_running_loop() else None
+    return call if call.is_here else None
+
+
+def calls_around() -> Iterator[Call]:
+    """The call that this context is of, perhaps ended; the one that waits for its request; and so on."""
+    call = current_call.get()
+    if isinstance(call, Call) and call.is_here:
+        yield call
+        while (call := call.lane.request.parent) is not None:
+            yield call

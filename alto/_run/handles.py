@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar, final
 
 from alto._aio import uncut
-from alto._run.call import parking_call
+from alto._run.call import calls_around, parking_call
 from alto._run.request import Request
 from alto.errors import Closed
 
@@ -88,14 +88,14 @@ class StreamHandle(Generic[R]):
     async def aclose(self) -> None:
         """Cancel the request if it has not ended, and wait until nothing of it runs. Idempotent.
 
+        Raises:
+            RuntimeError: This is a stage call of the request, or of one inside it.
+
         Cancellation: shielded.
         """
-        call = parking_call()
-        while call is not None:
-            if call.lane.request is self._request:
-                msg = "a stage cannot close the request that it works for, and wait; raise instead"
-                raise RuntimeError(msg)
-            call = call.lane.request.parent
+        if any(call.lane.request is self._request and call.runs for call in calls_around()):
+            msg = "a stage cannot close the request that it works for, and wait; raise instead"
+            raise RuntimeError(msg)
         self._closed = True
         self._request.cancel()
         self._request.sink.wake()

@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from alto._aio import uncut
-from alto._run.call import parking_call
+from alto._run.call import calls_around, parking_call
 from alto._run.request import Request
 from alto.errors import AltoError, Closed
 
@@ -198,9 +198,18 @@ class MapHandle(Generic[In, R]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancel what runs, and wait until it has ended. Idempotent. Cancellation: shielded."""
+        """Cancel what runs, and wait until it has ended. Idempotent.
+
+        Raises:
+            RuntimeError: This is a stage call of one of its requests, or of one inside them.
+
+        Cancellation: shielded.
+        """
         feeding = self._feeding
         requests = [request for request, _ in feeding.running.values()]
+        if any(call.lane.request in requests and call.runs for call in calls_around()):
+            msg = "a stage cannot close the map that it works for, and wait; raise instead"
+            raise RuntimeError(msg)
         feeding.cancel()
         for request in requests:
             await uncut(request.wait_ended)
