@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 import attrs
 
@@ -47,6 +47,17 @@ class PerReplica(Generic[T_co]):
         return made
 
 
+# Not one signature with a union: mypy would not look into what a factory of a manager manages.
+@overload
+def per_replica(
+    factory: Callable[..., AbstractAsyncContextManager[T_co]], /
+) -> PerReplica[T_co]: ...
+@overload
+def per_replica(factory: Callable[..., AbstractContextManager[T_co]], /) -> PerReplica[T_co]: ...
+@overload
+def per_replica(factory: Callable[..., Awaitable[T_co]], /) -> PerReplica[T_co]: ...
+@overload
+def per_replica(factory: Callable[..., T_co], /) -> PerReplica[T_co]: ...
 def per_replica(factory: Callable[..., Made[T_co]], /) -> PerReplica[T_co]:
     """A resource that every replica of a stage makes for itself, and gives back when it goes.
 

@@ -6,7 +6,8 @@ A line with an ignore is an error in both checkers. An ignore that is not needed
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, TypedDict, assert_type
 
 import attrs
@@ -432,3 +433,28 @@ async def generations(llm: alto.LLM) -> None:
     await llm.text("p", schema=Claim)  # type: ignore[call-arg]
     await llm.score("q", "a", by="cosine")  # type: ignore[arg-type]
     await llm.embed(3)  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------- what a replica has of its own
+
+
+@asynccontextmanager
+async def opened(number: int) -> AsyncGenerator[Index, None]:
+    yield Index()
+
+
+@contextmanager
+def opened_at_once() -> Generator[Index, None, None]:
+    yield Index()
+
+
+async def loaded(number: int) -> Index:
+    return Index()
+
+
+def resources() -> None:
+    assert_type(alto.per_replica(opened), alto.PerReplica[Index])
+    assert_type(alto.per_replica(opened_at_once), alto.PerReplica[Index])
+    assert_type(alto.per_replica(loaded), alto.PerReplica[Index])
+    assert_type(alto.per_replica(Index), alto.PerReplica[Index])
+    alto.per_replica(3)  # type: ignore[call-overload]
