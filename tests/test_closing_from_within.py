@@ -122,3 +122,36 @@ async def test_a_task_that_a_call_has_left_behind_can_close_its_request() -> Non
             await own[0].list()
         await left[0]
         assert app.statistics().open_requests == 0
+
+
+async def test_what_cleans_up_cannot_call_a_pipeline() -> None:
+    """It is told why: nobody waits for what it would get."""
+    told: list[str] = []
+
+    @alto.stage
+    async def same(k: int) -> int:
+        return k
+
+    @alto.pipeline
+    def inner(n: alto.Stream[int]) -> alto.Stream[int]:
+        return same(n)
+
+    @alto.stage
+    async def numbers(n: int) -> AsyncIterator[int]:
+        try:
+            for k in range(n):
+                yield k
+        finally:
+            with pytest.raises(alto.Closed) as seen:
+                await inner.run(3)
+            told.append(str(seen.value))
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        return numbers(n)
+
+    async with p.open(capacity=1) as app, app.stream(100) as got:
+        assert await anext(got) == 0
+        await asyncio.sleep(1)
+    assert len(told) == 1
+    assert told[0].startswith("pipeline 'inner' cannot be called while its stage call cleans up")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alto._aio import current_call
-from alto._run.call import parking_call
+from alto._run.call import calls_around, parking_call
 from alto._run.checks import check_options
 from alto._run.handles import StreamHandle
 from alto.errors import Closed
@@ -28,7 +28,7 @@ def nested_stream(
     """Start a request of *declaration* inside the running stage call, and read as it comes.
 
     Raises:
-        Closed: No stage call runs in this context.
+        Closed: No stage call runs in this context, or it has ended, but for its clean-up.
     """
     if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
         return interpret(declaration, inputs)  # type: ignore[no-any-return]  # alto.testing.reference
@@ -41,7 +41,7 @@ async def nested_run(
     """Start a request of *declaration* inside the running stage call, and wait for all of it.
 
     Raises:
-        Closed: No stage call runs in this context.
+        Closed: No stage call runs in this context, or it has ended, but for its clean-up.
     """
     if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
         return await interpret(declaration, inputs).list()  # type: ignore[no-any-return]
@@ -56,8 +56,14 @@ def _nested(
     timeout: float | None,
 ) -> Request:
     call = parking_call()
+    name = declaration.name
+    if call is None and next(calls_around(), None) is not None:
+        msg = (
+            f"pipeline {name!r} cannot be called while its stage call cleans up, or after that has "
+            f"ended; call it before the stage's last output"
+        )
+        raise Closed(msg)
     if call is None:
-        name = declaration.name
         msg = (
             f"pipeline {name!r} is not open, and no stage runs here that could call it; "
             f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"
