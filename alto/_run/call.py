@@ -279,7 +279,8 @@ def parking_call() -> Call | None:
     call = current_call.get()
     if not isinstance(call, Call) or call.closing:
         return None
-    return call if call.is_here else None
+    # Not is_here: whatever waits comes through here.
+    return call if call.worker.replica.loop is asyncio.get_running_loop() else None
 
 
 def calls_around() -> Iterator[Call]:
