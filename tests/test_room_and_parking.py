@@ -149,6 +149,45 @@ class TestRoom:
             await let(done, "hp")
             assert await asked == ["a", "z", "y", "Y", "g", *"123456"]
 
+    async def test_what_another_consumer_needs_does_not_wait_where_its_group_was_left(
+        self,
+    ) -> None:
+        """What is written for another consumer does not wait for calls of one that has left its group."""
+        loop = asyncio.get_running_loop()
+
+        @alto.stage
+        async def documents(n: int) -> AsyncIterator[int]:
+            for k in range(n):
+                yield k
+
+        @alto.stage(concurrency=3)
+        async def words(document: int) -> AsyncIterator[str]:
+            await asyncio.sleep(document)
+            yield f"{document} first"
+            if not document:
+                await asyncio.sleep(10)
+                yield "0 last"
+
+        @alto.stage(concurrency=1)
+        async def head(text: alto.Group[str]) -> AsyncIterator[str]:
+            word = await anext(aiter(text))
+            if not word.startswith("0"):
+                await asyncio.sleep(100)
+            yield word
+
+        @alto.stage(concurrency=8)
+        async def told(word: str) -> str:
+            return f"{word} at {loop.time() - began:g}"
+
+        @alto.pipeline
+        def p(n: alto.Stream[int]) -> alto.Stream[str]:
+            word = words(documents(n))
+            return alto.merge(head(word), told(word))
+
+        async with p.open(capacity=1) as app:
+            began = loop.time()
+            assert "0 last at 10" in await app.run(3)
+
 
 class TestPermits:
     """Who waits for a permit, and who does not want it any more."""
