@@ -15,13 +15,7 @@ import pytest
 import alto
 from alto._run.request import Request
 from alto.testing import Scripted
-
-
-@alto.stage
-async def each(jobs: tuple[Any, ...]) -> AsyncIterator[Any]:
-    """One after the other, at once."""
-    for job in jobs:
-        yield job
+from tests.stepping import each
 
 
 @alto.stage(concurrency=8)

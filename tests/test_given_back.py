@@ -49,6 +49,13 @@ async def add_twofold(k: int, *, own: int) -> int:
     return k + own
 
 
+@alto.stage
+async def three(k: int) -> AsyncIterator[int]:
+    """The same three times."""
+    for _ in range(3):
+        yield k
+
+
 @alto.pipeline
 def adding(k: alto.Stream[int]) -> alto.Stream[int]:
     """One replica, and more when it is scaled."""
@@ -133,11 +140,6 @@ class TestCounts:
         ends = [asyncio.Event(), asyncio.Event()]
 
         @alto.stage
-        async def three(k: int) -> AsyncIterator[int]:
-            for _ in range(3):
-                yield k
-
-        @alto.stage
         async def first(group: alto.Group[int]) -> int:
             pieces = aiter(group)
             k = await anext(pieces)
@@ -161,11 +163,6 @@ class TestCounts:
     async def test_items_of_a_join_that_is_left_are_held_no_more(self) -> None:
         """What waits for a partner that nobody needs any more is taken off, once."""
         ends = [asyncio.Event(), asyncio.Event()]
-
-        @alto.stage
-        async def three(k: int) -> AsyncIterator[int]:
-            for _ in range(3):
-                yield k
 
         @alto.stage
         async def never(k: int) -> int:

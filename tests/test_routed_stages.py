@@ -12,6 +12,7 @@ import pytest
 
 import alto
 from alto.routing import ReplicaLoad, RoutedItem
+from tests.stepping import each
 
 
 class Asked:
@@ -34,13 +35,6 @@ class Asked:
         self.free.append(tuple(load.free for load in replicas))
         self.seconds.append(tuple(load.seconds for load in replicas))
         return 0 if self.answer is None else self.answer(item)
-
-
-@alto.stage
-async def each(jobs: tuple[Any, ...]) -> AsyncIterator[Any]:
-    """One after the other, at once."""
-    for job in jobs:
-        yield job
 
 
 def pipeline_of(stage: Any) -> Any:

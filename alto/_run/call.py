@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alto._run.worker import Worker
     from alto.model import Path
 
-__all__ = ("Call", "calls_around", "parking_call")
+__all__ = ("Call", "calls_around", "check_outside", "parking_call")
 
 
 class Call:
@@ -290,3 +290,14 @@ def calls_around() -> Iterator[Call]:
         yield call
         while (call := call.lane.request.parent) is not None:
             yield call
+
+
+def check_outside(requests: Collection[Request], what: str) -> None:
+    """Refuse to close *what* where that would wait for the call that closes it.
+
+    Raises:
+        RuntimeError: A call that has not ended, of one of *requests* or of one inside them, runs here.
+    """
+    if any(call.lane.request in requests and call.runs for call in calls_around()):
+        msg = f"a stage cannot close the {what} that it works for, and wait; raise instead"
+        raise RuntimeError(msg)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar, final
 
 from alto._aio import uncut
-from alto._run.call import calls_around, parking_call
+from alto._run.call import check_outside, parking_call
 from alto._run.request import Request
 from alto.errors import Closed
 
@@ -93,9 +93,7 @@ class StreamHandle(Generic[R]):
 
         Cancellation: shielded.
         """
-        if any(call.lane.request is self._request and call.runs for call in calls_around()):
-            msg = "a stage cannot close the request that it works for, and wait; raise instead"
-            raise RuntimeError(msg)
+        check_outside((self._request,), "request")
         self._closed = True
         self._request.cancel()
         self._request.sink.wake()

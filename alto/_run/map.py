@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from alto._aio import uncut
-from alto._run.call import calls_around, parking_call
+from alto._run.call import check_outside, parking_call
 from alto._run.request import Request
 from alto.errors import AltoError, Closed
 
@@ -207,9 +207,7 @@ class MapHandle(Generic[In, R]):
         """
         feeding = self._feeding
         requests = [request for request, _ in feeding.running.values()]
-        if any(call.lane.request in requests and call.runs for call in calls_around()):
-            msg = "a stage cannot close the map that it works for, and wait; raise instead"
-            raise RuntimeError(msg)
+        check_outside(requests, "map")
         feeding.cancel()
         for request in requests:
             await uncut(request.wait_ended)

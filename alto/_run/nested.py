@@ -56,18 +56,18 @@ def _nested(
     timeout: float | None,
 ) -> Request:
     call = parking_call()
-    name = declaration.name
-    if call is None and next(calls_around(), None) is not None:
-        msg = (
-            f"pipeline {name!r} cannot be called while its stage call cleans up, or after that has "
-            f"ended; call it before the stage's last output"
-        )
-        raise Closed(msg)
     if call is None:
-        msg = (
-            f"pipeline {name!r} is not open, and no stage runs here that could call it; "
-            f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"
-        )
+        name = declaration.name
+        if next(calls_around(), None) is None:
+            msg = (
+                f"pipeline {name!r} is not open, and no stage runs here that could call it; "
+                f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"
+            )
+        else:
+            msg = (
+                f"pipeline {name!r} cannot be called while its stage call cleans up, or after that "
+                f"has ended; call it before the stage's last output"
+            )
         raise Closed(msg)
     check_options(order, timeout)
     app = call.lane.request.installed.app
