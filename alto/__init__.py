@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alto import routing as routing
 from alto import text as text
-from alto._app import App as App
+from alto._run import App as App
 from alto._run import AppStatistics as AppStatistics
 from alto._run import MapHandle as MapHandle
 from alto._run import Progress as Progress

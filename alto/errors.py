@@ -144,7 +144,7 @@ class Overloaded(AltoError):
         limit: The most that may.
     """
 
-    def __init__(self, waiting: int, limit: int, /) -> None:
+    def __init__(self, waiting: int, limit: int, /, *, kind: str = "calls") -> None:
         self.waiting = waiting
         self.limit = limit
         super().__init__(
@@ -155,6 +155,18 @@ class Overloaded(AltoError):
 
 class RequestError(AltoError):
     """One request failed. Everything it had started is stopped; other requests go on."""
+
+
+class RequestCancelled(RequestError, Closed):
+    """A request was stopped before its end.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str, /) -> None:
+        self.reason = reason
+        super().__init__(f"the request was cancelled: {reason}")
 
 
 class StageError(RequestError):

@@ -81,6 +81,8 @@ class Origin:
     """When the request's time is over, in seconds on the loop's clock; None: never."""
     depth: int = 0
     """How far downstream the stage is: stages come after those that they take streams from."""
+    id: str = attrs.field(default="", eq=False)
+    """Id of the outermost request, as in its events and errors; not compared."""
 
 
 @attrs.frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import update_wrapper
 from types import ModuleType
 from typing import (
@@ -21,17 +21,16 @@ from typing import (
 )
 
 from alto._aio import current_call
-from alto._app import App, app_of
 from alto._declare import check_input_count
 from alto._declare.names import Unresolved
 from alto._declare.shape import check_name
 from alto._declare.signature import PipelineSpec
 from alto._declare.source import Source, local_names, pipeline_source
 from alto._declare.trace import inline, trace
-from alto._run import App as Running
-from alto._run import StreamHandle, nested_run, nested_stream
+from alto._run import App, StreamHandle, make_app, nested_run, nested_stream
 from alto._spec import Declaration, GroupOrder
 from alto.errors import GraphError
+from alto.protocols import Observer
 from alto.stream import Stream
 
 __all__ = ("Pipeline", "PipelineDecorator", "pipeline")
@@ -109,14 +108,20 @@ class Pipeline(Generic[*Ins, R_co]):
 
     def open(
         self, /, *, capacity: int = _CAPACITY, max_held_items: int = _HELD_ITEMS,
-        **resources: object,
+        max_requests: int | None = None, observers: Iterable[Observer] = (), **resources: object,
     ) -> App[*Ins, R_co]:  # fmt: skip
         """Open it: ``async with verify.open(llm=engine, index=index) as app:``.
+
+        Where no block fits, ``app = await verify.open(...)`` and ``await app.aclose()``.
 
         Args:
             capacity: Most items that wait on an edge, per request; more make the producer wait.
             max_held_items: Most items of one request that wait for their group or join, which have
                 no other bound; a request that needs more fails with ``BufferExceeded``.
+            max_requests: Most requests that are open at once; one more is refused with
+                ``Overloaded`` before anything of it has started, and a map waits. None: any number.
+            observers: What is told about requests, calls, groups, generations and engines; see
+                ``alto.events``.
             **resources: A value for every keyword-only parameter of its stages, by name. An engine
                 may be given where a stage asks for an ``LLM``; it is started with the app.
 
@@ -124,8 +129,12 @@ class Pipeline(Generic[*Ins, R_co]):
             GraphError: The pipeline is declared wrongly.
             ResourceError: A resource is missing, unknown, bound twice or of a wrong type.
             ValueError: An option is out of its range.
+            TypeError: An observer has no method ``notify``.
         """
-        return self._open(resources, capacity, max_held_items)
+        return self._open(
+            resources, capacity=capacity, max_held_items=max_held_items,
+            max_requests=max_requests, observers=observers,
+        )  # fmt: skip
 
     def stream(
         self, *inputs: *Ins, timeout: float | None = None, order: GroupOrder = "arrival"
@@ -197,7 +206,7 @@ class Pipeline(Generic[*Ins, R_co]):
 
         async def main() -> list[R_co]:
             current_call.set(None)  # This thread may have the context of another loop's call.
-            async with self._open(resources, _CAPACITY, _HELD_ITEMS) as app:
+            async with self._open(resources, capacity=_CAPACITY, max_held_items=_HELD_ITEMS) as app:
                 return await app.run(*inputs, timeout=timeout)
 
         return asyncio.run(main())
@@ -220,11 +229,9 @@ class Pipeline(Generic[*Ins, R_co]):
         return inline(self._source.resolve, self.name, streams, keywords)
 
     def _open(
-        self, resources: Mapping[str, object], capacity: int, max_held_items: int
-    ) -> App[*Ins, R_co]:
-        declaration = self.declaration
-        running = Running(declaration, resources, capacity=capacity, max_held_items=max_held_items)
-        app: App[*Ins, R_co] = app_of(running)
+        self, resources: Mapping[str, object], **options: Any
+    ) -> App[*Ins, R_co]:  # Any: open() says.
+        app: App[*Ins, R_co] = make_app(self.declaration, resources, **options)
         return app
 
     def _read(self) -> Declaration:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, runtime_checkable
 
+from alto.events import Event
 from alto.model import (
     Chunk,
     Embedding,
@@ -15,7 +16,7 @@ from alto.model import (
     Prompt,
 )
 
-__all__ = ("CacheListener", "Embedder", "Engine", "Member")
+__all__ = ("CacheListener", "Embedder", "Engine", "Member", "Observer")
 
 
 @runtime_checkable
@@ -160,5 +161,24 @@ class Member(Engine, Protocol):
         """Wait until the engine has died; for ever, if it is stopped instead.
 
         Cancellation: nothing happens to the engine.
+        """
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Something that is told what an open pipeline does; ``open(observers=[...])``.
+
+    Its attribute ``wants``, where it has one, names the kinds of events that it gets, as classes of
+    :mod:`alto.events`; without it, it gets all but ``ItemProduced``. What no observer wants is not
+    even built.
+    """
+
+    def notify(self, event: Event, /) -> None:
+        """Take an event.
+
+        Called on the event loop, within the step that the event is about, so it must be quick and
+        must not block; in the context of the call or request where there is one. What it raises goes
+        to the loop's exception handler, the first time, and nowhere else.
         """
         ...

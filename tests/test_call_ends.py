@@ -62,7 +62,7 @@ class TestPermits:
         async def work(name: str) -> str:
             if name == "busy":
                 await anyio.sleep(10)
-                oldest = min(app._running._requests, key=lambda request: request.number)
+                oldest = min(app._host._requests, key=lambda request: request.number)
                 asyncio.get_running_loop().call_soon(oldest.cancel)
             else:
                 await napping.run(5.0)

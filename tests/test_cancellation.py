@@ -220,6 +220,7 @@ async def test_map_over_an_async_iterable() -> None:
         assert len(closed) == cuts + 1
 
 
+@pytest.mark.filterwarnings("ignore:the results of app.stream:ResourceWarning")
 async def test_close() -> None:
     """Cutting `aclose` anywhere still closes: it is shielded."""
     async with spell.open() as app:

@@ -212,7 +212,7 @@ class TestCounts:
 
         async with p.open() as app, app.stream(("first",)) as first:
             await settle()
-            _, node = app._running._named_nodes()[-1]
+            _, node = app._host.named_nodes()[-1]
             async with app.stream(("a", "b")):
                 await settle()
                 assert [load.unfinished for load in node.binding.live] == [3, 0]

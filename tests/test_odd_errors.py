@@ -152,7 +152,6 @@ async def test_closing_does_not_wait_for_what_alto_itself_has_broken(
     with pytest.raises(BaseExceptionGroup) as caught:
         await use()
     assert caught.value.subgroup(ZeroDivisionError) is not None
-    assert not unaware, "whoever has the app open hears of it at once"
     for one in asked:
         with pytest.raises(alto.Closed):
             await one

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from alto import AppStatistics
 from alto.errors import RequestError, StageError
 from alto.model import Path
-from alto.testing import DrawnPipeline, pipelines, reference_run, run_virtual
+from alto.testing import DrawnPipeline, RecordedEvents, pipelines, reference_run, run_virtual
 from alto.testing._built import Broken
 
 Calls = Counter[tuple[str, Path]]
@@ -75,15 +75,23 @@ def idle(now: AppStatistics) -> AppStatistics:
     return attrs.evolve(now, stages=stages)
 
 
+@asynccontextmanager
+async def opened(case: DrawnPipeline) -> AsyncIterator[Any]:
+    """The pipeline, open, whose events are whole at the end: each start has one end, in its parent."""
+    recorded = RecordedEvents()
+    async with case.pipeline.open(capacity=case.capacity, observers=[recorded]) as app:
+        yield app
+    recorded.check()
+
+
 def balanced(app: Any) -> None:
     """No replica counts anything that has ended, and no router is asked about anything."""
-    for _, node in app._running._named_nodes():
+    for _, node in app._host.named_nodes():
         node.binding.check()
         assert not node.line
         assert {load.unfinished for load in node.binding.loads.values()} == {0}
         for replica in node.replicas.values():
-            assert replica.turns.free == replica.turns.limit
-            assert not replica.active
+            assert replica.permits.free == replica.permits.limit
 
 
 def watched(main: Callable[[], Awaitable[None]]) -> None:
@@ -112,7 +120,7 @@ def test_run_equals_the_sequential_interpreter(case: DrawnPipeline) -> None:
 
     async def main() -> None:
         expected, calls, needed = await references(case)
-        async with case.pipeline.open(capacity=case.capacity) as app:
+        async with opened(case) as app:
             fresh = app.statistics()
             async with scaled(case, app):
                 results = await at_once(runs(case, app))
@@ -149,7 +157,7 @@ def test_streams_give_the_same_results(case: DrawnPipeline, pause: float) -> Non
 
             return read
 
-        async with case.pipeline.open(capacity=case.capacity) as app:
+        async with opened(case) as app:
             fresh = app.statistics()
             in_order = [reading(inputs, "ancestry") for inputs in case.inputs]
             arriving = [reading(inputs, "arrival") for inputs in case.inputs]
@@ -184,7 +192,7 @@ def test_a_failing_call_fails_its_request_alone(case: DrawnPipeline) -> None:
             await reference_run(case.pipeline, *case.inputs[victim])
         except StageError as error:
             expected[victim] = error
-        async with case.pipeline.open(capacity=case.capacity) as app:
+        async with opened(case) as app:
             fresh = app.statistics()
             async with scaled(case, app):
                 results = await at_once(runs(case, app))
@@ -218,7 +226,7 @@ def test_a_cancelled_request_leaves_the_others_alone(
 
     async def main() -> None:
         expected, _, _ = await references(case)
-        async with case.pipeline.open(capacity=case.capacity) as app:
+        async with opened(case) as app:
             fresh = app.statistics()
 
             async def cancelled() -> None:

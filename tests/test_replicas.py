@@ -580,10 +580,10 @@ class TestScaling:
         made = Instances()
         pipeline = declare(replicas=2, concurrency=1, router=Eldest())
         async with pipeline.open(own=alto.per_replica(made)) as app:
-            ((_, node),) = [one for one in app._running._named_nodes() if one[0] == "work"]
+            ((_, node),) = [one for one in app._host.named_nodes() if one[0] == "work"]
             async with app.stream(6) as results:
                 await anyio.sleep(0.5)
-                node.drain(0, app._running._lanes(node))
+                node.drain(0, app._host.runs_at(node))
                 assert Counter(await results.list()) == {0: 1, 1: 5}
             assert idle(app.statistics())
 

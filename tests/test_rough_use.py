@@ -297,8 +297,8 @@ async def test_concurrency_holds_after_a_timeout_inside_a_stage() -> None:
         assert app.statistics() == fresh
 
 
-async def test_stages_see_the_context_of_whoever_opened_the_app() -> None:
-    """Context variables come from the opening of the app, never from some other request."""
+async def test_stages_see_the_context_of_whoever_started_the_request() -> None:
+    """Context variables come from the caller of ``run``, never from some other request."""
     tenant: ContextVar[str] = ContextVar("tenant")
 
     @alto.stage
@@ -312,7 +312,7 @@ async def test_stages_see_the_context_of_whoever_opened_the_app() -> None:
     tenant.set("opener")
     async with p.open() as app:
         tenant.set("caller")
-        assert await app.run(1) == ["opener"]
+        assert await app.run(1) == ["caller"]
 
 
 async def test_a_map_that_the_app_cuts_short_says_so() -> None:
@@ -513,6 +513,7 @@ def test_handles_are_not_made_by_hand() -> None:
 
 @pytest.mark.realtime
 @pytest.mark.timeout(20)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("drops", [True, False])
 def test_a_loop_that_goes_down_around_an_open_app_ends(drops: bool) -> None:
     """A program that forgets to close its app still ends: workers heed the loop's cancellation."""

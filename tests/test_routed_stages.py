@@ -48,7 +48,7 @@ def pipeline_of(stage: Any) -> Any:
 
 def node_of(app: Any, stage: str) -> Any:
     """The stage inside an open app."""
-    return dict(app._running._named_nodes())[stage]
+    return dict(app._host.named_nodes())[stage]
 
 
 def clock() -> float:
@@ -278,7 +278,7 @@ class TestScaling:
         async with pipeline_of(work).open(capacity=4) as app, app.stream(tuple(range(10))) as got:
             await anyio.sleep(0.5)
             node = node_of(app, "work")
-            node.drain(0, app._running._lanes(node))
+            node.drain(0, app._host.runs_at(node))
             assert sorted(await got.list()) == list(range(10))
         assert begun == list(range(10))
 
@@ -306,7 +306,7 @@ class TestScaling:
             async with app.stream((1, 2)):
                 await anyio.sleep(1)
                 node = node_of(app, "gather")
-                node.drain(1, app._running._lanes(node))
+                node.drain(1, app._host.runs_at(node))
                 await anyio.sleep(1)
             await anyio.sleep(1)
             assert (cleaned, closed) == ([False], [1])

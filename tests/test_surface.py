@@ -187,14 +187,6 @@ def test_one_version():
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
-def test_no_file_is_over_400_lines(path):
-    """A file stops at 400 lines, unless its first ten say `# long:` and why."""
-    lines = len(path.read_text().splitlines())
-    excused = any(number <= 10 for number in _long_lines(path))
-    assert lines <= 400 or excused, f"{lines} lines"
-
-
-@pytest.mark.parametrize("path", FILES, ids=_name)
 def test_no_function_is_over_60_lines(path):
     """A function stops at 60 lines, docstring apart, unless its head says `# long:` and why."""
     excused = _long_lines(path)

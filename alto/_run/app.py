@@ -1,399 +1,363 @@
-"""An open pipeline: its resources, its workers, its requests."""
+"""Apps: open pipelines."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
-from functools import partial
+import warnings
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Mapping, Sequence
+from contextvars import Context, copy_context
 from types import TracebackType
-from typing import Any, Literal, Self, final
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, TypeVarTuple, final, overload
 
-import anyio
-import anyio.abc
-
-from alto._aio import uncut
-from alto._declare import bind_resources
-from alto._declare.nested import mentioned, own_resources
-from alto._run.call import Call, calls_around
+from alto._declare import check_input_count
 from alto._run.checks import (
     check_count,
     check_function,
-    check_inputs,
-    check_loop,
-    check_open,
     check_options,
     check_priority,
+    check_timeout,
 )
-from alto._run.crew import Crew
 from alto._run.handles import StreamHandle
-from alto._run.lane import Lane
+from alto._run.host import Host
 from alto._run.map import MapHandle, Progress, map_requests
-from alto._run.node import Node
-from alto._run.request import Request
-from alto._run.resources import Resources
-from alto._run.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
-from alto._run.statistics import AppStatistics, prefix_of, statistics_of
-from alto._run.worker import Worker
+from alto._run.observers import check_observers
+from alto._run.request import Options, Request
+from alto._run.statistics import AppStatistics
 from alto._spec import Declaration, GroupOrder
-from alto._told import shown
-from alto.errors import Closed, ResourceError
+from alto.protocols import Observer
 
-__all__ = ("App", "Installed")
+__all__ = ("App", "MapOrder", "make_app")
 
+A = TypeVar("A")
+B = TypeVar("B")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+Ins = TypeVarTuple("Ins")
+Rest = TypeVarTuple("Rest")
 
-class Installed:
-    """A pipeline inside an app: its nodes, shared by all its requests."""
-
-    __slots__ = ("app", "declaration", "keeps", "nodes")
-
-    def __init__(self, app: App, declaration: Declaration, values: Mapping[str, object]) -> None:
-        self.app = app
-        self.declaration = declaration
-        bound = bind_resources(declaration, values)
-        self.nodes = tuple(
-            Node(plan, spec, kwargs, app.spawn_worker)
-            for plan, spec, kwargs in zip(
-                declaration.plan.nodes, declaration.nodes, bound, strict=True
-            )
-        )
-        self.keeps = any(node.keeps for node in self.nodes)
-        """Whether replicas have something of their own, made when the app opens."""
+MapOrder: TypeAlias = Literal["input", "completed"]
+"""How ``App.map`` hands out results: in the order of the inputs, or as requests end."""
 
 
 @final
-class App:
-    """An open pipeline.
+class App(Generic[*Ins, R_co]):
+    """An open pipeline; made by ``Pipeline.open``.
 
-    Args:
-        declaration: The pipeline.
-        resources: By name, what its stages' keyword-only parameters get. Engines are started
-            when the app opens, unless they run already, and stopped when it closes.
-        capacity: Most items per edge and request that have all they need and wait.
-        max_held_items: Most items per request in group and join buffers, which have no other
-            bound; a request that needs more fails.
+    ``App[str, Verdict]`` takes one ``str`` per request and gives any number of ``Verdict``. It is
+    opened in one of two ways::
+
+        async with verify.open(llm=engine) as app: ...
+
+        app = await verify.open(llm=engine)  # where no block fits: a notebook, a server object
+        await app.aclose()
+
+    Any task of its event loop may open it, use it and close it. Closing cancels what still runs and
+    stops the engines that it started.
     """
 
-    def __init__(
-        self,
-        declaration: Declaration,
-        resources: Mapping[str, object],
-        *,
-        capacity: int,
-        max_held_items: int,
-    ) -> None:
-        check_count("open(capacity=...)", capacity)
-        check_count("open(max_held_items=...)", max_held_items)
-        self.declaration = declaration
-        self.capacity = capacity
-        self.max_held_items = max_held_items
-        # Refuse at once what cannot work.
-        bind_resources(declaration, own_resources(declaration, resources))
-        self._resources = Resources(declaration, resources)
-        self._values = resources
-        self._tasks: anyio.abc.TaskGroup | None = None
-        self._crew: Crew | None = None
-        self._installed: dict[int, Installed] = {}
-        self._requests: set[Request] = set()
-        self._feeders: set[anyio.CancelScope] = set()
-        self._keepers = Keepers(self._spawn_keeper)
-        self._quiet: asyncio.Future[None] | None = None
-        self._state: Literal["new", "opening", "open", "closed"] = "new"
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._context = contextvars.Context()
+    __slots__ = ("__weakref__", "_given", "_host", "_owner", "_values")
+
+    def __init__(self, host: object = None, /) -> None:
+        if not isinstance(host, Host):
+            msg = "an App is made by Pipeline.open(): `async with verify.open(...) as app:`"
+            raise TypeError(msg)
+        self._host = host
+        self._owner: App[*Ins, R_co] | None = None  # Of what using() gives: the app itself.
+        self._given: Mapping[str, object] = {}
+        self._values: tuple[Mapping[str, object] | None, ...] | None = None
 
     def __repr__(self) -> str:
-        state = f"{self._state}, {len(self._requests)} requests"
-        return f"<App of {self.declaration.name!r}: {state}>"
+        host = self._host
+        return f"<App of {host.declaration.name!r}: {host.state}, {host.open_requests} requests>"
+
+    # ---- opening and closing
 
     async def __aenter__(self) -> Self:
-        """Start the engines and open.
+        """Start the engines that do not run yet, and open.
 
         Raises:
-            EngineStartError: An engine did not start; those that did are stopped again.
+            EngineStartError: An engine did not start; nothing is left behind.
+            Closed: It was opened before.
+
+        Cancellation: nothing is left behind.
         """
-        if self._state != "new":
-            msg = f"this app of {self.declaration.name!r} was opened before; call open() again"
-            raise Closed(msg)
-        self._state = "opening"
-        await self._resources.start()
-        self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._crew = Crew(self._loop, self._context, self._worker_failed)
-        self._tasks.start_soon(self._crew.stand)
-        try:
-            await self._set_up()
-        except BaseException:
-            self._state = "closed"
-            self._close_nodes()
-            self._tasks.cancel_scope.shield = True
-            try:
-                await self._tasks.__aexit__(None, None, None)
-            finally:
-                await self._resources.stop()
-            raise
-        self._state = "open"
+        await self._host.open()
         return self
 
-    async def _set_up(self) -> None:
-        # Install what there is to install, and let replicas make what each has of its own.
-        self._install(self.declaration)
-        self._install_mentioned(lambda found: found.keeps)
-        replicas = [r for _, node in self._named_nodes() for r in node.replicas.values()]
-        await self._keepers.start(replicas)
-
-    def _install_mentioned(self, wanted: Callable[[Installed], bool]) -> None:
-        for other in mentioned(self.declaration, self._values.values()):
-            if id(other) not in self._installed:
-                with contextlib.suppress(ResourceError):  # Said where a stage calls it.
-                    found = Installed(self, other, self._own_values(other))
-                    if wanted(found):
-                        self._installed[id(other)] = found
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Open it, as ``async with`` does; it must be closed with :meth:`aclose`."""
+        return self.__aenter__().__await__()
 
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
-        """Cancel what still runs, wait until it has ended, and stop the engines.
+    ) -> None:
+        """Cancel what still runs, wait until it has ended, stop the engines started here.
 
-        Cancellation: shielded. A RuntimeError, and no effect, in code that runs for a request of it.
+        Raises:
+            RuntimeError: A stage call of one of its requests runs here.
+            Exception: What an engine or a resource raised while it was stopped, unless the block has
+                raised: then that is a note on it.
+
+        Cancellation: shielded.
         """
-        if any(call.lane.request in self._requests for call in calls_around()):
-            msg = "a stage cannot close the app that it works for; let it end, or raise"
-            raise RuntimeError(msg)
-        self._state = "closed"
-        tasks = self._tasks
-        assert tasks is not None
-        assert self._crew is not None
-        try:
-            for request in list(self._requests):
-                request.cancel()
-            self._keepers.abort()
-            late = await self._quieten()
-            self._close_nodes()
-            for scope in self._feeders:
-                scope.cancel()
-            # What the caller raised leaves as it is: in no group, and not replaced by a scope's end.
-            cut = isinstance(error, asyncio.CancelledError)
-            tasks.cancel_scope.shield = not cut
-            try:
-                await tasks.__aexit__(*((kind, error, traceback) if cut else (None, None, None)))
-            finally:
-                self._crew.check()
-            if cut:
-                return None
-            if late is not None:
-                raise late
-            self._keepers.raise_late(error)
-            return None
-        finally:
-            await self._stop_engines(error)
+        await self._host.close()
+        self._host.raise_failure(error)
 
-    def _close_nodes(self) -> None:
-        for _, node in self._named_nodes():
-            node.close()
-        self._keepers.give_up()
-        assert self._crew is not None
-        self._crew.close()
+    async def aclose(self) -> None:
+        """Close it, from any task of its event loop. Idempotent. As leaving ``async with``."""
+        await self.__aexit__(None, None, None)
 
-    async def _quieten(self) -> asyncio.CancelledError | None:
-        # Returns a cancellation that came meanwhile.
-        async def quiet() -> None:
-            if self._requests:
-                self._quiet = asyncio.get_running_loop().create_future()
-                await self._quiet
+    async def drain(self, *, timeout: float | None = None) -> bool:
+        """Accept no new requests from now on, and wait until those that are open have ended.
 
-        try:
-            await uncut(quiet)
-        except asyncio.CancelledError as late:
-            return late
-        return None
+        For an orderly shutdown: close it afterwards. Maps that have begun go on with their inputs.
 
-    async def _stop_engines(self, error: BaseException | None) -> None:
-        # What the caller raised goes before what an engine raises while it stops.
-        try:
-            await self._resources.stop()
-        except Exception as failure:
-            if error is None:
-                raise
-            error.add_note(f"while its engines stopped, also: {shown(failure)}")
+        Args:
+            timeout: Seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            Whether all requests have ended.
+
+        Raises:
+            Closed: The app is not open.
+
+        Cancellation: it goes on refusing new requests.
+        """
+        check_timeout("drain(timeout=...)", timeout)
+        return await self._host.drain(timeout)
+
+    def __del__(self) -> None:
+        # May run anywhere, also inside a machine's step: act in a step of its own.
+        host = getattr(self, "_host", None)
+        if host is None or self._owner is not None or host.state not in ("open", "draining"):
+            return
+        with contextlib.suppress(RuntimeError):  # The loop is closed: so is the app.
+            host.loop.call_soon_threadsafe(host.close_soon)
+            warnings.warn(
+                f"an app of {host.declaration.name!r} was never closed; use `async with "
+                f"{host.declaration.name}.open(...) as app:`, or `await app.aclose()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    # ---- requests
+
+    def using(self, **resources: object) -> App[*Ins, R_co]:
+        """Give this app with other resources, for the requests that are started through it.
+
+        ``app.using(llm=other, tenant=tenant).stream(question)``: each name is that of a keyword-only
+        parameter of stages, which get this value in place of what ``open`` was given; so do stages
+        of the pipelines that they call. Nothing else of the app changes. It costs nothing to keep it
+        for several requests.
+
+        Args:
+            **resources: By name. An engine must run already; it may be given where a stage asks for
+                an ``LLM``. What a stage in a worker process gets must pickle.
+
+        Raises:
+            ResourceError: No stage takes a name, a value is of a wrong type, or an engine does not
+                run.
+            Closed: The app is not open.
+        """
+        self._host.check_open()
+        given = {**self._given, **resources}
+        app: App[*Ins, R_co] = App(self._host)
+        app._owner = self if self._owner is None else self._owner
+        app._given = given
+        app._values = self._host.check_values(given)
+        return app
 
     def stream(
         self,
-        inputs: Sequence[object],
-        *,
+        *inputs: *Ins,
         timeout: float | None = None,
         order: GroupOrder = "arrival",
         priority: int = 0,
-    ) -> StreamHandle[Any]:
-        """Start a request whose results are read as they come."""
-        return StreamHandle(self._begin(inputs, order=order, timeout=timeout, priority=priority))
+    ) -> StreamHandle[R_co]:
+        """Start a request; ``async for result in app.stream(x)`` reads its results.
+
+        Its stage calls run in copies of the context of this call: they see its context variables.
+
+        Args:
+            *inputs: One value for each input of the pipeline.
+            timeout: Seconds until the request is stopped with ``DeadlineExceeded``.
+            order: ``"arrival"``: results as they are made; ``"ancestry"``: as a sequential program
+                would make them.
+            priority: Lower runs earlier, at stages and at engines.
+
+        Raises:
+            InputError: An input does not fit the declaration; nothing was started.
+            Overloaded: As many requests are open as ``open(max_requests=...)`` allows; nothing was
+                started.
+            Closed: The app is not open.
+        """
+        if order is None:
+            check_options("none", timeout)
+        options = self._options(copy_context(), order, timeout, priority)
+        return StreamHandle(self._begin(inputs, options))
 
     async def run(
-        self, inputs: Sequence[object], *, timeout: float | None = None, priority: int = 0
-    ) -> list[Any]:
-        """Start a request and wait for all its results, in ancestry order."""
-        request = self._begin(inputs, order=None, timeout=timeout, priority=priority)
-        return await request.results()
+        self, *inputs: *Ins, timeout: float | None = None, priority: int = 0
+    ) -> list[R_co]:
+        """Run a request to its end: all results, in ancestry order.
 
+        Its stage calls run in copies of the context of this call: they see its context variables.
+
+        Args:
+            *inputs: One value for each input of the pipeline.
+            timeout: Seconds until the request is stopped with ``DeadlineExceeded``.
+            priority: Lower runs earlier, at stages and at engines.
+
+        Raises:
+            InputError: An input does not fit the declaration; nothing was started.
+            Overloaded: As many requests are open as ``open(max_requests=...)`` allows; nothing was
+                started.
+            RequestError: The request failed; ``StageError`` has stage, path and cause.
+            Closed: The app is not open.
+
+        Cancellation: the request is cancelled, down to the engine's generations.
+        """
+        options = self._options(copy_context(), None, timeout, priority)
+        return await self._begin(inputs, options).results()
+
+    @overload
+    def map(
+        self: App[A, R], xs: Iterable[A] | AsyncIterable[A], /, *, concurrency: int = 16,
+        order: MapOrder = "input", timeout: float | None = None, priority: int = 0,
+        progress: bool | Callable[[Progress], object] = False,
+    ) -> MapHandle[A, R]: ...  # fmt: skip
+    @overload
+    def map(
+        self: App[A, B, *Rest, R],
+        xs: Iterable[tuple[A, B, *Rest]] | AsyncIterable[tuple[A, B, *Rest]], /, *,
+        concurrency: int = 16, order: MapOrder = "input", timeout: float | None = None,
+        priority: int = 0, progress: bool | Callable[[Progress], object] = False,
+    ) -> MapHandle[tuple[A, B, *Rest], R]: ...  # fmt: skip
     def map(
         self,
-        inputs: Iterable[Any] | AsyncIterable[Any],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
         *,
-        unpack: Callable[[Any], Sequence[object]],
         concurrency: int = 16,
-        order: Literal["input", "completed"] = "input",
+        order: MapOrder = "input",
         timeout: float | None = None,
+        priority: int = 0,
         progress: bool | Callable[[Progress], object] = False,
-    ) -> MapHandle[Any, Any]:
-        """Start a request per input, a bounded number at a time."""
-        self._check_open()
+    ) -> MapHandle[Any, Any]:  # Any: the overloads say.
+        """Run a request per input; ``async for result in app.map(xs)`` reads a record of each.
+
+        A failed input gives a record with an error; the others go on. Where ``open(max_requests=...)``
+        allows no more, it waits.
+
+        Args:
+            xs: The inputs; tuples where the pipeline has several. Pulled as requests end, so it may
+                be endless. A plain iterable must not block: it is pulled on the event loop.
+            concurrency: Most requests that run at once.
+            order: ``"input"``: records in the order of *xs*; ``"completed"``: as requests end.
+            timeout: Seconds for each request.
+            priority: Of each request; lower runs earlier, at stages and at engines.
+            progress: True prints to stderr how far it is; a function is called with it.
+
+        Raises:
+            Closed: The app is not open.
+            TypeError: *xs* is a single text.
+        """
+        host = self._host
+        host.check_open()
+        declaration = host.declaration
+        if isinstance(xs, str | bytes):
+            msg = (
+                f"app.map() of {declaration.name!r} takes many inputs, and a single "
+                f"{type(xs).__name__} is one; write app.map([x]), or await app.run(x)"
+            )
+            raise TypeError(msg)
         check_count("map(concurrency=...)", concurrency)
         check_function("map(progress=...)", progress)
         if order not in ("input", "completed"):
             msg = f"map(order=...) must be 'input' or 'completed', not {order!r}"
             raise ValueError(msg)
+        options = self._options(copy_context(), None, timeout, priority)
+        single = len(declaration.inputs) == 1
 
         def start(value: object) -> Request:
-            return self._begin(unpack(value), order=None, timeout=timeout, priority=0)
+            given: Sequence[object] = (value,)
+            if not single:
+                given = check_input_count(declaration, value)
+            return host.begin(given, options, waits=True)
 
         return map_requests(
-            self, inputs, start, concurrency=concurrency, order=order, progress=progress
+            host, xs, start, concurrency=concurrency, order=order, progress=progress
         )
 
-    async def scale(self, stage: str, replicas: int) -> None:
-        """Change the number of a stage's replicas."""
-        self._check_open()
-        check_count("scale(replicas=...)", replicas)
-        if "." in str(stage):  # Of a pipeline that nobody has called yet.
-            self._install_mentioned(lambda _: True)
-        node = find_node(self._named_nodes(), stage, self.declaration.name)
-        async with node.scaling:
-            self._check_open()
-            more = replicas - len(node.binding.live)
-            if more > 0:
-                new = [node.new_replica() for _ in range(more)]
-                await self._keepers.start(new)
-                self._check_open()
-                add_replicas(node, new, self._lanes(node))
-            else:
-                remove_replicas(node, -more, self._lanes(node))
-
-    def _lanes(self, node: Node) -> list[Lane]:
-        return [lane for r in self._requests for lane in r.lanes if lane.node is node]
-
-    def _named_nodes(self) -> list[tuple[str, Node]]:
-        return [
-            (prefix_of(installed.declaration, self.declaration) + node.plan.name, node)
-            for installed in self._installed.values()
-            for node in installed.nodes
-        ]
-
-    def statistics(self) -> AppStatistics:
-        """What it is doing now."""
-        return statistics_of(self.declaration, self._installed.values(), self._requests)
-
-    def nested(
-        self,
-        declaration: Declaration,
-        inputs: Sequence[object],
-        call: Call,
-        *,
-        order: GroupOrder | None,
-        timeout: float | None,
-    ) -> Request:
-        """Start a request of another pipeline from inside a call of this app."""
-        installed = self._install(declaration)
-        check_inputs(declaration, inputs)
-        request = Request(
-            installed, parent=call, priority=call.priority, order=order, timeout=timeout
-        )
-        return self._started(request, inputs)
-
-    def spawn_worker(self, worker: Worker) -> None:
-        """Start a worker's task."""
-        assert self._crew is not None
-        self._crew.spawn(worker.main(), f"alto {worker.replica.node.plan.name}")
-
-    def _worker_failed(self) -> None:
-        # Alto's own fault: calls may never end, and nobody must wait for them.
-        assert self._tasks is not None
-        try:
-            for request in list(self._requests):
-                request.give_up()
-        finally:
-            self._tasks.cancel_scope.cancel()
-            self.request_ended(*self._requests)  # Whatever did not end even so.
-
-    def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        assert self._tasks is not None
-        self._context.copy().run(partial(self._tasks.start_soon, keeper))
-
-    def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
-        """Start a task that is cancelled when the app closes."""
-        assert self._tasks is not None
-        self._tasks.start_soon(self._feed, function, *args)
-
-    async def _feed(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
-        with anyio.CancelScope() as scope:
-            self._feeders.add(scope)
-            try:
-                await function(*args)
-            finally:
-                self._feeders.discard(scope)
-
-    def request_ended(self, *requests: Request) -> None:
-        """A request has ended."""
-        self._requests.difference_update(requests)
-        if not self._requests and self._quiet is not None and not self._quiet.done():
-            self._quiet.set_result(None)
-
-    def _install(self, declaration: Declaration) -> Installed:
-        installed = self._installed.get(id(declaration))
-        if installed is None:
-            installed = Installed(self, declaration, self._own_values(declaration))
-            if installed.keeps and self._state != "opening":
-                raise ResourceError(unseen(declaration.name, self.declaration.name))
-            self._installed[id(declaration)] = installed
-        return installed
-
-    def _own_values(self, declaration: Declaration) -> Mapping[str, object]:
-        # A nested pipeline takes what it needs of the app's resources.
-        if declaration is self.declaration:
-            return own_resources(declaration, self._values)
-        wanted = {r.name for node in declaration.nodes for r in node.stage.resources}
-        return {name: value for name, value in self._values.items() if name in wanted}
-
-    def _begin(
-        self, inputs: Sequence[object], *, order: GroupOrder | None, timeout: float | None,
-        priority: int,
-    ) -> Request:  # fmt: skip
-        self._check_open()
-        check_inputs(self.declaration, inputs)
+    def _options(
+        self, context: Context, order: GroupOrder | None, timeout: float | None, priority: int
+    ) -> Options:
         check_options(order, timeout)
         check_priority(priority)
-        installed = self._install(self.declaration)
-        request = Request(installed, order=order, timeout=timeout, priority=priority)
-        return self._started(request, inputs)
+        return Options(
+            context=context, order=order, timeout=timeout, priority=priority,
+            values=self._values, given=self._given,
+        )  # fmt: skip
 
-    def _started(self, request: Request, inputs: Sequence[object]) -> Request:
-        self._requests.add(request)
-        request.start(inputs)
-        return request
+    def _begin(self, inputs: Sequence[object], options: Options) -> Request:
+        host = self._host
+        return host.begin(check_input_count(host.declaration, inputs), options)
 
-    def _check_open(self) -> None:
-        check_open(self.declaration.name, self._state)
-        check_loop(self.declaration.name, self._loop)
+    # ---- what it does
+
+    async def scale(self, stage: str, replicas: int) -> None:
+        """Change the number of a stage's replicas while requests run.
+
+        Returns when new replicas have made their resources and work. Replicas that are to go get
+        nothing new from now on: those with the least to do. Items that wait for one go to others,
+        groups that are bound to one stay until they close; then its resources are given back. That
+        is not waited for: ``statistics()`` shows it as draining.
+
+        Args:
+            stage: Its name, as in ``statistics()``.
+            replicas: How many there are to be, at least one.
+
+        Raises:
+            ValueError: There is no such stage, or *replicas* is less than 1.
+            ResourceError: A new replica could not make a resource; all is as it was before.
+            Closed: The app is not open.
+
+        Cancellation: all is as it was before.
+        """
+        self._host.check_open()
+        check_count("scale(replicas=...)", replicas)
+        await self._host.scale(stage, replicas)
+
+    def statistics(self) -> AppStatistics:
+        """Add up what it is doing now. An app without requests has the statistics of a fresh one."""
+        return self._host.statistics()
+
+
+def make_app(
+    declaration: Declaration,
+    resources: Mapping[str, object],
+    *,
+    capacity: int,
+    max_held_items: int,
+    max_requests: int | None = None,
+    observers: Iterable[Observer] = (),
+) -> Any:  # noqa: ANN401  # the pipeline knows the types
+    """Make an app that is not open yet."""
+    check_count("open(capacity=...)", capacity)
+    check_count("open(max_held_items=...)", max_held_items)
+    if max_requests is not None:
+        check_count("open(max_requests=...)", max_requests)
+    host = Host(
+        declaration,
+        resources,
+        capacity=capacity,
+        max_held_items=max_held_items,
+        max_requests=max_requests,
+        observers=check_observers(observers),
+    )
+    app: App[*tuple[Any, ...], Any] = App(host)
+    return app

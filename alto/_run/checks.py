@@ -18,6 +18,7 @@ __all__ = (
     "check_open",
     "check_options",
     "check_priority",
+    "check_timeout",
 )
 
 
@@ -46,8 +47,13 @@ def check_options(order: GroupOrder | None, timeout: object) -> None:
     if order not in ("arrival", "ancestry", None):
         msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
         raise ValueError(msg)
+    check_timeout("timeout=", timeout)
+
+
+def check_timeout(what: str, timeout: object) -> None:
+    """Refuse a timeout that is no number of seconds."""
     if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < 1e9):
-        msg = f"timeout= must be a number of seconds > 0, or None, not {timeout!r}"
+        msg = f"{what} must be a number of seconds > 0 and < 1e9, or None, not {timeout!r}"
         raise ValueError(msg)
 
 
@@ -62,6 +68,9 @@ def check_priority(priority: object) -> None:
 def check_open(name: str, state: str) -> None:
     """Refuse to use an app of pipeline *name* that is not open."""
     if state != "open":
+        if state == "draining":
+            msg = f"this app of {name!r} is being drained, and takes no new requests"
+            raise Closed(msg)
         how = "is closed" if state == "closed" else "is not open yet"
         msg = f"this app of {name!r} {how}; use it inside `async with {name}.open(...) as app:`"
         raise Closed(msg)

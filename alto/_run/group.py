@@ -1,156 +1,155 @@
 """Group buffers: the pieces of one parent on their way to the one call that gathers them.
 
-A :class:`Row` is what one call of a gathering stage has: one :class:`RunGroup` per group parameter.
-A row is *pending* until its call can start, *begun* from then on. Pieces of a pending row have
-nowhere else to go, so there is no bound but the request's cap. In a begun row a group with as many
-unread pieces as the capacity is full, unless its call waits for another of its groups
+A :class:`GroupedCall` is what one call of a gathering stage has: one :class:`RunGroup` per group
+parameter. It is *pending* until its call can start, *begun* from then on. Pieces of a pending one
+have nowhere else to go, so there is no bound but the request's cap. Once it has begun, a group with
+as many unread pieces as the capacity is full, unless its call waits for another of its groups
 (*starving*): then the pieces that would end that wait may have to come past this one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, Self, TypeVar, final
 
+from alto._core.closure import Closure
 from alto._core.order import Order
-from alto._run.call import parking_call
-from alto._run.ports import GroupPort
+from alto._run.call import wait
+from alto._run.room import Room
 from alto.errors import Closed
+from alto.model import Path
 from alto.stream import Group
 
-if TYPE_CHECKING:
-    from alto._run.berth import Berth
-    from alto._run.lane import Lane
-    from alto._run.replica import Replica
-    from alto.model import Path
-
-__all__ = ("Row", "RunGroup", "Waiters")
+__all__ = ("GroupPlace", "GroupRequest", "GroupRun", "GroupedCall", "Named", "RunGroup")
 
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Waiters:
-    """Who waits for room at one place: calls with an item in hand, or a lane that may not start.
+class Named(Protocol):
+    """The request at a stage, as far as messages need it."""
 
-    Room is given to one call at a time: whoever takes it passes on what is left, whoever cannot
-    take it passes it on whole. Lanes are told all at once, and look for themselves.
-    """
-
-    __slots__ = ("_lanes", "_pushers", "some")
-
-    def __init__(self) -> None:
-        self._pushers: deque[asyncio.Future[None]] = deque()
-        self._lanes: list[Lane | Berth] = []
-        self.some = False
-        """Whether anybody waits."""
-
-    def add(self, granted: asyncio.Future[None], *, first: bool) -> None:
-        """A call waits, at the end of the line or (again) at its head."""
-        if first:
-            self._pushers.appendleft(granted)
-        else:
-            self._pushers.append(granted)
-        self.some = True
-
-    def remove(self, granted: asyncio.Future[None]) -> None:
-        """A call waits no more."""
-        if granted in self._pushers:
-            self._pushers.remove(granted)
-        self.some = bool(self._pushers or self._lanes)
-
-    def block(self, lane: Lane | Berth) -> None:
-        """A lane waits, behind all calls."""
-        self._lanes.append(lane)
-        self.some = True
-
-    def wake(self) -> None:
-        """There may be room: tell the first. Calls go before lanes that would start new ones."""
-        pushers = self._pushers
-        while pushers:
-            granted = pushers.popleft()
-            if not granted.done():
-                granted.set_result(None)
-                self.some = bool(pushers or self._lanes)
-                return
-        self.some = False
-        lanes, self._lanes = self._lanes, []
-        for lane in lanes:
-            lane.unblock()
-
-    def wake_all(self) -> None:
-        """There is no bound any more. Everybody is told once, and may find that there is one."""
-        pushers, lanes = self._pushers, self._lanes
-        self._pushers, self._lanes, self.some = deque(), [], False
-        for granted in pushers:
-            if not granted.done():
-                granted.set_result(None)
-        for lane in lanes:
-            lane.unblock()
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        ...
 
 
-class Row:
+class GroupRequest(Protocol):
+    """The request, as its groups see it."""
+
+    def hold(self, items: int, run: Named) -> None:
+        """Count items that are held in a buffer; fail the request where there are too many."""
+        ...
+
+    def let_go(self, items: int) -> None:
+        """Count items that are held no more."""
+        ...
+
+
+class GroupRun(Named, Protocol):
+    """The request at the stage, as its groups see it."""
+
+    capacity: int
+
+    @property
+    def request(self) -> GroupRequest:
+        """The request."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The app's event loop."""
+        ...
+
+    def begin(self, grouped: GroupedCall) -> None:
+        """Let a call start, if it has all it needs, since one of its groups has begun."""
+        ...
+
+    def release(self, slot: int, ancestor: Path) -> None:
+        """Cancel what only parameter *slot* needs below *ancestor*."""
+        ...
+
+    def completed(self, path: Path, slot: int) -> None:
+        """Report that a group is complete."""
+        ...
+
+
+class GroupPlace(Protocol):
+    """The parameter that gathers, as its groups see it."""
+
+    slot: int
+    top: int
+    depth: int
+    closure: Closure | None
+
+
+class GroupedCall:
     """The groups of one call. See the module."""
 
-    __slots__ = ("begun", "groups", "lane", "offered", "path", "replica", "starving")
+    __slots__ = ("begun", "groups", "offered", "path", "replica", "run", "starving")
 
-    def __init__(self, lane: Lane, path: Path) -> None:
-        self.lane = lane
+    def __init__(self, run: GroupRun, path: Path, places: tuple[GroupPlace, ...]) -> None:
+        self.run = run
         self.path = path
         self.begun = False
-        self.replica: Replica | None = None  # Where the call is bound, if there are several.
-        self.offered = False  # Whether the lane has been told that it can begin.
-        self.starving = 0  # Reads of this row that wait for a piece.
-        self.groups = tuple(RunGroup[Any](self, lane, port) for port in lane.group_slots)
+        self.replica: Any = None  # Where the call is bound, if there are several.
+        self.offered = False  # Whether the run knows that it can begin.
+        self.starving = 0  # Reads of its groups that wait for a piece.
+        self.groups = tuple(RunGroup[Any](self, run, place) for place in places)
 
     def begin(self) -> None:
-        """One of its groups has its first piece, or is complete: its call may be able to start."""
+        """Let its call start: one of its groups has its first piece, or is complete."""
         if not self.offered:
             self.offered = True
-            self.lane.begin(self)
+            self.run.begin(self)
 
     def starves(self) -> None:
-        """A read waits: no group of this row is full now."""
+        """Let in whatever waits for room: a read waits, so no group of this call is full now."""
         self.starving += 1
         for group in self.groups:
-            group.waiters.wake_all()
+            group.room.wake_all()
 
 
 @final
 class RunGroup(Group[T_co]):
     """The pieces of one parent, for one call."""
 
-    __slots__ = ("_capacity", "_closure", "_iterated", "_lane", "_reader", "_row", "_slot",
-                 "buffer", "complete", "dropped", "left", "order", "waiters")  # fmt: skip
+    __slots__ = ("_arrival", "_closure", "_exhausted", "_grouped", "_iterated", "_reading",
+                 "_hold", "_run", "_slot", "_starving", "buffer", "capacity", "complete", "dropped", "left", "order",
+                 "room")  # fmt: skip
 
-    def __init__(self, row: Row, lane: Lane, slot: int) -> None:
-        self._row = row
-        self._lane = lane
-        self._slot = slot
+    def __init__(self, grouped: GroupedCall, run: GroupRun, place: GroupPlace) -> None:
+        self._grouped = grouped
+        self._run = run
+        self._hold = run.request.hold
+        self._slot = place.slot
         self._iterated = False
-        self._reader: asyncio.Future[None] | None = None
+        self._exhausted = False
+        self._reading = False
+        self._starving = False  # A read waits for a piece.
+        self._arrival: asyncio.Event | None = None
         self.buffer: deque[Any] = deque()
         """Pieces that can be read now."""
-        port = lane.ports[slot]
-        assert isinstance(port, GroupPort)
-        self._capacity = lane.capacity
+        self.capacity = run.capacity
         # One of the two says when it is complete.
-        self._closure = port.closure
+        self._closure = place.closure
         self.order: Order[Any] | None = None
-        if port.closure is None:
-            self.order = Order(port.depth - port.top, self.buffer, skip=port.top)
+        if place.closure is None:
+            self.order = Order(place.depth - place.top, self.buffer, skip=place.top)
         self.complete = False
         """All pieces there will ever be have arrived."""
         self.dropped = False
-        """Nobody needs the call that reads it any more."""
+        """Nothing needs the call that reads it any more."""
         self.left = False
-        """Nobody reads it any more."""
-        self.waiters = Waiters()
+        """It is not read any more."""
+        self.room = Room()
 
     def __repr__(self) -> str:
         state = "left" if self.left else "complete" if self.complete else "open"
-        return f"<Group at {self._row.path}: {state}, {len(self.buffer)} unread>"
+        return f"<Group at {self._grouped.path}: {state}, {len(self.buffer)} unread>"
 
     def __aiter__(self) -> AsyncIterator[T_co]:
         if self._iterated:
@@ -160,14 +159,41 @@ class RunGroup(Group[T_co]):
             )
             raise Closed(msg)
         self._iterated = True
-        return self._pieces()
+        return _Pieces(self, self._run.request.let_go)
 
-    def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002
-        """Whether whoever has another piece must wait. Speaks the language of a port."""
-        if len(self.buffer) < self._capacity:
+    async def __anext__(self) -> T_co:
+        """Read the next piece; see the class."""
+        buffer = self.buffer
+        while not self.left:
+            if buffer:
+                piece: T_co = buffer.popleft()
+                self._hold(-1, self._run)
+                if self.room.awaited:
+                    self.room.wake()
+                return piece
+            if self.complete:
+                self._exhausted = True
+                self.leave()
+                break
+            await self._more()
+        if self._exhausted:
+            raise StopAsyncIteration
+        if self.dropped:  # As if the call's cancellation had come in this very moment.
+            raise asyncio.CancelledError
+        msg = (
+            "this Group was left: its call has ended, or an iteration over it was; read it inside "
+            "the call that got it, in one loop"
+        )
+        raise Closed(msg)
+
+    # ---- what a port asks
+
+    def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002  # the interface of a port
+        """Whether a call with another piece must wait. Implements the interface of a port."""
+        if len(self.buffer) < self.capacity:
             return False
-        row = self._row
-        return row.begun and not row.starving and not self.left
+        grouped = self._grouped
+        return grouped.begun and not grouped.starving and not self.left
 
     @property
     def held(self) -> int:
@@ -175,11 +201,10 @@ class RunGroup(Group[T_co]):
         return len(self.buffer) + (len(self.order) if self.order is not None else 0)
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """A piece is here."""
+        """Take a piece."""
         if self.left:
             return
-        request, buffer = self._lane.request, self.buffer
-        request.held += 1
+        buffer = self.buffer
         if self.order is not None:
             complete = self.order.arrived(path, value)
         else:
@@ -187,18 +212,17 @@ class RunGroup(Group[T_co]):
             buffer.append(value)
             complete = self._closure.arrived(path) is not None
         if complete:
-            self.finish()
-        elif self._reader is not None and buffer:
-            self.wake()
-        if not self._row.offered:
-            self._row.begin()
-        if self.waiters.some and not self.is_full():
-            self.waiters.wake()
-        if request.held > request.max_held:
-            request.overflowed(self._lane)
+            self._finish()
+        elif self._starving and buffer:
+            self._feed()
+        if not self._grouped.offered:
+            self._grouped.begin()
+        if self.room.awaited and not self.is_full():
+            self.room.wake()
+        self._hold(1, self._run)
 
     def counted(self, parent: Path, children: int) -> None:
-        """The node at *parent* has that many children."""
+        """Take the count of children of the node at *parent*."""
         if self.left:
             return
         if self.order is not None:
@@ -207,74 +231,89 @@ class RunGroup(Group[T_co]):
             assert self._closure is not None
             complete = self._closure.counted(parent, children) is not None
         if complete:
-            self.finish()
-            self._row.begin()
-        elif self._reader is not None and self.buffer:
-            self.wake()
+            self._finish()
+            self._grouped.begin()
+        elif self._starving and self.buffer:
+            self._feed()
 
-    def finish(self) -> None:
-        """All pieces have arrived."""
+    def _finish(self) -> None:
         self.complete = True
-        self.wake()
+        self._run.completed(self._grouped.path, self._slot)
+        self._feed()
 
     def leave(self) -> None:
-        """Nobody reads it any more; what only it was waiting for is cancelled. Idempotent."""
+        """Stop reading; what only this group was waiting for is cancelled. Idempotent."""
         if self.left:
             return
         self.left = True
-        self._lane.request.held -= self.held
+        self._hold(-self.held, self._run)
         self.buffer.clear()
         self.order = None
         if not self.complete:
             if self._closure is not None:
-                self._closure.drop(self._row.path)
-            self._lane.release(self._slot, self._row.path)
-        self.waiters.wake_all()
-        self.wake()
+                self._closure.drop(self._grouped.path)
+            self._run.release(self._slot, self._grouped.path)
+        self.room.wake_all()
+        self._feed()
 
-    def wake(self) -> None:
-        """There is something for the reader."""
-        reader, self._reader = self._reader, None
-        if reader is not None and not reader.done():
-            reader.set_result(None)
+    # ---- reading
 
-    async def _pieces(self) -> AsyncGenerator[T_co, None]:
-        buffer, request = self.buffer, self._lane.request
-        waiters = self.waiters
-        try:
-            while not self.left:
-                while buffer:
-                    piece = buffer.popleft()
-                    request.held -= 1
-                    if waiters.some:
-                        waiters.wake()
-                    yield piece
-                if self.complete:
-                    return
-                await self._more()
-            if self.dropped:  # As if the call's cancellation had come in this very moment.
-                raise asyncio.CancelledError
-            msg = "this Group's call has ended; iterate a Group only inside the call that got it"
-            raise Closed(msg)
-        finally:
-            self.leave()
+    def _feed(self) -> None:
+        # Wake the read that waits.
+        if self._starving:
+            self._starving = False
+            self._grouped.starving -= 1
+            assert self._arrival is not None
+            self._arrival.set()
 
     async def _more(self) -> None:
         # Cancellation: nothing is lost, the pieces stay in the buffer.
-        call = parking_call()
-        self._reader = reader = self._lane.node.loop.create_future()
-        row = self._row
-        row.starves()
-        if call is not None:
-            call.park()
+        if self._reading:
+            msg = "another task already reads this Group; its pieces go to one reader"
+            raise RuntimeError(msg)
+        if self._arrival is None:
+            self._arrival = asyncio.Event()
+        self._arrival.clear()
+        self._reading = self._starving = True
+        self._grouped.starves()
         try:
-            await reader
-        except BaseException:
-            if call is not None:
-                await call.unpark_cut()
-            raise
+            await wait(self._arrival)
         finally:
-            self._reader = None
-            row.starving -= 1
-        if call is not None:
-            await call.unpark()
+            self._reading = False
+            if self._starving:
+                self._starving = False
+                self._grouped.starving -= 1
+
+
+@final
+class _Pieces(AsyncIterator[T_co]):
+    """One iteration over a group, which leaves the group when it is left itself."""
+
+    __slots__ = ("_group", "_let_go")
+
+    def __init__(self, group: RunGroup[T_co], let_go: Callable[[int], None]) -> None:
+        self._group = group
+        self._let_go = let_go
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T_co:
+        group = self._group
+        buffer = group.buffer
+        if buffer and not group.room.awaited:  # As the group's own, without another coroutine.
+            self._let_go(1)
+            piece: T_co = buffer.popleft()
+            return piece
+        return await group.__anext__()
+
+    async def aclose(self) -> None:
+        """Leave the group."""
+        self._group.leave()
+
+    def __del__(self) -> None:
+        # May run anywhere, also inside a machine's step: act in a step of its own.
+        group = getattr(self, "_group", None)
+        if group is not None and not group.left:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the request.
+                group._run.loop.call_soon_threadsafe(group.leave)  # noqa: SLF001  # two halves of one

@@ -6,46 +6,98 @@ import asyncio
 import contextlib
 import sys
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, final
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    final,
+)
 
-import anyio
 import attrs
 
 from alto._aio import uncut
-from alto._run.call import check_outside, parking_call
-from alto._run.request import Request
+from alto._run.call import check_outside, wait
+from alto._run.feeder import Feeder
+from alto._run.request import Request, RequestUsage
 from alto.errors import AltoError, Closed
 
-if TYPE_CHECKING:
-    from alto._run.app import App
-
-__all__ = ("MapHandle", "Progress", "Result", "map_requests")
+__all__ = ("Failed", "MapApp", "MapHandle", "Progress", "Result", "Succeeded", "map_requests")
 
 In = TypeVar("In")
 R = TypeVar("R")
 
 
 @attrs.frozen(kw_only=True)
-class Result(Generic[In, R]):
-    """What became of one input of ``app.map``."""
+class Succeeded(Generic[In, R]):
+    """One input of ``app.map`` whose request gave all its results."""
 
     index: int
     """Position of the input, from 0."""
     input: In
     """The input itself."""
-    values: list[R] | None = None
-    """All results of the request, in ancestry order; None where it failed."""
-    error: AltoError | None = None
-    """Why it failed; None where it did not."""
+    id: str = attrs.field(eq=False, default="")
+    """The request's id; not compared."""
+    values: list[R]
+    """All results of the request, in ancestry order."""
+    seconds: float = attrs.field(eq=False, default=0.0)
+    """From its start to its end; not compared."""
+    usage: RequestUsage = attrs.field(eq=False, factory=RequestUsage)
+    """What its generations have cost; not compared."""
+
+    ok: Literal[True] = attrs.field(init=False, repr=False, default=True)
+    """True: narrows a :data:`Result` for type checkers, as ``isinstance`` does."""
+    error: None = attrs.field(init=False, repr=False, default=None)
+    """None: it did not fail."""
 
     def unwrap(self) -> list[R]:
-        """The results; raises the error of a request that failed."""
-        if self.error is not None:
-            raise self.error
-        assert self.values is not None
+        """Return the results; of a request that failed, the error is raised."""
         return self.values
+
+
+@attrs.frozen(kw_only=True)
+class Failed(Generic[In]):
+    """One input of ``app.map`` whose request failed, or was refused."""
+
+    index: int
+    """Position of the input, from 0."""
+    input: In
+    """The input itself."""
+    id: str | None = attrs.field(eq=False, default=None)
+    """The request's id; None: it was refused, and nothing was started. Not compared."""
+    error: AltoError
+    """Why it failed."""
+    seconds: float = attrs.field(eq=False, default=0.0)
+    """From its start to its end; not compared."""
+    usage: RequestUsage = attrs.field(eq=False, factory=RequestUsage)
+    """What its generations have cost; not compared."""
+
+    ok: Literal[False] = attrs.field(init=False, repr=False, default=False)
+    """False: narrows a :data:`Result` for type checkers, as ``isinstance`` does."""
+    values: None = attrs.field(init=False, repr=False, default=None)
+    """None: it has no results."""
+
+    def unwrap(self) -> NoReturn:
+        """Raise the error."""
+        raise self.error
+
+
+Result: TypeAlias = Succeeded[In, R] | Failed[In]
+"""What became of one input of ``app.map``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -60,17 +112,36 @@ class Progress:
     """Requests that have failed."""
 
 
+class MapApp(Protocol):
+    """The app, as its maps see it."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may start."""
+        ...
+
+    def wait_for_room(self, wake: Callable[[], None]) -> None:
+        """Call *wake* when another request may start."""
+        ...
+
+    def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> Feeder:
+        """Start a task that is cancelled when the app closes."""
+        ...
+
+
 class _Feeding:
     """The state that requests and their handle share, so that a dropped handle is noticed."""
 
     def __init__(
         self,
+        app: MapApp,
         start: Callable[[Any], Request],
         *,
         concurrency: int,
         ordered: bool,
         report: Callable[[Progress], object] | None,
     ) -> None:
+        self.app = app
         self.start = start
         self.concurrency = concurrency
         self.ordered = ordered
@@ -82,33 +153,40 @@ class _Feeding:
         self.exhausted = False
         self.error: BaseException | None = None
         self.closed = False
-        self.reader: asyncio.Future[None] | None = None
-        self.feeder: asyncio.Future[None] | None = None
-        self.fed: asyncio.Future[None] | None = None
-        self.scope: anyio.CancelScope | None = None
+        self.reading = False
+        self.changed = asyncio.Event()  # For the reader.
+        self.wanted = asyncio.Event()  # For the task that pulls.
+        self.fed: asyncio.Event | None = None
+        self.feeder: Feeder | None = None
 
     @property
     def has_room(self) -> bool:
-        return (
-            not self.closed
-            and len(self.running) < self.concurrency
-            and len(self.running) + len(self.finished) < 2 * self.concurrency
-        )
+        if (
+            self.closed
+            or len(self.running) >= self.concurrency
+            or len(self.running) + len(self.finished) >= 2 * self.concurrency
+        ):
+            return False
+        if not self.app.has_room:
+            self.app.wait_for_room(self.wake)
+            return False
+        return True
 
     def wake(self) -> None:
-        for future in (self.reader, self.feeder):
-            if future is not None and not future.done():
-                future.set_result(None)
+        self.changed.set()
+        self.wanted.set()
 
     def done(self, index: int, result: Result[Any, Any]) -> None:
-        self.failed += result.error is not None
+        self.failed += not result.ok
         self.finished[index] = result
         self.line.append(index)
         if self.report is not None:
             ended = self.started - len(self.running)
-            told = Progress(started=self.started, succeeded=ended - self.failed, failed=self.failed)
+            progress = Progress(
+                started=self.started, succeeded=ended - self.failed, failed=self.failed
+            )
             try:
-                self.report(told)
+                self.report(progress)
             except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
                 self.report, self.exhausted, self.error = None, True, error
         self.wake()
@@ -124,26 +202,26 @@ class _Feeding:
         self.closed = True
         for request, _ in list(self.running.values()):
             request.cancel()
-        if self.scope is not None:
-            self.scope.cancel()
+        if self.feeder is not None:
+            self.feeder.cancel()
         self.wake()
 
     async def wait_fed(self) -> None:
         """Wait until nothing is pulled from the inputs any more."""
         if self.fed is not None:
-            await asyncio.shield(self.fed)
+            await self.fed.wait()
 
 
 @final
 class MapHandle(Generic[In, R]):
-    """Results of many requests, one :class:`Result` per input. Made by ``app.map``.
+    """Results of many requests, one :data:`Result` per input. Made by ``app.map``.
 
     At most *concurrency* requests run at once, and at most twice as many are running or done and
     not taken, so neither a slow reader nor an endless input fills memory. A failed input becomes
-    a result with an ``error``; the others go on. Leaving the loop early and dropping the handle
-    cancels what still runs.
+    a :class:`Failed` record; the others go on. Leaving the loop early and dropping the handle
+    cancels what still runs, and closes the inputs.
 
-    Cancellation: cancelling the task that reads loses no result.
+    Cancellation: cancelling the task that reads loses no result; the read can be made again.
     """
 
     __slots__ = ("_feeding", "_loop", "_source")
@@ -156,12 +234,25 @@ class MapHandle(Generic[In, R]):
         self._loop = asyncio.get_running_loop()
         self._source = source
 
+    def __repr__(self) -> str:
+        feeding = self._feeding
+        state = "closed" if feeding.closed else "open"
+        return (
+            f"<MapHandle: {state}, {feeding.started} started, {len(feeding.running)} running, "
+            f"{len(feeding.finished)} unread>"
+        )
+
+    def __iter__(self) -> NoReturn:
+        """Refused: results are read by ``async for``."""
+        msg = "the results of app.map(...) come over time: read them with `async for`"
+        raise TypeError(msg)
+
     def __aiter__(self) -> Self:
-        """Itself: results are handed out once."""
+        """Read the results, each of which is handed out once."""
         return self
 
     async def __anext__(self) -> Result[In, R]:
-        """The next result.
+        """Give the next result.
 
         Raises:
             Closed: The handle or its app was closed.
@@ -185,7 +276,7 @@ class MapHandle(Generic[In, R]):
             await self._more()
 
     async def __aenter__(self) -> Self:
-        """Itself; closed on leaving."""
+        """Hold it; what runs is cancelled when the block is left."""
         return self
 
     async def __aexit__(
@@ -197,8 +288,12 @@ class MapHandle(Generic[In, R]):
         """Close it."""
         await self.aclose()
 
+    async def list(self) -> list[Result[In, R]]:
+        """Give all results that have not been read, in the order of the handle."""
+        return [result async for result in self]
+
     async def aclose(self) -> None:
-        """Cancel what runs, and wait until it has ended. Idempotent.
+        """Cancel what runs, wait until it has ended, and close the inputs. Idempotent.
 
         Raises:
             RuntimeError: This is a stage call of one of its requests, or of one inside them.
@@ -209,6 +304,7 @@ class MapHandle(Generic[In, R]):
         requests = [request for request, _ in feeding.running.values()]
         check_outside(requests, "map")
         feeding.cancel()
+        self._close_source()
         for request in requests:
             await uncut(request.wait_ended)
         await uncut(feeding.wait_fed)
@@ -219,9 +315,15 @@ class MapHandle(Generic[In, R]):
             with contextlib.suppress(RuntimeError):  # The loop is closed: so are the requests.
                 self._loop.call_soon_threadsafe(feeding.cancel)
 
+    def _close_source(self) -> None:
+        # Of a plain generator: an async one is closed by the task that pulls.
+        source, self._source = self._source, None
+        if (close := getattr(source, "close", None)) is not None:
+            close()
+
     def _refill(self) -> None:
         feeding, source = self._feeding, self._source
-        while source is not None and feeding.has_room and not feeding.exhausted:
+        while source is not None and not feeding.exhausted and feeding.has_room:
             try:
                 value = next(source)
             except StopIteration:
@@ -233,27 +335,19 @@ class MapHandle(Generic[In, R]):
 
     async def _more(self) -> None:
         feeding = self._feeding
-        if feeding.reader is not None:
+        if feeding.reading:
             msg = "another task already reads this map; results go to one reader"
             raise RuntimeError(msg)
-        feeding.reader = reader = self._loop.create_future()
-        call = parking_call()
-        if call is not None:
-            call.park()
+        feeding.reading = True
+        feeding.changed.clear()
         try:
-            await reader
-        except BaseException:
-            if call is not None:
-                await call.unpark_cut()
-            raise
+            await wait(feeding.changed)
         finally:
-            feeding.reader = None
-        if call is not None:
-            await call.unpark()
+            feeding.reading = False
 
 
 def map_requests(
-    app: App,
+    app: MapApp,
     source: Iterable[Any] | AsyncIterable[Any],
     start: Callable[[Any], Request],
     *,
@@ -263,10 +357,10 @@ def map_requests(
 ) -> MapHandle[Any, Any]:
     """Start a request per input of *source*, as results are taken."""
     report = _print_progress if progress is True else progress or None
-    feeding = _Feeding(start, concurrency=concurrency, ordered=order == "input", report=report)
+    feeding = _Feeding(app, start, concurrency=concurrency, ordered=order == "input", report=report)
     if isinstance(source, AsyncIterable):
-        feeding.fed = asyncio.get_running_loop().create_future()
-        app.spawn(_feed, feeding, aiter(source))
+        feeding.fed = asyncio.Event()
+        feeding.feeder = app.spawn(_feed, feeding, aiter(source))
         return MapHandle(feeding, None)
     return MapHandle(feeding, iter(source))
 
@@ -277,7 +371,7 @@ def _start_one(feeding: _Feeding, value: object) -> None:
     try:
         request = feeding.start(value)
     except AltoError as error:
-        feeding.done(index, Result(index=index, input=value, error=error))
+        feeding.done(index, Failed(index=index, input=value, error=error))
         return
     if request.ended:
         feeding.done(index, _result(index, value, request))
@@ -302,20 +396,24 @@ class _Ended:
 
 
 def _result(index: int, value: object, request: Request) -> Result[Any, Any]:
-    try:
-        return Result(index=index, input=value, values=request.taken())
-    except AltoError as error:
-        return Result(index=index, input=value, error=error)
+    seconds = request.finished - request.arrived
+    if request.stopping:
+        return Failed(
+            index=index, input=value, id=request.id, error=request.take_error(),
+            seconds=seconds, usage=request.usage,
+        )  # fmt: skip
+    return Succeeded(
+        index=index, input=value, id=request.id, values=request.take_all(),
+        seconds=seconds, usage=request.usage,
+    )  # fmt: skip
 
 
 async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
-    # A task of the app: an async iterable of inputs is pulled beside the requests.
+    # A task of the app: an async iterable of inputs is pulled beside the requests. It is cancelled
+    # once, so that the source can clean up undisturbed.
     assert feeding.fed is not None
     try:
-        with anyio.CancelScope() as feeding.scope:
-            if feeding.closed:
-                feeding.scope.cancel()
-            await _pull(feeding, source)
+        await _pull(feeding, source)
     except asyncio.CancelledError:
         feeding.error = Closed("the app was closed before all inputs of this map were taken")
         raise
@@ -323,23 +421,28 @@ async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
         feeding.error = error
     finally:
         feeding.exhausted = True
-        with anyio.CancelScope(shield=True):
-            if (close := getattr(source, "aclose", None)) is not None:
-                await close()
-        feeding.fed.set_result(None)
+        try:
+            await _close(source)
+        finally:
+            feeding.fed.set()
         feeding.wake()
 
 
 async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
     while True:
         while not feeding.has_room:
-            feeding.feeder = asyncio.get_running_loop().create_future()
-            await feeding.feeder
+            feeding.wanted.clear()
+            await feeding.wanted.wait()
         try:
             value = await anext(source)
         except StopAsyncIteration:
             return
         _start_one(feeding, value)
+
+
+async def _close(source: AsyncIterator[object]) -> None:
+    if isinstance(source, AsyncGenerator) or hasattr(source, "aclose"):
+        await source.aclose()
 
 
 def _print_progress(progress: Progress) -> None:

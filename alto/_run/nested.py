@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, cast
 
 from alto._aio import current_call
 from alto._run.call import calls_around, parking_call
 from alto._run.checks import check_options
 from alto._run.handles import StreamHandle
+from alto._run.request import Options, Request
+from alto._run.values import values_of_request
+from alto._spec import Declaration, GroupOrder
 from alto.errors import Closed
 
 if TYPE_CHECKING:
-    from alto._run.request import Request
-    from alto._spec import Declaration, GroupOrder
+    from collections.abc import Mapping
 
 __all__ = ("nested_run", "nested_stream")
 
@@ -70,5 +73,14 @@ def _nested(
             )
         raise Closed(msg)
     check_options(order, timeout)
-    app = call.lane.request.installed.app
-    return app.nested(declaration, inputs, call, order=order, timeout=timeout)
+    outer = cast("Request", call.run.request)
+    given: Mapping[str, object] = outer.given
+    options = Options(
+        context=copy_context(),
+        order=order,
+        timeout=timeout,
+        priority=outer.priority,
+        given=given,
+        values=values_of_request(declaration, given) if given else None,
+    )
+    return outer.app.inner(declaration, inputs, call, options)

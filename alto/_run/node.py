@@ -1,69 +1,74 @@
-"""One stage in a pipeline, as long as the app is open: its replicas, and who of them gets what.
+"""One stage in a pipeline, as long as the app is open: its replicas, and which of them gets what.
 
 Theory of operation. As long as a stage has one replica, requests stand in that one's line
 themselves, and nothing here is in the way. With more, the stage is *routed*: an item of a stage that
-does not gather waits in its request's lane until some replica could start a call; then the router
-says where it goes. A group is bound to a replica when its first piece comes, and its call goes
-there. What has been given to a replica waits in a *berth*. A stage that was ever scaled stays routed.
+does not gather waits at its request until some replica could start a call; then the router says
+where it goes. A group is bound to a replica when its first piece comes, and its call goes there. A
+stage that was ever scaled stays routed.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from alto._core.binding import Binding
+from alto._core.binding import Binding, Router
+from alto._core.graph import NodePlan
+from alto._core.permits import Rotation
 from alto._run.keeper import Keeper, needs_keeper
-from alto._run.replica import Replica
+from alto._run.observers import Notify
+from alto._run.replica import Replica, Setting
 from alto._run.resources import with_handles
+from alto._spec import NodeSpec
 from alto._told import told
 from alto.errors import ResourceError, RoutingError
+from alto.model import Path
 from alto.routing import LeastWork
 
 if TYPE_CHECKING:
-    from alto._core.binding import Router
-    from alto._core.graph import NodePlan
-    from alto._run.call import Call
-    from alto._run.group import Row
-    from alto._run.lane import Lane
-    from alto._run.worker import Worker
-    from alto._spec import NodeSpec
-    from alto.model import Path
+    from alto._run.node_run import NodeRun
 
-__all__ = ("Node",)
+__all__ = ("Node", "NodeSetting")
+
+
+class NodeSetting(Setting, Protocol):
+    """What an app gives all its stages."""
+
+    notify_group: Notify | None
 
 
 class Node:
     """A stage in a pipeline, shared by all requests of an app.
 
     Args:
-        plan: Where it stands in the graph.
+        pipeline: Name of the pipeline.
+        plan: Where the stage stands in the graph.
         spec: The stage.
         resources: Its keyword arguments; those that each replica makes for itself as they were
             given.
-        spawn: Starts a worker's task.
+        setting: What the app gives all its stages.
     """
 
-    __slots__ = ("_again", "_dispatching", "arity", "binding", "done", "group_slots", "home", "join", "keeps",
-                 "line", "loop", "plan", "replicas", "resources", "routed", "scaling", "spawn",
+    __slots__ = ("_again", "_dispatching", "arity", "binding", "done", "full_name", "group_slots", "home",
+                 "join", "keeps", "line", "plan", "replicas", "resources", "routed", "scaling", "setting",
                  "spec")  # fmt: skip
 
     def __init__(
         self,
+        pipeline: str,
         plan: NodePlan,
         spec: NodeSpec,
         resources: Mapping[str, object],
-        spawn: Callable[[Worker], None],
+        setting: NodeSetting,
     ) -> None:
+        self.full_name = f"{pipeline}.{plan.name}"
         self.plan = plan
         self.spec = spec
         self.resources = resources
-        self.spawn = spawn
-        self.loop = asyncio.get_running_loop()
+        self.setting = setting
         self.arity = len(plan.inputs)
         self.group_slots = tuple(k for k, source in enumerate(plan.inputs) if source.group)
         self.join: tuple[int | None, ...] = ()
@@ -75,56 +80,68 @@ class Node:
         self.binding = Binding(_router(spec, plan.name), plan.name)
         self.replicas: dict[int, Replica] = {}
         """By number, in order; those that drain included."""
-        self.line: dict[Lane, None] = {}
-        """Requests with items that no replica has been given yet, in turns."""
+        self.line: Rotation[NodeRun] = Rotation()
+        """Requests with items that no replica has been given yet."""
         self.done = 0
         """Calls that have ended by themselves at replicas that have gone."""
         self.scaling = anyio.Lock()
-        """Held by whoever adds or removes replicas."""
+        """Held while replicas are added or removed."""
         self._dispatching = self._again = False
+        self.routed = spec.stage.replicas > 1
+        """Whether a router says which replica gets what."""
         for replica in [self.new_replica() for _ in range(spec.stage.replicas)]:
             self.add(replica)
         self.home: Replica = self.replicas[0]
         """The only replica, as long as there is only one."""
-        self.routed = spec.stage.replicas > 1
-        """Whether a router says who gets what."""
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        return self.plan.name
+
+    @property
+    def concurrency(self) -> int:
+        """Most calls that run at once, per replica."""
+        return self.spec.stage.concurrency
+
+    @property
+    def generator(self) -> bool:
+        """Whether a call may give any number of outputs."""
+        return self.spec.stage.generator
 
     # ---- replicas come and go
 
     def new_replica(self) -> Replica:
-        """A replica that gets nothing yet."""
-        stage = self.spec.stage
+        """Make a replica that gets nothing yet."""
         number = self.binding.reserve()
         keeper = None
         if self.keeps:
             keeper = Keeper(self.spec, self.plan.name, number, self.resources)
         resources = {} if keeper is not None else with_handles(self.spec, self.resources)
-        return Replica(self, number, keeper, stage.fn, resources)
+        return Replica(self, number, keeper, self.spec.stage.fn, resources)
 
     def add(self, replica: Replica) -> None:
-        """A replica gets items and groups from now on."""
-        self.binding.add(replica.number, self.spec.stage.concurrency)
+        """Give a replica items and groups from now on."""
+        self.binding.add(replica.number, self.concurrency)
         self.replicas[replica.number] = replica
 
-    def route(self, lanes: Iterable[Lane]) -> None:
-        """From now on there may be several replicas. *lanes* are those of all open requests."""
+    def route(self, runs: Iterable[NodeRun]) -> None:
+        """Let a router say which replica gets what. *runs* are those of all open requests."""
         if self.routed:
             return
         self.routed = True
-        for lane in lanes:
-            self.home.turns.withdrawn(lane)
-            self.home.active += lane.active
-            lane.route()
+        for run in runs:
+            run.route()
 
-    def drain(self, number: int, lanes: Iterable[Lane]) -> None:
-        """A replica gets nothing new; it goes when its last call has ended.
+    def drain(self, number: int, runs: Iterable[NodeRun]) -> None:
+        """Give a replica nothing new, and let it go when its last call has ended.
 
         Items that wait for it go to others; groups stay where they are.
         """
         self.binding.drain(number)
         if not self.group_slots:
-            for lane in lanes:
-                for _ in range(lane.take_back(number)):
+            for run in runs:
+                for _ in range(run.take_back(number)):
                     self.binding.withdrawn(number)
         self._retire(number)
         self.dispatch()
@@ -144,10 +161,9 @@ class Node:
 
     # ---- who gets what
 
-    def offer(self, lane: Lane) -> None:
-        """A request has items to start, where a router says who gets them."""
-        if lane not in self.line:
-            self.line[lane] = None
+    def offer(self, run: NodeRun) -> None:
+        """Put *run*, which has items to start, in line, and route what can be started."""
+        self.line.add(run)
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -161,9 +177,7 @@ class Node:
                 self._again = False
                 free = self._look()
                 while free and self.line:
-                    lane = next(iter(self.line))
-                    del self.line[lane]
-                    free -= self._dispatch(lane)
+                    free -= self._dispatch(self.line.pop())
         finally:
             self._dispatching = False
 
@@ -171,65 +185,62 @@ class Node:
         # Bring up to date what routers see; how many replicas could start a call.
         some = 0
         for load in self.binding.live:
-            load.free = self.replicas[load.number].turns.spare
+            load.free = self.replicas[load.number].permits.spare
             some += load.free > 0
         return some
 
-    def _dispatch(self, lane: Lane) -> bool:
+    def _dispatch(self, run: NodeRun) -> bool:
         # Whether a replica that could start a call cannot start another one now.
-        ready = lane.ready
-        if lane.stalled or not ready:
+        unplaced = run.unplaced
+        if run.stalled or not unplaced:
             return False
-        path, args = ready[0]
-        if lane.is_full(path) and (waiters := lane.blocked_by(path)) is not None:
-            waiters.block(lane)
-            lane.stalled = True
+        path, args = unplaced[0]
+        if run.is_full(path) and (room := run.no_room_at(path)) is not None:
+            run.stall(room)
             return False
         try:
-            number = self.binding.place(lane.request.number, path, args[0])
+            number = self.binding.place(run.request.number, path, args[0])
         except RoutingError as error:
-            lane.request.fail(error)
+            run.request.fail(error)
             return False
-        ready.popleft()
-        if ready:
-            self.line[lane] = None
+        unplaced.popleft()
+        if unplaced:
+            self.line.add(run)
         replica = self.replicas[number]
-        lane.berth(replica).put(path, args)
+        run.queue(replica).put(path, args)
         load = self.binding.loads[number]
         if not load.free:  # Of a router that named one which is busy.
             return False
-        load.free = replica.turns.spare
+        load.free = replica.permits.spare
         return not load.free
 
-    def bind(self, lane: Lane, row: Row, value: object) -> None:
-        """A group comes to be: choose its replica."""
+    def bind(self, run: NodeRun, path: Path, value: object) -> Replica:
+        """Choose the replica of a group that comes to be."""
         self._look()
-        request = lane.request
+        request = run.request
         try:
-            number = self.binding.bind(request.number, row.path, value)
+            number = self.binding.bind(request.number, path, value)
         except RoutingError as error:
             number = self.binding.live[0].number
-            self.binding.hold(request.number, row.path, number)
-            row.replica = self.replicas[number]
+            self.binding.hold(request.number, path, number)
+            replica = self.replicas[number]
+            run.rows[path].replica = replica  # Before the request fails, which releases it.
             request.fail(error)
-        else:
-            row.replica = self.replicas[number]
+            return replica
+        return self.replicas[number]
 
-    def release(self, lane: Lane, path: Path) -> None:
-        """A group is closed."""
-        self._retire(self.binding.release(lane.request.number, path))
+    def release(self, run: NodeRun, path: Path) -> None:
+        """Forget a group that is closed."""
+        self._retire(self.binding.release(run.request.number, path))
 
-    def dropped(self, number: int, items: int) -> None:
-        """Nobody needs *items* that a replica had been given."""
+    def withdrawn(self, number: int, items: int) -> None:
+        """Forget *items* that a replica had been given and that nothing needs any more."""
         for _ in range(items):
             self.binding.withdrawn(number)
         self._retire(number)
 
-    def ended(self, call: Call, seconds: float | None) -> None:
-        """A call has ended, after it ran for *seconds*; None: it began before there were several."""
-        replica = call.replica
-        replica.active -= 1
-        number = replica.number
+    def ended(self, number: int, seconds: float | None) -> None:
+        """Count a call that has ended, after it ran for *seconds*; None: that is not known."""
         if self.group_slots:  # Its row has gone already, and counts for it.
             if seconds is not None and number in self.binding.loads:
                 self.binding.took(number, seconds)

@@ -1,57 +1,145 @@
-"""Where items come in: one port per stream parameter of a lane, and one for the result.
+"""Where items come in: one port per stream parameter of a stage, for one request.
 
-A port answers four things, all sync: ``is_full`` (must whoever has an item wait), ``waiters_for``
-(where to wait), ``push`` (an item is here), ``counted`` (a call has had so many children).
+A port answers four things, all sync: ``is_full`` (must a call with an item wait), ``room_for``
+(where to wait), ``push`` (an item is here), ``counted`` (a call has had so many children). A request's
+results (sink.py) have the same interface.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from alto._core.closure import Closure
+from alto._core.join import Join
+from alto._run.group import GroupedCall, GroupRequest
+from alto._run.queue import ReadyQueue
+from alto._run.room import Room
+from alto.model import Path
 
-if TYPE_CHECKING:
-    from alto._run.group import Waiters
-    from alto._run.lane import Lane
-    from alto.model import Path
+__all__ = ("GroupPort", "ItemPort", "JoinPort", "Port", "PortRun", "Target")
 
-__all__ = ("GroupPort", "ItemPort", "JoinPort", "Port")
+
+class Target(Protocol):
+    """What takes items: a port, or a request's results."""
+
+    def is_full(self, path: Path) -> bool:
+        """Whether an item at *path*, or below it, must wait."""
+        ...
+
+    def room_for(self, path: Path) -> Room:
+        """Where to wait while it is full."""
+        ...
+
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
+        """``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        ...
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Take an item."""
+        ...
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Take the count of children of the node at *parent*."""
+        ...
+
+
+class PortRun(Protocol):
+    """The request at the stage, as its ports see it."""
+
+    capacity: int
+    room: Room
+    rows: dict[Path, GroupedCall]
+    dropped: set[Path]
+    join: Join | None
+    sole: ReadyQueue | None
+    unplaced: deque[Any]
+
+    @property
+    def request(self) -> GroupRequest:
+        """The request."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Length of a call's path."""
+        ...
+
+    @property
+    def in_arrival_order(self) -> bool:
+        """Whether groups hand out their pieces as they come."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Calls that have all they need and have not started."""
+        ...
+
+    def input_depth(self, slot: int) -> int:
+        """Length of the paths that come in at parameter *slot*."""
+        ...
+
+    def rank(self, slot: int) -> int:
+        """Which of the stage's groups parameter *slot* is."""
+        ...
+
+    def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
+        """Queue a call that has all it needs."""
+        ...
+
+    def row(self, path: Path, value: object = None) -> GroupedCall:
+        """The groups of the call at *path*, made where they are not there yet."""
+        ...
+
+    def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
+        """Queue calls that have all their items."""
+        ...
+
+    def is_dropped(self, path: Path) -> bool:
+        """Whether nothing needs what comes in at *path*."""
+        ...
 
 
 class Port:
-    """A stream parameter of a lane."""
+    """A stream parameter of a stage, for one request."""
 
-    __slots__ = ("dropped", "lane", "slot")
+    __slots__ = ("dropped", "run", "slot")
 
-    def __init__(self, lane: Lane, slot: int) -> None:
-        self.lane = lane
+    def __init__(self, run: PortRun, slot: int) -> None:
+        self.run = run
         self.slot = slot
         self.dropped: set[Path] = set()
         """Ancestors at and below which nothing is needed here any more."""
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
         """Whether an item at *path*, or below it, must wait."""
-        lane = self.lane
-        return len(lane.ready) + lane.placed >= lane.capacity
+        run = self.run
+        return run.waiting >= run.capacity
 
-    def waiters_for(self, path: Path) -> Waiters:  # noqa: ARG002
+    def room_for(self, path: Path) -> Room:  # noqa: ARG002
         """Where to wait while it is full."""
-        return self.lane.waiters
+        return self.run.room
 
-    def inlet(self, path: Path) -> tuple[Any, Any]:  # noqa: ARG002
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
         """``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """An item is here."""
+        """Take an item."""
         raise NotImplementedError
 
     def counted(self, parent: Path, children: int) -> None:
-        """The node at *parent* has that many children."""
+        """Take the count of children of the node at *parent*."""
         raise NotImplementedError
 
     def is_dropped(self, path: Path) -> bool:
-        """Whether nobody needs *path* here."""
+        """Whether nothing needs *path* here."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
 
@@ -60,21 +148,27 @@ class ItemPort(Port):
 
     __slots__ = ()
 
+    def is_full(self, path: Path) -> bool:  # noqa: ARG002
+        """Whether an item at *path*, or below it, must wait."""
+        run = self.run
+        sole = run.sole
+        return (len(sole.ready) if sole is not None else run.waiting) >= run.capacity
+
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """A call can start."""
+        """Queue a call."""
         if self.dropped and self.is_dropped(path):
             return
-        lane = self.lane
-        ready = lane.ready
-        ready.append((path, (value,)))
-        if not lane.stalled:
-            if len(ready) == 1:
-                lane.offer()
-            if lane.waiters.some and len(ready) + lane.placed < lane.capacity:
-                lane.waiters.wake()
+        run = self.run
+        sole = run.sole
+        if sole is None:
+            run.put(path, (value,))
+        else:
+            sole.put(path, (value,))
+        if run.room.awaited and run.waiting < run.capacity:
+            run.room.wake()
 
     def counted(self, parent: Path, children: int) -> None:
-        """Nobody gathers here."""
+        """Do nothing: this parameter is not a group."""
 
 
 class JoinPort(Port):
@@ -86,27 +180,25 @@ class JoinPort(Port):
         """Match it with what else its calls need."""
         if self.dropped and self.is_dropped(path):
             return
-        lane = self.lane
-        join = lane.join
+        run = self.run
+        join = run.join
         assert join is not None
-        request, held = lane.request, join.held
-        lane.started(join.arrived(self.slot, path, value))
-        request.held += join.held - held
-        if request.held > request.max_held:
-            request.overflowed(lane)
-        if lane.waiters.some and len(lane.ready) + lane.placed < lane.capacity:
-            lane.waiters.wake()
+        held = join.held
+        run.start_all(join.arrived(self.slot, path, value))
+        run.request.hold(join.held - held, run)
+        if run.room.awaited and run.waiting < run.capacity:
+            run.room.wake()
 
     def counted(self, parent: Path, children: int) -> None:
-        """A shallow item may have served all calls below it."""
-        lane = self.lane
-        if (self.dropped and self.is_dropped(parent)) or (lane.dropped and lane.is_dropped(parent)):
+        """Let go of an item that has served all calls below it."""
+        run = self.run
+        if (self.dropped and self.is_dropped(parent)) or (run.dropped and run.is_dropped(parent)):
             return
-        join = self.lane.join
+        join = run.join
         assert join is not None
         held = join.held
         join.counted(self.slot, parent, children)
-        self.lane.request.held += join.held - held
+        run.request.let_go(held - join.held)
 
 
 class GroupPort(Port):
@@ -114,52 +206,51 @@ class GroupPort(Port):
 
     __slots__ = ("closure", "depth", "rank", "top")
 
-    def __init__(self, lane: Lane, slot: int) -> None:
-        super().__init__(lane, slot)
-        self.top = lane.node.plan.depth
-        self.rank = lane.group_slots.index(slot)
-        self.depth = lane.node.plan.inputs[slot].depth
+    def __init__(self, run: PortRun, slot: int) -> None:
+        super().__init__(run, slot)
+        self.top = run.depth
+        self.rank = run.rank(slot)
+        self.depth = run.input_depth(slot)
         self.closure: Closure | None = None
         """Counts where pieces come as they arrive; else every group's order does."""
-        if lane.node.spec.stage.order == "arrival":
+        if run.in_arrival_order:
             self.closure = Closure(self.top, self.depth)
 
     def is_full(self, path: Path) -> bool:
-        """As its group says; without one yet, as the lane's other calls say."""
-        row = self.lane.rows.get(path[: self.top])
+        """As its group says; without one yet, as the stage's other calls say."""
+        row = self.run.rows.get(path[: self.top])
         if row is None:
             if self.dropped and self.is_dropped(path):
                 return False
-            return len(self.lane.ready) + self.lane.placed >= self.lane.capacity
-        full: bool = row.groups[self.rank].is_full()
-        return full
+            return self.run.waiting >= self.run.capacity
+        group = row.groups[self.rank]
+        return len(group.buffer) >= group.capacity and group.is_full()
 
-    def waiters_for(self, path: Path) -> Waiters:
+    def room_for(self, path: Path) -> Room:
         """Where to wait while it is full."""
-        row = self.lane.rows.get(path[: self.top])
-        return self.lane.waiters if row is None else row.groups[self.rank].waiters
+        row = self.run.rows.get(path[: self.top])
+        return self.run.room if row is None else row.groups[self.rank].room
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
         """Put it into its group, and see whether that is complete."""
         if self.dropped and self.is_dropped(path):
             return
-        lane, key = self.lane, path[: self.top]
-        row = lane.rows.get(key)
+        run, key = self.run, path[: self.top]
+        row = run.rows.get(key)
         if row is None:
-            row = lane.row(key, value)
+            row = run.row(key, value)
         row.groups[self.rank].push(path, value)
 
-    def inlet(self, path: Path) -> tuple[Any, Any]:
-        """All that one generator call gives goes to one group."""
-        key = path[: self.top]
-        row = self.lane.rows.get(key)
-        if row is None:  # Nobody needs it any more.
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
+        """Give those of the one group to which everything goes that one generator call gives."""
+        row = self.run.rows.get(path[: self.top])
+        if row is None:  # Nothing needs it any more.
             return self.is_full, self.push
         group = row.groups[self.rank]
         return group.is_full, group.push
 
     def counted(self, parent: Path, children: int) -> None:
-        """An inner node has that many children; with its last piece, a group is complete."""
+        """Take the count of an inner node; with its last piece, a group is complete."""
         if self.dropped and self.is_dropped(parent):
             return
-        self.lane.row(parent[: self.top]).groups[self.rank].counted(parent, children)
+        self.run.row(parent[: self.top]).groups[self.rank].counted(parent, children)

@@ -4,19 +4,56 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from alto._core.turns import Turns
-from alto._run.berth import Berth
+from alto._core.permits import Permits
+from alto._run.call import Call
+from alto._run.keeper import Keeper
+from alto._run.observers import Notify
+from alto._run.queue import ReadyQueue
 from alto._run.worker import Worker
 
-if TYPE_CHECKING:
-    from alto._run.call import Call
-    from alto._run.keeper import Keeper
-    from alto._run.lane import Lane
-    from alto._run.node import Node
+__all__ = ("Replica", "ReplicaNode", "Setting")
 
-__all__ = ("Replica",)
+
+class Setting(Protocol):
+    """What an app gives all its replicas."""
+
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    notify_call: Notify | None
+    notify_item: Notify | None
+    notify_generation: Notify | None
+
+    def spawn_worker(self, worker: Worker) -> None:
+        """Start a worker's task."""
+        ...
+
+
+class ReplicaNode(Protocol):
+    """The stage, as its replicas see it."""
+
+    setting: Setting
+    routed: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """Most calls that run at once, per replica."""
+        ...
+
+    @property
+    def generator(self) -> bool:
+        """Whether a call may give any number of outputs."""
+        ...
+
+    def dispatch(self) -> None:
+        """Route what has waited for a free replica."""
+        ...
 
 
 class Replica:
@@ -30,52 +67,75 @@ class Replica:
         resources: Its keyword arguments, likewise.
     """
 
-    __slots__ = ("active", "closing", "done", "fn", "idle", "keeper", "leader", "loop", "node", "number",
-                 "resources", "spawn", "turns")  # fmt: skip
+    __slots__ = ("clock", "closing", "done", "fn", "generator", "idle", "keeper", "leader", "loop", "node",
+                 "notify_call", "notify_generation", "notify_item", "number", "permits",
+                 "resources")  # fmt: skip
 
     def __init__(
         self,
-        node: Node,
+        node: ReplicaNode,
         number: int,
         keeper: Keeper | None,
         fn: Callable[..., Any],
         resources: Mapping[str, object],
     ) -> None:
+        setting = node.setting
         self.node = node
         self.number = number
         self.keeper = keeper
         self.fn = fn
         self.resources = resources
-        self.spawn = node.spawn
-        self.loop: asyncio.AbstractEventLoop = node.loop
-        self.turns: Turns[Lane | Berth, Call] = Turns(node.spec.stage.concurrency)
+        self.generator = node.generator
+        self.loop = setting.loop
+        self.clock = setting.clock
+        self.notify_call = setting.notify_call
+        self.notify_item = setting.notify_item
+        self.notify_generation = setting.notify_generation
+        self.permits: Permits[ReadyQueue, Call] = Permits(node.concurrency)
         self.leader: Worker | None = None
         """The worker that is being woken, or runs calls that have not suspended. See worker.py."""
         self.idle: list[Worker] = []
         self.closing = False
-        self.active = 0
-        """Calls that run, where a router says who gets what; see node.py."""
         self.done = 0
         """Calls that have ended by themselves since the app was opened."""
 
     def __repr__(self) -> str:
-        return f"<Replica {self.number} of {self.node.plan.name!r}>"
+        return f"<Replica {self.number} of {self.node.name!r}>"
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router says which replica of the stage gets what."""
+        return self.node.routed
+
+    def dispatch(self) -> None:
+        """Route what has waited for a free replica."""
+        self.node.dispatch()
+
+    def offer(self, queue: ReadyQueue) -> None:
+        """Put *queue* in line, and wake a worker unless one leads."""
+        self.permits.offered(queue)
+        if self.leader is None:
+            self.kick()
+
+    def withdraw(self, queue: ReadyQueue) -> None:
+        """Take *queue*, which has nothing to start any more, out of line."""
+        self.permits.withdrawn(queue)
 
     def kick(self) -> None:
-        """A permit or something to start has come: see that it is used."""
-        turns = self.turns
-        while (call := turns.next_resume()) is not None:
+        """Use free permits: for calls that want to go on, then for what is next in line."""
+        permits = self.permits
+        while (call := permits.next_resume()) is not None:
             call.resumed()
-        if self.leader is None and turns.has_next:
+        if self.leader is None and permits.has_next:
             if self.idle:
                 self.leader = self.idle.pop()
                 self.leader.wake()
             else:
                 self.leader = Worker(self)
-                self.spawn(self.leader)
+                self.node.setting.spawn_worker(self.leader)
 
     def freed(self) -> None:
-        """A permit was given back."""
+        """Use a permit that was given back."""
         self.kick()
         if self.node.routed:
             self.node.dispatch()

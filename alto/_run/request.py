@@ -1,119 +1,264 @@
-"""One request: its lanes, its results, its end."""
+"""One request: its runs at the stages, its results, its end.
+
+A request is a unit with an identity: its id, the context of whoever started it, its priority, its
+deadline, the resources that it alone has, and what it has cost travel with it. Everything in here is
+sync but for the waits for its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
 
 from alto._aio import uncut
-from alto._run.call import parking_call
-from alto._run.lane import Lane
+from alto._core.graph import Plan
+from alto._run.call import Call, wait
+from alto._run.group import Named
+from alto._run.node_run import NodeRun
+from alto._run.observers import Notify
 from alto._run.sink import Sink
-from alto.errors import BufferExceeded, Closed, DeadlineExceeded, RequestError, StageError
+from alto._spec import Declaration, GroupOrder
+from alto.errors import (
+    BufferExceeded,
+    DeadlineExceeded,
+    RequestCancelled,
+    RequestError,
+    StageError,
+)
+from alto.events import Outcome, RequestEnded, RequestStarted
+from alto.model import Path, Usage
 
 if TYPE_CHECKING:
-    from alto._run.app import Installed
-    from alto._run.call import Call
-    from alto._run.ports import Port
-    from alto._spec import GroupOrder
-    from alto.model import Path
+    from alto._run.node import Node
 
-__all__ = ("Request",)
+__all__ = ("Options", "Request", "RequestApp", "RequestUsage")
+
+_PROCESS = secrets.token_hex(4)
+
+
+@attrs.frozen(kw_only=True)
+class RequestUsage:
+    """What the generations of a request have cost, inner requests included."""
+
+    generations: int = 0
+    """Generations that have ended, each with its usage; vectors and scores included."""
+    prompt_tokens: int = 0
+    """Length of their prompts."""
+    cached_tokens: int = 0
+    """Part of the prompts that engines found in their prefix caches."""
+    output_tokens: int = 0
+    """Tokens generated."""
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """How one request is to run."""
+
+    context: Context
+    """The context variables of whoever started it. Each call gets a copy."""
+    order: GroupOrder | None = "arrival"
+    """How its results are handed out; None: they are kept for a list."""
+    timeout: float | None = None
+    """Seconds that it may take."""
+    priority: int = 0
+    """Lower runs earlier."""
+    values: tuple[Mapping[str, object] | None, ...] | None = None
+    """Per stage of the pipeline the resources that it gets for this request alone."""
+    given: Mapping[str, object] = attrs.field(factory=dict)
+    """The same by name, for pipelines that its stages call."""
+
+
+class RequestApp(Protocol):
+    """The app, as its requests see it."""
+
+    capacity: int
+    max_held_items: int
+    notify_request: Notify | None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Its event loop."""
+        ...
+
+    @property
+    def context(self) -> Context:
+        """What its own callbacks run in."""
+        ...
+
+    def inner(
+        self, declaration: Declaration, inputs: Sequence[object], call: Call, options: Options
+    ) -> Request:
+        """Start a request of another pipeline from inside a call."""
+        ...
+
+    def request_ended(self, request: Request) -> None:
+        """Let go of a request that has ended."""
+        ...
 
 
 class Request:
-    """One run of a pipeline, from its input to its last result. Everything in here is sync.
+    """One run of a pipeline, from its input to its last result.
 
     It has ended when all results are there, or it was stopped, *and* none of its calls runs or
     could start any more: nothing of a request outlives it.
     """
 
-    __slots__ = ("_drops", "_ended", "_timer", "arrived", "capacity", "deadline", "ended",
-                 "error", "held", "installed", "lanes", "max_held", "number", "on_end", "parent",
-                 "priority", "sink", "stopping")  # fmt: skip
+    __slots__ = ("__weakref__", "_drops", "_ended", "_id", "_plan", "_root", "_runs", "_timer", "app", "arrived",
+                 "capacity", "context", "deadline", "declaration", "ended", "error", "finished", "first_unread", "fresh",
+                 "given", "held", "max_held", "number", "on_end", "parent", "priority", "sink",
+                 "stopping", "usage")  # fmt: skip
 
     _numbers = itertools.count()
 
     def __init__(
         self,
-        installed: Installed,
+        app: RequestApp,
+        declaration: Declaration,
+        nodes: Sequence[Node],
+        options: Options,
         *,
-        order: GroupOrder | None,
-        timeout: float | None,
-        priority: int,
         parent: Call | None = None,
     ) -> None:
-        app = installed.app
-        self.installed = installed
+        self.app = app
+        self.declaration = declaration
+        """Of its pipeline, which is kept as long as the request runs."""
         self.capacity = app.capacity
         self.max_held = app.max_held_items
-        self.priority = priority
+        self.context = options.context
+        self.priority = options.priority
+        self.given = options.given
         self.parent = parent
         """The call that started it, where a stage called a pipeline."""
+        self._root: Request | None = None if parent is None else parent.run.request.root
         self.number = next(self._numbers)
         """Unique in this process."""
-        self.arrived = installed.nodes[0].loop.time() if installed.nodes else 0.0
+        self._id: str | None = None
+        self.arrived = app.loop.time()
         """When it began, on the loop's clock."""
+        self.finished = 0.0
+        """When it ended, likewise."""
         self.deadline: float | None = None
         """When its time is over, on the loop's clock."""
         self.held = 0
         """Pieces and items in group and join buffers."""
+        self.usage = RequestUsage()
+        """What its generations have cost."""
         self.error: RequestError | None = None
         self.stopping = False
         """It failed or was cancelled: nothing new is started, nothing is kept."""
         self.ended = False
+        self.fresh = options.order is not None
+        """Whether its reader has not got its first result yet."""
+        self.first_unread = False
+        """Whether its reader is about to read its first result: it goes before all that follows."""
         self.on_end: Callable[[Request], None] | None = None
-        self._drops: deque[tuple[Lane, Path]] = deque()
-        self._ended: asyncio.Future[None] | None = None
+        self._drops: deque[tuple[NodeRun, Path]] = deque()
+        self._ended: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
-        plan = installed.declaration.plan
-        self.sink = Sink(self, plan.depth, order)
-        self.lanes = tuple(Lane(self, node) for node in installed.nodes)
-        for lane in self.lanes:
-            lane.connect(
-                self._ports(lane.node.plan.consumers), self._ports(lane.node.plan.counts_to)
-            )
+        self._plan: Plan = declaration.plan
+        self.sink = Sink(self, self._plan.depth, options.order)
+        self._runs: tuple[NodeRun, ...] = ()
+        self._connect(nodes, options.values)
         if parent is not None:
             self.deadline = parent.deadline
             parent.adopt(self)
-        if timeout is not None:
-            loop = asyncio.get_running_loop()
-            at = loop.time() + timeout
-            if self.deadline is None or at < self.deadline:
-                self.deadline = at
-            self._timer = loop.call_at(at, self.fail, DeadlineExceeded(timeout))
+        if options.timeout is not None:
+            self._limit(options.timeout)
+
+    def _connect(
+        self, nodes: Sequence[Node], values: Sequence[Mapping[str, object] | None] | None
+    ) -> None:
+        own = values or [None] * len(nodes)
+        self._runs = tuple(NodeRun(self, *one) for one in zip(nodes, own, strict=True))
+        for run in self._runs:
+            plan = run.node.plan
+            run.connect(self._targets(plan.consumers), self._targets(plan.counts_to))
+
+    def _limit(self, timeout: float) -> None:
+        at = self.arrived + timeout
+        if self.deadline is None or at < self.deadline:
+            self.deadline = at
+        # Not in the caller's context, which the timer would keep alive.
+        self._timer = self.app.loop.call_at(
+            at, self.fail, DeadlineExceeded(timeout), context=self.app.context
+        )
+
+    @property
+    def id(self) -> str:
+        """What names it in events, errors and results; unique, also among processes."""
+        if self._id is None:
+            self._id = f"{_PROCESS}-{self.number}"
+        return self._id
+
+    @property
+    def root(self) -> Request:
+        """The request that the program started: itself, unless a stage called a pipeline."""
+        return self if self._root is None else self._root
+
+    @property
+    def runs(self) -> Sequence[NodeRun]:
+        """What there is of it at each stage; nothing once it has ended."""
+        return self._runs
 
     def start(self, inputs: Sequence[object]) -> None:
         """Give it its input."""
-        for value, consumers in zip(inputs, self.installed.declaration.plan.inputs, strict=True):
-            for port in self._ports(consumers):
-                port.push((), value)
+        if (notify := self.app.notify_request) is not None:
+            self._notify_start(notify)
+        for value, consumers in zip(inputs, self._plan.inputs, strict=True):
+            for target in self._targets(consumers):
+                target.push((), value)
         self.check_end()
 
-    def producer(self, source: int) -> Lane | None:
-        """The lane whose stream has that number; None for an input of the pipeline."""
-        index = source - len(self.installed.declaration.plan.inputs)
-        return self.lanes[index] if index >= 0 else None
+    def producer(self, source: int) -> NodeRun | None:
+        """Give the run whose stream has that number; None for an input of the pipeline."""
+        index = source - len(self._plan.inputs)
+        return self._runs[index] if index >= 0 and self._runs else None
 
-    def drop_soon(self, lane: Lane, ancestor: Path) -> None:
-        """Nobody needs what *lane* gives below *ancestor*. One after the other: graphs are deep."""
-        self._drops.append((lane, ancestor))
+    def drop_soon(self, run: NodeRun, ancestor: Path) -> None:
+        """Drop what *run* gives below *ancestor*. One after the other: graphs are deep."""
+        self._drops.append((run, ancestor))
         if len(self._drops) == 1:
             while self._drops:
-                lane, ancestor = self._drops[0]
-                lane.drop(ancestor)
+                run, ancestor = self._drops[0]
+                run.drop(ancestor)
                 self._drops.popleft()
 
-    def overflowed(self, lane: Lane) -> None:
-        """It holds more than it may."""
-        self.fail(BufferExceeded(lane.node.plan.name, self.max_held))
+    def hold(self, items: int, run: Named) -> None:
+        """Count items that are held for a group or a join; fail where there are too many."""
+        self.held += items
+        if self.held > self.max_held:
+            self.fail(BufferExceeded(run.name, self.max_held))
+
+    def let_go(self, items: int) -> None:
+        """Count items that are held no more."""
+        self.held -= items
+
+    def add_usage(self, usage: Usage) -> None:
+        """Count what a generation has cost, here and in the requests around this one."""
+        request: Request = self
+        while True:
+            total = request.usage
+            request.usage = RequestUsage(
+                generations=total.generations + 1,
+                prompt_tokens=total.prompt_tokens + usage.prompt_tokens,
+                cached_tokens=total.cached_tokens + usage.cached_tokens,
+                output_tokens=total.output_tokens + usage.output_tokens,
+            )
+            if request.parent is None:
+                return
+            request = request.parent.run.request  # type: ignore[assignment]  # a call sees less of it
 
     def stage_failed(self, call: Call, cause: BaseException) -> None:
-        """A call has raised."""
-        error = StageError(call.lane.node.plan.name, call.path, cause)
+        """Fail with what a call has raised."""
+        _cut_traceback(cause)
+        error = StageError(call.run.name, call.path, cause)
         error.__cause__ = cause
         self.fail(error)
 
@@ -124,16 +269,17 @@ class Request:
         if self.error is not None:
             self.error.add_note(f"while stopping, also: {error}")
             return
-        if self.stopping:  # Cancelled before: nobody will ask for the error.
+        if self.stopping:  # Cancelled before: the error is not asked for.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"while a cancelled request was stopping: {error}", "exception": error}
             )
             return
+        error.request_id = self.id
         self.error = error
         self._stop()
 
     def cancel(self) -> None:
-        """Stop; nobody wants the results any more. Idempotent."""
+        """Stop; the results are not wanted any more. Idempotent."""
         if not self.stopping and not self.ended:
             self.sink.clear()
             self._stop()
@@ -150,53 +296,57 @@ class Request:
         Cancellation: the request goes on.
         """
         if not self.ended:
-            if self._ended is None:
-                self._ended = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._ended)
+            await self._end_event().wait()
 
-    async def results(self) -> list[object]:
+    async def results(self) -> list[Any]:
         """Wait for all results, in ancestry order.
 
         Raises:
             RequestError: It failed.
-            Closed: It was cancelled.
+            RequestCancelled: It was cancelled.
 
         Cancellation: the request is cancelled, and has ended when this raises.
         """
-        call = parking_call()
-        if call is not None:
-            call.park()
-        try:
-            await self.wait_ended()
-        except BaseException:
-            self.cancel()
-            await uncut(self.wait_ended)
-            if call is not None:
-                await call.unpark_cut()
-            raise
-        if call is not None:
-            await call.unpark()
-        return self.taken()
+        if not self.ended:
+            try:
+                await wait(self._end_event())
+            except BaseException:
+                self.cancel()
+                await uncut(self.wait_ended)
+                raise
+        return self.take_all()
 
-    def taken(self) -> list[object]:
-        """All results of a request that has ended, in ancestry order; its error is raised."""
-        if self.error is not None:
-            raise self.error
+    def take_all(self) -> list[Any]:
+        """Take all results of a request that has ended, in ancestry order; its error is raised."""
         if self.stopping:
-            msg = "the request was cancelled, since its app was closed or its handle was left"
-            raise Closed(msg)
-        assert self.sink.kept is not None
-        self.sink.kept.sort(key=_path)
-        return [value for _, value in self.sink.kept]
+            raise self.take_error()
+        return self.sink.take_all()
 
-    def _ports(self, consumers: Sequence[tuple[int, int]]) -> tuple[Port | Sink, ...]:
-        return tuple(self.sink if n < 0 else self.lanes[n].ports[slot] for n, slot in consumers)
+    def take_error(self) -> RequestError:
+        """Take what to raise to the reader of a request that was stopped. It lets go of it."""
+        # An error that is raised has a traceback, which has the frames of its readers, which have
+        # the request: without letting go all of that would wait for the garbage collector.
+        error, self.error = self.error, None
+        if error is None:
+            reason = "its app was closed, or its handle was left"
+            error = RequestCancelled(reason)
+            error.request_id = self.id
+        return error
+
+    def _end_event(self) -> asyncio.Event:
+        if self._ended is None:
+            self._ended = asyncio.Event()
+        return self._ended
+
+    def _targets(self, consumers: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
+        return tuple(self.sink if n < 0 else self._runs[n].ports[slot] for n, slot in consumers)
 
     def _stop(self) -> None:
         self.stopping = True
-        for lane in self.lanes:
-            self.drop_soon(lane, ())
-        self.sink.waiters.wake_all()
+        self.fresh = self.first_unread = False
+        for run in self._runs:
+            self.drop_soon(run, ())
+        self.sink.room.wake_all()
         self.check_end()
 
     def check_end(self) -> None:
@@ -205,24 +355,65 @@ class Request:
             return
         # All results may be there while calls still run whose results go nowhere (the other side of
         # an empty join). They are waited for: a request makes the calls that a sequential run makes.
-        if any(lane.active or lane.ready or lane.placed for lane in self.lanes):
+        if any(run.busy for run in self._runs):
             return
         self._end()
 
     def _end(self) -> None:
         self.ended = True
+        self.fresh = self.first_unread = False
+        self.finished = self.app.loop.time()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+        runs, self._runs = self._runs, ()
+        for run in runs:
+            run.close()
+        if self._ended is not None:
+            self._ended.set()
         self.sink.wake()
         if self.parent is not None:
             self.parent.disown(self)
-        self.installed.app.request_ended(self)
+        self.app.request_ended(self)
+        if (notify := self.app.notify_request) is not None:
+            self._notify_end(notify)
         if self.on_end is not None:
-            self.on_end(self)
+            on_end, self.on_end = self.on_end, None
+            on_end(self)
+
+    def _notify_start(self, notify: Notify) -> None:
+        parent = self.parent
+        notify(
+            RequestStarted(
+                request=self.id,
+                pipeline=self.declaration.name,
+                time=self.arrived,
+                parent=None if parent is None else parent.run.request.id,
+                parent_stage=None if parent is None else parent.run.stage,
+                parent_path=None if parent is None else parent.path,
+                priority=self.priority,
+                deadline=self.deadline,
+            )
+        )
+
+    def _notify_end(self, notify: Notify) -> None:
+        outcome: Outcome = "failed" if self.error else "cancelled" if self.stopping else "done"
+        notify(
+            RequestEnded(
+                request=self.id,
+                pipeline=self.declaration.name,
+                time=self.finished,
+                outcome=outcome,
+                error=self.error,
+            )
+        )
 
 
-def _path(result: tuple[tuple[int, ...], object]) -> tuple[int, ...]:
-    return result[0]
+def _cut_traceback(error: BaseException) -> None:
+    # Leave the frames of the runtime out: they say nothing to users, and would keep the request's
+    # items alive for as long as the error is.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__package__") == "alto._run":
+        trace = trace.tb_next
+    if trace is not None:
+        error.__traceback__ = trace

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, get_args
 
 import anyio
 
 from alto._declare.nested import mentioned
+from alto._run.observers import Notify
 from alto.errors import Closed
+from alto.events import EngineStarted, EngineStopped
 from alto.llm import LLM
 from alto.protocols import Engine
 
@@ -30,7 +33,10 @@ class Resources:
     app that uses them; engines that somebody else has started are left alone.
     """
 
-    def __init__(self, declaration: Declaration, values: Mapping[str, object]) -> None:
+    def __init__(
+        self, declaration: Declaration, values: Mapping[str, object], notify: Notify | None = None
+    ) -> None:
+        self._notify = notify
         pipelines = [declaration, *mentioned(declaration, values.values())]
         bound = [v for p in pipelines for node in p.nodes for v in node.bound.values()]
         given = [*values.values(), *bound]
@@ -54,6 +60,9 @@ class Resources:
                 tasks.cancel_scope.cancel()  # the others need not load to the end
             else:
                 self._use(engine)
+                if self._notify is not None:
+                    now = asyncio.get_running_loop().time()
+                    self._notify(EngineStarted(engine=engine.name, time=now))
 
         try:
             for engine in self._engines:
@@ -99,6 +108,9 @@ class Resources:
             finally:
                 del _stopping[id(engine)]
                 stopped.set()
+                if self._notify is not None:
+                    now = asyncio.get_running_loop().time()
+                    self._notify(EngineStopped(engine=engine.name, time=now))
 
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:

@@ -11,7 +11,7 @@ import anyio
 
 if TYPE_CHECKING:
     from alto._run.keeper import Keeper
-    from alto._run.lane import Lane
+    from alto._run.node_run import NodeRun
     from alto._run.node import Node
     from alto._run.replica import Replica
 
@@ -104,18 +104,18 @@ async def _given_back(keepers: Sequence[Keeper]) -> None:
             await keeper.left.wait()
 
 
-def add_replicas(node: Node, replicas: Iterable[Replica], lanes: Iterable[Lane]) -> None:
-    """Replicas that have all they need work from now on. *lanes* are those of open requests."""
-    node.route(lanes)
+def add_replicas(node: Node, replicas: Iterable[Replica], runs: Iterable[NodeRun]) -> None:
+    """Replicas that have all they need work from now on. *runs* are those of open requests."""
+    node.route(runs)
     for replica in replicas:
         node.add(replica)
     node.dispatch()
 
 
-def remove_replicas(node: Node, count: int, lanes: Sequence[Lane]) -> None:
+def remove_replicas(node: Node, count: int, runs: Sequence[NodeRun]) -> None:
     """*count* replicas get nothing new: those with the least to do, and of these the youngest."""
     for number in node.binding.leaving(count):
-        node.drain(number, lanes)
+        node.drain(number, runs)
 
 
 def find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -> Node:

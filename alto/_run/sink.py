@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from alto._core.closure import Closure
 from alto._core.order import Order
-from alto._run.group import Waiters
-from alto.errors import BufferExceeded
+from alto._run.room import Room
+from alto._spec import GroupOrder
+from alto.errors import BufferExceeded, RequestError
+from alto.model import Path
 
-if TYPE_CHECKING:
-    from alto._run.request import Request
-    from alto._spec import GroupOrder
-    from alto.model import Path
+__all__ = ("Sink", "SinkRequest")
 
-__all__ = ("Sink",)
+
+class SinkRequest(Protocol):
+    """The request, as its results see it."""
+
+    capacity: int
+    max_held: int
+    stopping: bool
+    fresh: bool
+    first_unread: bool
+
+    def fail(self, error: RequestError) -> None:
+        """Stop with *error*."""
+        ...
 
 
 class Sink:
-    """The results of one request. Speaks the language of a port.
+    """The results of one request. Implements the interface of a port.
 
     Args:
         request: Whose results these are.
@@ -28,47 +40,48 @@ class Sink:
         order: How they are handed out; None: not at all, they are kept for a list.
     """
 
-    __slots__ = ("_closure", "_order", "buffer", "complete", "kept", "reader", "request",
-                 "waiters")  # fmt: skip
+    __slots__ = ("_closure", "_kept", "_order", "buffer", "changed", "complete", "request",
+                 "room", "waiting")  # fmt: skip
 
-    def __init__(self, request: Request, depth: int, order: GroupOrder | None) -> None:
+    def __init__(self, request: SinkRequest, depth: int, order: GroupOrder | None) -> None:
         self.request = request
         self.buffer: deque[Any] = deque()
         """Results that can be read now."""
-        self.kept: list[tuple[Path, Any]] | None = [] if order is None else None
-        """All results, where they are asked for as a list."""
+        self._kept: list[tuple[Path, Any]] | None = [] if order is None else None
         self._closure = Closure(0, depth) if depth else None
         self._order: Order[Any] | None = None
         if order == "ancestry" and depth:
             self._order = Order(depth, self.buffer)
         self.complete = False
         """All results there will ever be are here."""
-        self.reader: asyncio.Future[None] | None = None
-        self.waiters = Waiters()
+        self.waiting = False
+        """Whether a reader waits for ``changed``."""
+        self.changed: asyncio.Event | None = None
+        self.room = Room()
 
     @property
     def held(self) -> int:
-        """Results that nobody has taken yet."""
+        """Results that have not been taken."""
         return len(self.buffer) + (len(self._order) if self._order is not None else 0)
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
         """Whether the reader has enough to read. A list has no bound of its own."""
         return len(self.buffer) >= self.request.capacity and not self.request.stopping
 
-    def waiters_for(self, path: Path) -> Waiters:  # noqa: ARG002
+    def room_for(self, path: Path) -> Room:  # noqa: ARG002
         """Where to wait while it is full."""
-        return self.waiters
+        return self.room
 
-    def inlet(self, path: Path) -> tuple[Any, Any]:  # noqa: ARG002
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
         """``is_full`` and ``push`` for what one generator call gives."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """A result is here."""
+        """Take a result."""
         if self.request.stopping:
             return
-        if self.kept is not None:
-            self.kept.append((path, value))
+        if self._kept is not None:
+            self._kept.append((path, value))
         elif self._order is not None:
             self._order.arrived(path, value)
             if len(self._order) > self.request.max_held:
@@ -80,13 +93,15 @@ class Sink:
             self.buffer.append(value)
         if self._closure is None or self._closure.arrived(path) is not None:
             self.complete = True
-        if self.waiters.some and not self.is_full(path):
-            self.waiters.wake()
-        if self.reader is not None and self.buffer:
+        if self.room.awaited and not self.is_full(path):
+            self.room.wake()
+        if self.waiting and self.buffer:
+            if self.request.fresh:
+                self.request.first_unread = True
             self.wake()
 
     def counted(self, parent: Path, children: int) -> None:
-        """The node at *parent* has that many children."""
+        """Take the count of children of the node at *parent*."""
         if self.request.stopping:
             return
         assert self._closure is not None
@@ -94,16 +109,44 @@ class Sink:
             self._order.counted(parent, children)
         if self._closure.counted(parent, children) is not None:
             self.complete = True
-        if self.reader is not None and self.buffer:
+        if self.waiting and self.buffer:
             self.wake()
 
+    def take(self) -> Any:  # noqa: ANN401
+        """Take the next result, of which there is one."""
+        self.request.fresh = self.request.first_unread = False
+        result = self.buffer.popleft()
+        if self.room.awaited:
+            self.room.wake()
+        return result
+
+    def take_all(self) -> list[Any]:
+        """Take the results that were kept for a list, in ancestry order."""
+        kept, self._kept = self._kept, []
+        assert kept is not None
+        kept.sort(key=_path)
+        return [value for _, value in kept]
+
+    def next_change(self) -> asyncio.Event:
+        """Give what is set when there is something to read, or nothing will come any more."""
+        if self.changed is None:
+            self.changed = asyncio.Event()
+        self.changed.clear()
+        self.waiting = True
+        return self.changed
+
     def wake(self) -> None:
-        """There is something for the reader, or nothing will come any more."""
-        if self.reader is not None and not self.reader.done():
-            self.reader.set_result(None)
+        """Wake the reader: there is something to read, or nothing will come any more."""
+        self.waiting = False
+        if self.changed is not None:
+            self.changed.set()
 
     def clear(self) -> None:
-        """Nobody reads what is left."""
+        """Drop what has not been read."""
         self.buffer.clear()
         self._order = None
-        self.kept = None if self.kept is None else []
+        self._kept = None if self._kept is None else []
+
+
+def _path(result: tuple[Path, Any]) -> Path:
+    return result[0]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import attrs
 
-if TYPE_CHECKING:
-    from alto._run.app import Installed
-    from alto._run.lane import Lane
-    from alto._run.node import Node
-    from alto._run.request import Request
-    from alto._spec import Declaration
+from alto._run.node import Node
+from alto._run.node_run import NodeRun
+from alto._run.request import Request
+from alto._spec import Declaration
 
-__all__ = ("AppStatistics", "ReplicaStatistics", "StageStatistics", "statistics_of")
+__all__ = ("AppStatistics", "ReplicaStatistics", "StageStatistics", "prefix_of", "statistics_of")
 
 
 @attrs.frozen(kw_only=True)
@@ -69,58 +67,58 @@ def prefix_of(declaration: Declaration, own: Declaration) -> str:
     return "" if declaration is own else f"{declaration.name}."
 
 
+class InstalledNodes(Protocol):
+    """A pipeline inside an app."""
+
+    prefix: str
+    nodes: tuple[Node, ...]
+
+
 def statistics_of(
-    declaration: Declaration, installed: Iterable[Installed], requests: Collection[Request]
+    installed: Iterable[InstalledNodes], requests: Collection[Request]
 ) -> AppStatistics:
     """Add up what the requests of an app are doing."""
     stages: dict[str, StageStatistics] = {}
-    lanes = [lane for request in requests for lane in request.lanes]
-    running: dict[Node, int] = {}
-    waiting: dict[Node, int] = {}
-    for lane in lanes:
-        running[lane.node] = running.get(lane.node, 0) + lane.active
-        waiting[lane.node] = waiting.get(lane.node, 0) + len(lane.ready) + lane.placed
+    at: dict[Node, list[NodeRun]] = {}
+    for request in requests:
+        for run in request.runs:
+            at.setdefault(run.node, []).append(run)
     for pipeline in installed:
-        own = pipeline.declaration is declaration
-        prefix = prefix_of(pipeline.declaration, declaration)
         for node in pipeline.nodes:
-            replicas = _replicas(node, [lane for lane in lanes if lane.node is node])
+            runs = at.get(node, [])
+            replicas = _replicas(node, runs)
             row = StageStatistics(
-                running=running.get(node, 0),
-                waiting=waiting.get(node, 0),
+                running=sum(run.active for run in runs),
+                waiting=sum(run.waiting for run in runs),
                 done=node.done + sum(one.done for one in replicas),
                 replicas=replicas,
             )
-            if own or row.running or row.waiting:
-                stages[prefix + node.plan.name] = row
+            if not pipeline.prefix or row.running or row.waiting:
+                stages[pipeline.prefix + node.plan.name] = row
     return AppStatistics(
         open_requests=len(requests),
         stages=MappingProxyType(stages),
-        open_groups=sum(len(lane.rows) * len(lane.group_slots) for lane in lanes),
+        open_groups=sum(
+            len(run.rows) * len(run.node.group_slots) for runs in at.values() for run in runs
+        ),
         buffered_items=sum(r.held + r.sink.held for r in requests),
     )
 
 
-def _replicas(node: Node, lanes: Collection[Lane]) -> tuple[ReplicaStatistics, ...]:
-    if not node.routed:
-        return (
-            ReplicaStatistics(
-                number=0,
-                running=sum(lane.active for lane in lanes),
-                waiting=sum(len(lane.ready) for lane in lanes),
-                bound=sum(len(lane.rows) for lane in lanes),
-                done=node.home.done,
-            ),
-        )
+def _replicas(node: Node, runs: Collection[NodeRun]) -> tuple[ReplicaStatistics, ...]:
     live = {load.number for load in node.binding.live}
-    return tuple(
-        ReplicaStatistics(
-            number=number,
-            running=replica.active,
-            waiting=sum(len(b.ready) for lane in lanes if (b := lane.berths.get(number))),
-            bound=node.binding.loads[number].bound,
-            draining=number not in live,
-            done=replica.done,
+    rows: list[ReplicaStatistics] = []
+    for number, replica in node.replicas.items():
+        queues = [queue for run in runs if (queue := run.queues.get(number)) is not None]
+        bound = node.binding.loads[number].bound
+        rows.append(
+            ReplicaStatistics(
+                number=number,
+                running=sum(queue.active for queue in queues),
+                waiting=sum(len(queue.ready) for queue in queues),
+                bound=bound if node.routed else sum(len(run.rows) for run in runs),
+                draining=number not in live,
+                done=replica.done,
+            )
         )
-        for number, replica in node.replicas.items()
-    )
+    return tuple(rows)

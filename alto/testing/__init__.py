@@ -12,6 +12,7 @@ from alto.testing.clock import Deadlock as Deadlock
 from alto.testing.clock import TaskLeak as TaskLeak
 from alto.testing.clock import VirtualClockLoop as VirtualClockLoop
 from alto.testing.clock import run_virtual as run_virtual
+from alto.testing.events import RecordedEvents as RecordedEvents
 from alto.testing.group import group as group
 from alto.testing.reference import reference_run as reference_run
 from alto.testing.scripted import Line as Line
@@ -29,6 +30,7 @@ __all__ = (
     "DrawnPipeline",
     "Failing",
     "Line",
+    "RecordedEvents",
     "Scaling",
     "ScriptError",
     "Scripted",

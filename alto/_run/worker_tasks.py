@@ -15,11 +15,11 @@ from typing import Any, final
 
 import anyio
 
-__all__ = ("Crew",)
+__all__ = ("WorkerTasks",)
 
 
 @final
-class Crew:
+class WorkerTasks:
     """Starts workers, and waits for them.
 
     Args:
@@ -88,9 +88,12 @@ class Crew:
         Raises:
             BaseExceptionGroup: One or more have failed.
         """
-        if self._failures:
+        # The loop itself has raised what ends the program.
+        failures = [one for one in self._failures
+                    if not isinstance(one, KeyboardInterrupt | SystemExit)]  # fmt: skip
+        if failures:
             msg = "an app's workers failed"
-            raise BaseExceptionGroup(msg, self._failures)
+            raise BaseExceptionGroup(msg, failures)
 
     async def stand(self) -> None:
         """Wait until it was closed and all have ended.

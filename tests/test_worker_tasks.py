@@ -8,16 +8,16 @@ import contextvars
 import anyio
 import pytest
 
-from alto._run.crew import Crew
+from alto._run.worker_tasks import WorkerTasks
 
 VARIABLE = contextvars.ContextVar[str]("VARIABLE", default="the caller's")
 
 
-def crew_of(failed: list[str]) -> Crew:
+def crew_of(failed: list[str]) -> WorkerTasks:
     """A crew that notes in *failed* when it was told of a failure."""
     context = contextvars.copy_context()
     context.run(VARIABLE.set, "the opener's")
-    return Crew(asyncio.get_running_loop(), context, lambda: failed.append("failed"))
+    return WorkerTasks(asyncio.get_running_loop(), context, lambda: failed.append("failed"))
 
 
 async def settle() -> None:
@@ -107,7 +107,7 @@ async def test_a_failure_that_cannot_be_told_is_still_waited_for() -> None:
     async def fail() -> None:
         raise ZeroDivisionError
 
-    crew = Crew(loop, contextvars.copy_context(), broken)
+    crew = WorkerTasks(loop, contextvars.copy_context(), broken)
     crew.spawn(fail(), "fails")
     crew.close()
     await crew.stand()

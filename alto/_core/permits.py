@@ -1,0 +1,256 @@
+"""Permits of a stage, and the order in which they are given.
+
+Theory of operation. A replica of a stage has ``limit`` permits. A call holds one while it runs user
+code, and gives it back while it waits inside alto: for a piece of its group, for room on its output,
+for a pipeline that it called. So no permit is ever held by a call that waits for another call's
+permit, and neither a slow reader nor a deep recursion can starve a stage. Two kinds wait:
+
+* *resuming* calls, which gave their permit back and want to go on: first come, first served;
+* *queues* of calls that have not started. A :class:`Rotation` says which is next: queues of a lower
+  ``priority`` number before all others; of equal ones each *root* request in turn, and of one root
+  each of its queues in turn. So a request shuts out no other one, however many items it has and
+  however many pipelines its stages call.
+
+Resuming calls go first: what they hold is older than anything that could be started instead.
+
+Events: ``took``/``gave`` (a permit), ``resume``/``left`` (a resuming call), ``offered``/``withdrawn``
+(a queue that has something to start / has nothing or may not). The answer to each is asked with
+``next_resume`` and ``next_queue``.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ("Permits", "Queue", "Rotation")
+
+
+class Queue(Protocol):
+    """What takes turns: the calls of one request that wait at one place."""
+
+    @property
+    def priority(self) -> int:
+        """The request's priority; lower goes first."""
+        ...
+
+    @property
+    def root(self) -> Hashable:
+        """The request that the program started: of inner requests the outermost one."""
+        ...
+
+
+Q = TypeVar("Q", bound=Queue)
+C = TypeVar("C")
+
+
+class Rotation(Generic[Q]):
+    """The order in which queues are served: by priority, root requests in turn, queues in turn."""
+
+    __slots__ = ("_levels", "_priorities", "_spare", "members")
+
+    def __init__(self) -> None:
+        self.members: set[Q] = set()
+        """The queues in line; to be read only."""
+        self._priorities: list[int] = []
+        self._levels: dict[int, dict[Hashable, deque[Q]]] = {}
+        # A level is in rotation: the root whose turn it is stands first.
+        self._spare: deque[Q] | None = None  # An empty line, to be used again.
+
+    def __bool__(self) -> bool:
+        return bool(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __contains__(self, queue: Q) -> bool:
+        return queue in self.members
+
+    def add(self, queue: Q, /) -> None:
+        """Put *queue* at the end of its root's line, unless it is in line already."""
+        if queue in self.members:
+            return
+        self.members.add(queue)
+        level = self._levels.get(queue.priority)
+        if level is None:
+            level = self._level(queue.priority)
+        line = level.get(queue.root)
+        if line is None:
+            level[queue.root] = line = self._spare or deque()
+            self._spare = None
+        line.append(queue)
+
+    def _level(self, priority: int) -> dict[Hashable, deque[Q]]:
+        for other in list(self._priorities):
+            self._tidy(other)
+        level = self._levels[priority] = {}
+        insort(self._priorities, priority)
+        return level
+
+    def discard(self, queue: Q, /) -> None:
+        """Take *queue* out of the line. Unknown ones are ignored."""
+        if queue not in self.members:
+            return
+        self.members.discard(queue)
+        level = self._levels[queue.priority]
+        line = level[queue.root]
+        line.remove(queue)
+        if not line:
+            del level[queue.root]
+            if len(self._priorities) > 1:
+                self._tidy(queue.priority)
+
+    def pop(self) -> Q:
+        """Take out the queue whose turn it is.
+
+        Raises:
+            IndexError: No queue is in line.
+        """
+        level = self._levels[self._priorities[0]]
+        root = next(iter(level))
+        line = level.pop(root)
+        queue = line.popleft()
+        self.members.discard(queue)
+        if line:
+            level[root] = line  # The root goes to the end.
+        else:
+            self._spare = line
+            if not level and len(self._priorities) > 1:
+                self._tidy(queue.priority)
+        return queue
+
+    def _tidy(self, priority: int) -> None:
+        # A level that is alone stays when it is empty: most often there is but one.
+        if not self._levels[priority]:
+            del self._levels[priority]
+            self._priorities.remove(priority)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self._priorities == sorted(self._levels)
+        assert all(self._levels.values()) or len(self._levels) == 1
+        lines = [line for level in self._levels.values() for line in level.values()]
+        assert all(lines)
+        found = [queue for line in lines for queue in line]
+        assert len(found) == len(self.members)
+        assert set(found) == self.members
+
+
+class Permits(Generic[Q, C]):
+    """The permits of one replica, and who waits for them.
+
+    Args:
+        limit: How many calls may run at once, >= 1.
+    """
+
+    __slots__ = ("_in_line", "_queues", "free", "limit", "resuming")
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            msg = f"need at least one permit, got {limit}"
+            raise ValueError(msg)
+        self.limit = limit
+        self.free = limit
+        """Permits that no call holds; 0 <= free <= limit."""
+        self.resuming: dict[C, None] = {}
+        """Calls that wait to go on, in order; to be read only."""
+        self._queues: Rotation[Q] = Rotation()
+        self._in_line = self._queues.members
+
+    @property
+    def has_next(self) -> bool:
+        """Whether a queue could be served now."""
+        return self.free > 0 and bool(self._in_line) and not self.resuming
+
+    @property
+    def spare(self) -> int:
+        """Permits that no call and no queue waits for."""
+        return 0 if self._in_line or self.resuming else self.free
+
+    def offered(self, queue: Q, /) -> None:
+        """Put *queue*, which has something to start, in line. Twice is as once."""
+        self._queues.add(queue)
+
+    def withdrawn(self, queue: Q, /) -> None:
+        """Take *queue*, which has nothing to start any more, out of the line."""
+        self._queues.discard(queue)
+
+    def next_queue(self) -> Q | None:
+        """Take a permit for the queue whose turn it is, and take the queue out of the line.
+
+        A queue that has more to start is offered again, and so gets to the end of its line.
+
+        Returns:
+            The queue, or None when there is no permit, no queue, or a call wants to resume.
+        """
+        if self.resuming or not self._in_line or self.free <= 0:
+            return None
+        self.free -= 1
+        return self._queues.pop()
+
+    def next_after(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
+        """Take a permit for the next queue after *queue*, which is not in line and may have *more*.
+
+        The same as offering it again and asking for the next, faster where no other waits.
+        """
+        if more:
+            if self.free > 0 and not self._in_line and not self.resuming:
+                self.free -= 1
+                return queue
+            self.offered(queue)
+        return self.next_queue()
+
+    def passed_on(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
+        """Take back the permit of a call of *queue* that has ended, and take one for the next queue.
+
+        The same as ``gave`` and ``next_after``.
+        """
+        if more and not self._in_line and not self.resuming:
+            return queue
+        self.free += 1
+        if more:
+            self.offered(queue)
+        return self.next_queue()
+
+    def resume(self, call: C, /) -> bool:
+        """Take a permit for *call*, which wants to go on, or let it wait.
+
+        Returns:
+            Whether it has a permit now; else it waits, until ``next_resume`` names it.
+        """
+        if self.free > 0 and not self.resuming:
+            self.free -= 1
+            return True
+        self.resuming[call] = None
+        return False
+
+    def left(self, call: C, /) -> bool:
+        """Forget *call*, which stops waiting to go on (it was cancelled).
+
+        Returns:
+            Whether it was still waiting; if not, it has been given a permit.
+        """
+        return self.resuming.pop(call, _ABSENT) is None
+
+    def next_resume(self) -> C | None:
+        """Take a permit for the call that has waited longest to go on, if there are both."""
+        if not self.resuming or self.free <= 0:
+            return None
+        call = next(iter(self.resuming))
+        del self.resuming[call]
+        self.free -= 1
+        return call
+
+    def gave(self) -> None:
+        """Take a permit back."""
+        self.free += 1
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert 0 <= self.free <= self.limit, (self.free, self.limit)
+        self._queues.check()
+
+
+_ABSENT = object()
