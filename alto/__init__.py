@@ -33,6 +33,7 @@ from alto.errors import OutputError as OutputError
 from alto.errors import OutputTruncated as OutputTruncated
 from alto.errors import Overloaded as Overloaded
 from alto.errors import PromptTooLong as PromptTooLong
+from alto.errors import RequestCancelled as RequestCancelled
 from alto.errors import RequestError as RequestError
 from alto.errors import ResourceError as ResourceError
 from alto.errors import RoutingError as RoutingError
@@ -123,6 +124,7 @@ __all__ = (
     "Prompt",
     "PromptTooLong",
     "ReplicaStatistics",
+    "RequestCancelled",
     "RequestError",
     "ResourceError",
     "Result",

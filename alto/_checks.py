@@ -10,6 +10,7 @@ from alto.errors import InvalidRequest
 __all__ = ("check_extras", "check_number", "check_positive", "check_streamed", "texts")
 
 _MOST_SAMPLES = 128
+_SEEDS = range(-(2**63), 2**63)  # What engines take: a signed number of 64 bits.
 _KINDS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number, or None"),
     "regex": (str, "a regular expression as text, or None"),
@@ -79,6 +80,12 @@ def check_extras(request: Any) -> None:  # noqa: ANN401  # a GenerateRequest, wh
         if odd and not (value is None and what.endswith("None")):
             msg = f"{name} must be {what}, not {value!r}"
             raise InvalidRequest(msg)
+    if request.seed is not None and request.seed not in _SEEDS:
+        msg = f"seed must be a whole number from -2**63 to 2**63 - 1, or None, not {request.seed}"
+        raise InvalidRequest(msg)
+    if request.regex == "":
+        msg = "regex is empty; leave it out, or give an expression that the output is to match"
+        raise InvalidRequest(msg)
     if abs(request.priority) > 10**9:
         msg = f"priority must be {_KINDS['priority'][1]}, not {request.priority}"
         raise InvalidRequest(msg)

@@ -11,26 +11,39 @@
     ├── OutputError           (ValueError)     a typed output is not what its schema says
     │   └── OutputTruncated                    it hit max_tokens before it was complete
     ├── Closed                                 you closed it, or left it early
-    ├── Overloaded                             too much waits already; ask again later
+    ├── Overloaded                             refused before it was started: ask again later
     ├── WorkerDied                             a stage's worker process died, twice, at the same call
     ├── RequestError                           one request failed; other requests go on
     │   ├── StageError                         a stage raised; the cause is in ``__cause__``
     │   ├── BufferExceeded                     a request holds more items than its cap
     │   ├── RoutingError                       a stage's router gave no replica
-    │   └── DeadlineExceeded  (TimeoutError)   the request's time was over
+    │   ├── DeadlineExceeded  (TimeoutError)   the request's time was over
+    │   └── RequestCancelled  (Closed)         the request was stopped: its app or handle was closed
     └── EngineError                            an engine failed; the foreign error is in ``__cause__``
         ├── EngineStartError                   it did not start; carries its last lines of output
         ├── EngineDied                         it was running and is not any more
         └── GenerationFailed                   it gave up on one generation; others go on
 
 Every class builds its own message from typed fields, which stay readable on the instance.
+
+``except RequestError`` catches every way in which a request that was started can fail. What is
+refused before it is started is none: `InputError`, `Overloaded`, and `Closed` for an app that is not
+open.
+
+Every error, one of a subclass too, survives pickling, `copy.copy` and `copy.deepcopy`, and with it
+what its process or cluster needs those for: its fields, its notes, and the chain of its causes. An
+exception in that chain that cannot follow leaves an `UnpicklableError` in its place, a field that
+cannot its ``repr``. Tracebacks do not travel.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
+from typing import Any, Literal, Self, cast
 
-from alto._told import told
+from alto._told import told, unwrapped
+from alto._travel import UnpicklableError, copied, deepcopied, pickled
 
 __all__ = (
     "AltoError",
@@ -48,10 +61,12 @@ __all__ = (
     "OutputTruncated",
     "Overloaded",
     "PromptTooLong",
+    "RequestCancelled",
     "RequestError",
     "ResourceError",
     "RoutingError",
     "StageError",
+    "UnpicklableError",
     "WorkerDied",
 )
 
@@ -59,9 +74,37 @@ __all__ = (
 class AltoError(Exception):
     """The root of everything alto raises on purpose."""
 
+    @property
+    def root_cause(self) -> BaseException:
+        """The innermost exception that this one was raised from; itself where there is none.
+
+        Follows ``__cause__``, what ``raise ... from`` sets, through errors of alto and of others
+        alike, and goes into groups that hold one exception. A group of several is a root cause
+        itself. ``__context__`` is not followed.
+        """
+        error: BaseException = self
+        seen = {id(self)}
+        while True:
+            held = unwrapped(error)
+            if isinstance(held, BaseExceptionGroup) or held.__cause__ is None:
+                return held
+            if id(held.__cause__) in seen:  # It goes round in a circle, which only a program makes.
+                return held
+            error = held.__cause__
+            seen.add(id(error))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickled(self, AltoError)
+
+    def __copy__(self) -> Self:
+        return cast("Self", copied(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return cast("Self", deepcopied(self, AltoError, memo))
+
 
 class GraphError(AltoError, ValueError):
-    """A stage or a pipeline is declared wrongly; nothing has been started.
+    """A stage or a pipeline is declared wrongly; nothing was started.
 
     The message names the stage, the parameter and the remedy.
     """
@@ -87,7 +130,7 @@ class PromptTooLong(InvalidRequest):
         limit: The model's context, in tokens.
     """
 
-    def __init__(self, prompt_tokens: int | None, limit: int, /, *, detail: str = "") -> None:
+    def __init__(self, prompt_tokens: int | None, limit: int, *, detail: str = "") -> None:
         self.prompt_tokens = prompt_tokens
         self.limit = limit
         length = "the prompt" if prompt_tokens is None else f"a prompt of {prompt_tokens} tokens"
@@ -123,10 +166,13 @@ class OutputTruncated(OutputError):
         self, max_tokens: int | None, /, *, text: str, items: Sequence[object] = ()
     ) -> None:
         self.max_tokens = max_tokens
-        limit = "the model's context" if max_tokens is None else f"max_tokens={max_tokens}"
+        limit = (
+            "the end of the model's context" if max_tokens is None else f"max_tokens={max_tokens}"
+        )
+        remedy = "shorten the prompt" if max_tokens is None else "raise max_tokens"
         super().__init__(
-            f"the output reached {limit} before its JSON was complete, after {len(items)} whole "
-            f"item(s); raise max_tokens, or ask for less",
+            f"the output reached {limit} before its JSON was complete, after "
+            f"{_counted(len(items), 'whole item')}; {remedy}, or ask for less",
             text=text,
             items=items,
         )
@@ -137,36 +183,49 @@ class Closed(AltoError):
 
 
 class Overloaded(AltoError):
-    """More calls wait for an engine than may; nothing was started.
+    """A call or a request was refused since too many wait or are open already.
+
+    Nothing was started, so it is no `RequestError`, and asking again later repeats nothing. What a
+    stage gets from a pool of engines fails that stage's request as any other error does: as the
+    cause of a `StageError`.
 
     Attributes:
-        waiting: Calls that wait.
-        limit: The most that may.
+        waiting: How many there are already.
+        limit: The most that may be.
+        kind: ``"calls"`` that wait for an engine of a pool (``max_waiting``), or ``"requests"`` that
+            are open in an app (``open(max_requests=...)``).
     """
 
-    def __init__(self, waiting: int, limit: int, /, *, kind: str = "calls") -> None:
+    def __init__(
+        self, waiting: int, limit: int, /, *, kind: Literal["calls", "requests"] = "calls"
+    ) -> None:
         self.waiting = waiting
         self.limit = limit
-        super().__init__(
-            f"{waiting} calls wait for an engine, and no more than {limit} may; "
-            f"ask again later, or raise max_waiting"
-        )
+        self.kind = kind
+        one = waiting == 1
+        if kind == "calls":
+            message = (
+                f"{_counted(waiting, 'call')} {'waits' if one else 'wait'} for an engine, and no more "
+                f"than {limit} may; ask again later, or raise the pool's max_waiting"
+            )
+        else:
+            message = (
+                f"{_counted(waiting, 'request')} {'is' if one else 'are'} open, and this app takes no "
+                f"more than {limit} (open(max_requests={limit})); ask again later (a web server "
+                f"answers 503), or raise max_requests"
+            )
+        super().__init__(message)
 
 
 class RequestError(AltoError):
-    """One request failed. Everything it had started is stopped; other requests go on."""
-
-
-class RequestCancelled(RequestError, Closed):
-    """A request was stopped before its end.
+    """One request failed. Everything it had started is stopped; other requests go on.
 
     Attributes:
-        reason: Why.
+        request_id: The request's ``id``; None where no request is known, as in the sequential
+            interpreter of the test kit.
     """
 
-    def __init__(self, reason: str, /) -> None:
-        self.reason = reason
-        super().__init__(f"the request was cancelled: {reason}")
+    request_id: str | None = None
 
 
 class StageError(RequestError):
@@ -175,32 +234,42 @@ class StageError(RequestError):
     Attributes:
         stage: Name of the stage.
         path: Ancestry of the call that raised: one index per open level, ``()`` at the root.
-        cause: The exception itself, also ``__cause__``.
+        cause: What it raised; where that was an exception group of one, as of a task group with
+            one task that failed, the exception in it. ``__cause__`` is what it raised, as it was.
     """
 
     def __init__(self, stage: str, path: tuple[int, ...], cause: BaseException, /) -> None:
         self.stage = stage
         self.path = path
-        self.cause = cause
+        self.cause = unwrapped(cause)
         super().__init__(f"stage {stage!r} raised at path {path}: {told(cause)}")
+        self.__cause__ = cause
 
 
 class BufferExceeded(RequestError):
     """A request holds more items in group and join buffers than its cap allows.
 
     Attributes:
-        stage: Name of the stage whose input overflowed.
+        stage: Name of the stage whose input overflowed; None: the request's own results, which wait
+            for earlier ones where they are read in ancestry order.
         limit: The cap, in items, set by ``open(max_held_items=...)``.
     """
 
-    def __init__(self, stage: str, limit: int, /) -> None:
+    def __init__(self, stage: str | None, limit: int, /) -> None:
         self.stage = stage
         self.limit = limit
-        super().__init__(
-            f"a request holds more than {limit} items that wait for their group or join "
-            f"(the last one for stage {stage!r}); raise open(max_held_items=...) "
-            f"or make the stages above it yield less"
-        )
+        if stage is None:
+            message = (
+                f"a request holds more than {limit} results that wait for earlier ones; raise "
+                f"open(max_held_items=...), or read them with order='arrival'"
+            )
+        else:
+            message = (
+                f"a request holds more than {limit} items that wait for their group or join "
+                f"(the last one for stage {stage!r}); raise open(max_held_items=...) "
+                f"or make the stages above it yield less"
+            )
+        super().__init__(message)
 
 
 class RoutingError(RequestError):
@@ -214,7 +283,7 @@ class RoutingError(RequestError):
     def __init__(self, stage: str, reason: str, /) -> None:
         self.stage = stage
         self.reason = reason
-        super().__init__(f"stage {stage!r} cannot route an item: {reason}; mend the router")
+        super().__init__(f"stage {stage!r} cannot route an item: {reason}; fix the router")
 
 
 class DeadlineExceeded(RequestError, TimeoutError):
@@ -227,6 +296,23 @@ class DeadlineExceeded(RequestError, TimeoutError):
     def __init__(self, timeout: float, /) -> None:
         self.timeout = timeout
         super().__init__(f"the request was not done within its timeout of {timeout:g} s")
+
+
+class RequestCancelled(RequestError, Closed):
+    """A request was stopped before it was complete: its app or its handle was closed.
+
+    The results that it had given are valid; what it had not is lost.
+
+    Attributes:
+        reason: What stopped it, such as ``"its app was closed"``.
+    """
+
+    def __init__(self, reason: str, /) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the request was cancelled before it was complete, since {reason}; "
+            f"run it again if it is still wanted"
+        )
 
 
 class WorkerDied(AltoError):
@@ -242,10 +328,10 @@ class WorkerDied(AltoError):
         self.stage = stage
         self.replica = replica
         self.exit_code = exit_code
-        how = "" if exit_code is None else f" (exit code {exit_code})"
         super().__init__(
             f"the worker process of stage {stage!r}, replica {replica}, died twice while it ran "
-            f"this call{how}; look at what the function does to its process"
+            f"this call{_how(exit_code)}; see whether the function runs out of memory, crashes in "
+            f"native code, or ends its process"
         )
 
 
@@ -257,7 +343,7 @@ class EngineError(AltoError):
         reason: What went wrong, in the engine's words.
     """
 
-    def __init__(self, engine: str, reason: str, /) -> None:
+    def __init__(self, engine: str, reason: str) -> None:
         self.engine = engine
         self.reason = reason
         super().__init__(f"engine {engine!r}: {reason}")
@@ -270,7 +356,7 @@ class EngineStartError(EngineError):
         output: The last lines that the engine's processes wrote, oldest first.
     """
 
-    def __init__(self, engine: str, reason: str, /, *, output: Sequence[str] = ()) -> None:
+    def __init__(self, engine: str, reason: str, *, output: Sequence[str] = ()) -> None:
         self.output: tuple[str, ...] = tuple(output)
         lines = "".join(f"\n    {line}" for line in self.output)
         said = f"\n  its last lines of output:{lines}" if lines else ""
@@ -283,3 +369,15 @@ class EngineDied(EngineError):
 
 class GenerationFailed(EngineError):
     """An engine ended one generation without finishing it; others go on."""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is None:
+        return ""
+    names = {-one: one.name for one in signal.Signals}
+    killed_by = names.get(exit_code)
+    return f" (exit code {exit_code})" if killed_by is None else f" (killed by {killed_by})"

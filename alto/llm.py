@@ -128,7 +128,7 @@ class LLM:
             temperature: 0 is greedy; larger is more random.
             top_p: Sample from the smallest set of tokens with this much probability; (0, 1].
             stop: End before the first of these texts.
-            seed: Makes a sampled generation repeatable on one engine.
+            seed: Makes a sampled generation repeatable on one engine; from -2**63 to 2**63 - 1.
             ignore_eos: Go on after the model's end-of-text token.
             choice: The output is one of these texts.
             regex: The output matches this.

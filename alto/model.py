@@ -170,13 +170,13 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     """End before the first of these texts."""
     seed: int | None = None
-    """Makes a sampled generation repeatable on one engine."""
+    """Makes a sampled generation repeatable on one engine; from -2**63 to 2**63 - 1."""
     ignore_eos: bool = False
     """Go on after the model's end-of-text token, up to ``max_tokens``."""
     choice: tuple[str, ...] | None = None
     """Constrain the output to one of these texts."""
     regex: str | None = None
-    """Constrain the output to this regular expression."""
+    """Constrain the output to this regular expression; not empty."""
     json_schema: dict[str, Any] | None = None
     """Constrain the output to JSON of this schema."""
     priority: int = 0

@@ -83,7 +83,7 @@ class RoundRobin:
 
 
 class PowerOfTwo:
-    """The better one of two that are picked by lot.
+    """The better one of two that are picked at random.
 
     Nearly as even as looking at all, without everybody's running to the same one
     (Mitzenmacher, "The power of two choices in randomized load balancing", 1996).

@@ -121,7 +121,11 @@ class TestRequests:
             {"stop": 5},
             {"choice": 5},
             {"seed": 1.5},
+            {"seed": 2**63},
+            {"seed": -(2**63) - 1},
+            {"seed": 2**70},
             {"regex": 5},
+            {"regex": ""},
             {"json_schema": "x"},
             {"ignore_eos": "no"},
             {"priority": "high"},
@@ -143,6 +147,12 @@ class TestRequests:
         """generate() itself raises, so the traceback points at the stage's line."""
         with pytest.raises(InvalidRequest):
             LLM(Scripted([])).generate(**{"prompt": "p", **options})
+
+    async def test_the_largest_seeds_are_taken(self, engine):
+        """Any signed number of 64 bits is one."""
+        for seed in (-(2**63), 2**63 - 1):
+            await LLM(engine).text("p", seed=seed)
+        assert [request.seed for request in engine.requests] == [-(2**63), 2**63 - 1]
 
     async def test_priority_is_the_calls_own(self, engine):
         """Inside of a stage call a request inherits its priority, unless it has its own."""

@@ -53,7 +53,10 @@ def check_options(order: GroupOrder | None, timeout: object) -> None:
 def check_timeout(what: str, timeout: object) -> None:
     """Refuse a timeout that is no number of seconds."""
     if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < 1e9):
-        msg = f"{what} must be a number of seconds > 0 and < 1e9, or None, not {timeout!r}"
+        msg = (
+            f"{what} must be a number of seconds > 0 and < 1e9, or None for no limit, "
+            f"not {timeout!r}"
+        )
         raise ValueError(msg)
 
 
@@ -61,7 +64,10 @@ def check_priority(priority: object) -> None:
     """Refuse a priority that is no whole number."""
     whole = isinstance(priority, int) and not isinstance(priority, bool)
     if not whole or not -(10**9) <= cast("int", priority) <= 10**9:
-        msg = f"priority= must be a whole number, lower runs earlier, not {priority!r}"
+        msg = (
+            f"priority= must be a whole number from -10**9 to 10**9, lower runs earlier, "
+            f"not {priority!r}"
+        )
         raise TypeError(msg)
 
 

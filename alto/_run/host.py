@@ -239,7 +239,7 @@ class Host:
             if self._state in ("open", "draining"):
                 self._state = "closed"
             for request in list(self._requests):
-                request.cancel()
+                request.cancel("its app was closed")
             self._closing.set()
 
     def raise_failure(self, error: BaseException | None) -> None:

@@ -112,7 +112,7 @@ class Request:
 
     __slots__ = ("__weakref__", "_drops", "_ended", "_id", "_plan", "_root", "_runs", "_timer", "app", "arrived",
                  "capacity", "context", "deadline", "declaration", "ended", "error", "finished", "first_unread", "fresh",
-                 "given", "held", "max_held", "number", "on_end", "parent", "priority", "sink",
+                 "given", "held", "max_held", "number", "on_end", "parent", "priority", "reason", "sink",
                  "stopping", "usage")  # fmt: skip
 
     _numbers = itertools.count()
@@ -153,6 +153,8 @@ class Request:
         self.error: RequestError | None = None
         self.stopping = False
         """It failed or was cancelled: nothing new is started, nothing is kept."""
+        self.reason = ""
+        """Why it was cancelled."""
         self.ended = False
         self.fresh = options.order is not None
         """Whether its reader has not got its first result yet."""
@@ -258,9 +260,7 @@ class Request:
     def stage_failed(self, call: Call, cause: BaseException) -> None:
         """Fail with what a call has raised."""
         _cut_traceback(cause)
-        error = StageError(call.run.name, call.path, cause)
-        error.__cause__ = cause
-        self.fail(error)
+        self.fail(StageError(call.run.name, call.path, cause))
 
     def fail(self, error: RequestError) -> None:
         """Stop with *error*. Of several errors the first counts; the others become notes of it."""
@@ -278,9 +278,10 @@ class Request:
         self.error = error
         self._stop()
 
-    def cancel(self) -> None:
-        """Stop; the results are not wanted any more. Idempotent."""
+    def cancel(self, reason: str = "its handle was closed or left") -> None:
+        """Stop; the results are not wanted any more, for *reason*. Idempotent."""
         if not self.stopping and not self.ended:
+            self.reason = reason
             self.sink.clear()
             self._stop()
 
@@ -328,8 +329,7 @@ class Request:
         # the request: without letting go all of that would wait for the garbage collector.
         error, self.error = self.error, None
         if error is None:
-            reason = "its app was closed, or its handle was left"
-            error = RequestCancelled(reason)
+            error = RequestCancelled(self.reason)
             error.request_id = self.id
         return error
 

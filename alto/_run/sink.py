@@ -85,9 +85,7 @@ class Sink:
         elif self._order is not None:
             self._order.arrived(path, value)
             if len(self._order) > self.request.max_held:
-                self.request.fail(
-                    BufferExceeded("the request's own results", self.request.max_held)
-                )
+                self.request.fail(BufferExceeded(None, self.request.max_held))
                 return
         else:
             self.buffer.append(value)

@@ -32,24 +32,20 @@ class _Made:
         return _Engine(self, given["name"])
 
 
-class _Engine:
+class _Engine(Scripted):
     """An engine that says its name."""
 
     def __init__(self, made, name):
+        super().__init__(lambda _prompt: [name], name=name)
         self.made = made
-        self.name = name
-        self.inner = Scripted(lambda _prompt: [name])
 
     async def start(self):
         self.made.events.append(f"{self.name} starts")
         await asyncio.sleep(0.01)
         if self.made.error is not None:
             raise self.made.error
-        await self.inner.start()
+        await super().start()
         self.made.events.append(f"{self.name} runs")
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
 
 
 @pytest.fixture

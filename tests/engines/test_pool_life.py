@@ -160,6 +160,7 @@ class TestStartWhileItStops:
         reading = asyncio.ensure_future(ask(pool))
         await asyncio.sleep(0.5)
         stopping = asyncio.ensure_future(pool.stop(drain=True))
+        await asyncio.sleep(0)  # It has begun: since Python 3.12 `wait_for` does not wait for that.
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pool.start(), 0.5)
         await stopping
