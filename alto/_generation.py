@@ -202,7 +202,7 @@ class TypedGeneration(Generation, Generic[T]):
         if not self._schema.is_list:
             msg = (
                 f"items() is for lists, and this generation gives {self._schema.name}; "
-                f"use value(), or ask for schema=list[{self._schema.name}]"
+                f"use value(), or ask for schema={self._schema.as_list}"
             )
             raise InvalidRequest(msg)
         return _Values[U](self, self._schema, self._iterate())

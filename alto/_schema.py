@@ -54,6 +54,8 @@ class Schema:
 
     name: str
     """The type in words."""
+    as_list: str
+    """The list type whose items can be streamed, in words; where the type is one, the same."""
     json: dict[str, Any]
     """The same as a JSON schema, which allows no other members. Nobody may change it."""
     is_list: bool
@@ -106,7 +108,14 @@ def _build(kind: object) -> Schema:
         )
         raise InvalidRequest(msg) from error
     closed: dict[str, Any] = _closed(schema)
-    return Schema(name=_name(kind), json=closed, is_list=is_list, convert=convert, check=check)
+    return Schema(
+        name=_name(kind),
+        as_list=_name(kind) if is_list else _as_list(bare, closed),
+        json=closed,
+        is_list=is_list,
+        convert=convert,
+        check=check,
+    )
 
 
 def _msgspec(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: ANN401  # types
@@ -175,9 +184,19 @@ _VALUES = ("const", "default", "enum", "examples")
 """Keywords whose values are JSON and no schemas."""
 
 
+def _as_list(kind: object, schema: dict[str, Any]) -> str:
+    """Name the list to ask for instead: of the same items, or of *kind* where it has none."""
+    if schema.get("type") != "array" or "prefixItems" in schema:
+        return f"list[{_name(kind)}]"
+    items = [_name(item) for item in get_args(kind) if item is not Ellipsis]
+    return f"list[{items[0]}]" if items else "list"
+
+
 def _name(kind: object) -> str:
     if kind is NoneType:
         return "None"
+    if kind is Ellipsis:
+        return "..."
     if isinstance(kind, type) and not get_args(kind):
         return kind.__qualname__.rpartition("<locals>.")[2]
     origin: object = get_origin(kind)

@@ -1,3 +1,5 @@
+# long: the functions that users import, each with its page, and what they have in common
+
 """Streams of text, cut into pieces while they grow.
 
 Every function takes chunks of text of any size, for example a ``Group[str]``, and gives each piece as
@@ -7,7 +9,9 @@ together where a call for each would cost too much. What all others have in comm
 
 * ``max_chars``: characters that a piece has at most. A longer one is cut, as soon as it is longer, at the
   last white space within the limit; where there is none, after as many whole characters as fit,
-  where a letter and its accents, or the parts of an emoji, are one.
+  where a letter and its accents, joined consonants, or the parts of an emoji, are one. The limit
+  counts code points, as ``len`` does, and always holds: a character that has more than
+  *max_chars* of them (up to ten in an emoji) is cut after so many.
 * ``idle``: seconds. Where no chunk arrives for that long, what is there is given as a piece, and what
   comes later begins a new one. The read that waits goes on and loses nothing; it runs in a task of
   its own, which ends with the iteration.
@@ -164,33 +168,85 @@ def regex(
     return Pieces(_cut(text, "regex", RegexSplitter(Separator(pattern), max_chars), idle))
 
 
-def json_items(
-    text: AsyncIterable[str], /, *, max_chars: int | None = None
+def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts as JSON
+    text: AsyncIterable[str],
+    /,
+    *,
+    after: str | None = None,
+    fenced: bool = False,
+    field: str | tuple[str, ...] | None = None,
+    first: bool = False,
+    lenient: bool = False,
+    max_chars: int | None = None,
 ) -> AsyncGenerator[Any, None]:
-    """Values of the JSON in *text*, parsed, each as soon as it is whole.
+    r"""Values of the JSON in *text*, parsed, each as soon as it is whole.
 
     Text before the first ``[`` or ``{`` is skipped. After a ``[`` the values are the items of that
-    list, and what follows its end is ignored. After a ``{`` they are that object and every
-    object or list behind it, so JSON lines are read too. A string, an object or a list is given with
-    the character that closes it, a number, ``true``, ``false`` or ``null`` with the one after it.
+    list. After a ``{`` they are that object and every object behind it, whatever is between them, so
+    JSON lines are read too. A string, an object or a list is given with the character that closes
+    it, a number, ``true``, ``false`` or ``null`` with the one after it.
+
+    Which list is meant is not guessed: ``[1]`` in a sentence may cite a source or be the answer, and an
+    item that was given cannot be taken back. So any ``[`` or ``{`` behind the list, and a ``[``
+    behind an object, is an error: if the iteration ends without one, the values are all the JSON
+    that was looked at. Say where to look if the text has other brackets: behind a literal text with
+    *after*, in code blocks with *fenced*, at nothing behind the list with *first*. For lists that are
+    one to a line, parse each of :func:`lines`.
 
     There is no ``idle``, since a part of a value is no value. For values of a type, and an engine that
     is made to write them, see ``schema=`` of ``LLM.generate``.
 
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
-        max_chars: Characters that the text of a value has at most; None: any number.
+        after: Nothing is looked at before the end of the first occurrence of this text, for example
+            ``"</think>"``.
+        fenced: Whether to look only inside fenced code blocks (lines with three backticks before and
+            behind). Blocks that are marked as another language than JSON are skipped.
+        field: The text is an object, and the values are the items of the list in this field. A dot
+            leads into an object, ``"result.claims"``; a tuple of names allows dots in them. Other fields
+            are checked, and dropped.
+        first: Whether to ignore what is behind the first list, or the first object, which is then the
+            only value. The text is read to its end all the same.
+        lenient: Whether to accept raw line breaks, tabs and other control characters in strings;
+            a comma behind the last item or field; a backslash before a character that JSON does
+            not escape, as in ``App\Http``, which stands for itself (``\'`` is an apostrophe); and
+            comments, ``// ...`` and ``/* ... */``, inside the list or object. All else stays strict.
+        max_chars: Characters that the text of a value has at most; None: any number. What is dropped
+            because of *field* is not limited.
 
     Returns:
         Values as ``json.loads`` makes them.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions.
-        OutputError: While iterating, after the values before it: the text is no JSON, or ended
-            early, or a value is too long. The message says where; ``text`` is that of the value.
+        TypeError, ValueError: As said for all of these functions; and *after* or *field* is empty, or
+            no text.
+        OutputError: While iterating, after the values before it: the text is no JSON, which ``NaN`` and
+            numbers that are too large for a float are not either; or it ended early; or another list
+            or object follows; or a value is too long; or what *after*, *fenced* or *field* ask for is
+            not there, where the message has the fields that are. The message says where and
+            what to do; ``text`` is that of the value.
     """
     _check(text, "json_items", max_chars, None)
-    return Pieces(_cut(text, "json_items", JsonSplitter(max_chars), None))
+    if after is not None:
+        _check_name("after", after, "a text such as '</think>'")
+    path = () if field is None else _path(field)
+    splitter = JsonSplitter(
+        max_chars, after=after, fenced=fenced, field=path, first=first, lenient=lenient
+    )
+    return Pieces(_cut(text, "json_items", splitter, None))
+
+
+def _path(field: object) -> tuple[str, ...]:
+    """Return the names that lead to a list.
+
+    Raises:
+        TypeError, ValueError: It is no name, or an empty one.
+    """
+    names = field.split(".") if isinstance(field, str) else field
+    for name in names or ("",) if isinstance(names, list | tuple) else (field,):
+        what = "a name, names joined by dots such as 'result.claims', or a tuple of names"
+        _check_name("field", name, what)
+    return tuple(names) if isinstance(names, list | tuple) else ()
 
 
 def _check(text: object, name: str, max_chars: object, idle: object) -> None:
@@ -218,6 +274,15 @@ def _check_count(name: str, value: object) -> None:
         raise TypeError(msg)
     if value < 1:
         msg = f"{name} must be at least 1, not {value}"
+        raise ValueError(msg)
+
+
+def _check_name(name: str, value: object, what: str) -> None:
+    if not isinstance(value, str):
+        msg = f"{name} must be {what}, not {value!r}"
+        raise TypeError(msg)
+    if not value:
+        msg = f"{name} must be {what}, and not be empty"
         raise ValueError(msg)
 
 

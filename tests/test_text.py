@@ -87,6 +87,12 @@ async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
         (alto.text.regex(group(["aXbxcc"]), re.compile("x", re.IGNORECASE), max_chars=1), ["a", "b", "c", "c"]),
         (alto.text.json_items(group(['Sure: [1, {"a"', ":2}]."])), [1, {"a": 2}]),
         (alto.text.json_items(group(['{"a":1}\n', '{"a":2}\n']), max_chars=7), [{"a": 1}, {"a": 2}]),
+        (alto.text.json_items(group(["[0]</th", "ink>[1]"]), after="</think>"), [1]),
+        (alto.text.json_items(group(["[0]\n``", "`json\n[1]\n```"]), fenced=True), [1]),
+        (alto.text.json_items(group(['{"a": {"b": [1]}}']), field="a.b"), [1]),
+        (alto.text.json_items(group(['{"a.b": [1]}']), field=("a.b",)), [1]),
+        (alto.text.json_items(group(["[1] [2]"]), first=True), [1]),
+        (alto.text.json_items(group(["[1,] // 2"]), lenient=True), [1]),
     ],
 )  # fmt: skip
 async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) -> None:
@@ -102,6 +108,13 @@ async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) ->
         (lambda t: alto.text.json_items(None), TypeError, "not NoneType"),
         (lambda t: alto.text.sentences(t, max_chars=0), ValueError, "max_chars must be at least 1, not 0"),
         (lambda t: alto.text.json_items(t, max_chars=-1), ValueError, "max_chars must be at least 1"),
+        (lambda t: alto.text.json_items(t, after=""), ValueError, "after must be a text such as '</think>', and not be empty"),
+        (lambda t: alto.text.json_items(t, after=b"a"), TypeError, "after must be a text such as '</think>', not b'a'"),
+        (lambda t: alto.text.json_items(t, field=""), ValueError, "field must be a name, .*, and not be empty"),
+        (lambda t: alto.text.json_items(t, field="a..b"), ValueError, "field must be a name, .*, and not be empty"),
+        (lambda t: alto.text.json_items(t, field=()), ValueError, "field must be a name, .*, and not be empty"),
+        (lambda t: alto.text.json_items(t, field=("a", 1)), TypeError, "field must be a name, .*, not 1"),
+        (lambda t: alto.text.json_items(t, field=1), TypeError, "field must be a name, .*, not 1"),
         (lambda t: alto.text.lines(t, max_chars=1.5), TypeError, "max_chars must be a whole number"),
         (lambda t: alto.text.lines(t, max_chars=True), TypeError, "max_chars must be a whole number"),
         (lambda t: alto.text.tokens(t, size=0), ValueError, "size must be at least 1, not 0"),
@@ -239,6 +252,16 @@ async def test_an_error_comes_after_the_pieces_before_it(
     assert source.ended == "open, cleaned"
     with pytest.raises(StopAsyncIteration):
         await anext(pieces)
+
+
+async def test_another_list_ends_the_source_and_the_iteration() -> None:
+    """A second list is an error at its bracket, after the items of the first, and the source is closed."""
+    source = Source("See [1]: ", 1.0, "[2", 1.0, "]")
+    items = []
+    with pytest.raises(OutputError, match=r"'\[' follows the end of the list, .* first=True"):
+        async for item in alto.text.json_items(source):
+            items.append(item)
+    assert (items, source.read, source.ended) == ([1], 2, "closed, cleaned")
 
 
 async def test_an_error_of_the_json_comes_after_the_items_before_it() -> None:

@@ -7,8 +7,10 @@ import enum
 import gc
 import itertools
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
@@ -345,10 +347,24 @@ class TestItems:
         assert await _timed_items(_ask(Talker("[", "]"), list[Claim])) == []
         assert await _value("[]", list[Claim]) == []
 
-    @pytest.mark.parametrize("kind", [Claim, dict[str, int], tuple[int, ...], Pair, str])
-    def test_only_lists_have_items(self, kind):
-        """Another type is refused at once, with what to do."""
-        with pytest.raises(InvalidRequest, match=r"use value\(\), or ask for schema=list\["):
+    @pytest.mark.parametrize(
+        ("kind", "name", "advice"),
+        [
+            (Claim, "Claim", "list[Claim]"),
+            (dict[str, int], "dict[str, int]", "list[dict[str, int]]"),
+            (str, "str", "list[str]"),
+            (tuple[int, ...], "tuple[int, ...]", "list[int]"),
+            (Sequence[int | str], "Sequence[int | str]", "list[int | str]"),
+            (set[int], "set[int]", "list[int]"),
+            (frozenset, "frozenset", "list"),
+            (tuple[int, str], "tuple[int, str]", "list[tuple[int, str]]"),
+            (Pair, "Pair", "list[Pair]"),
+        ],
+    )
+    def test_only_lists_have_items(self, kind, name, advice):
+        """Another type is refused at once, with the list to ask for."""
+        said = f"this generation gives {name}; use value(), or ask for schema={advice}"
+        with pytest.raises(InvalidRequest, match=f"{re.escape(said)}$"):
             _ask(Scripted([]), kind).items()
 
     def test_items_are_of_one_sample(self):

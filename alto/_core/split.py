@@ -125,7 +125,8 @@ def cut_at(text: str, start: int, limit: int) -> int:
     """Where to cut a piece that begins at *start* and is longer than *limit*.
 
     At the last white space that leaves at most *limit* characters before it, else as late as no
-    character is torn apart that people see as one, else after *limit* characters.
+    character is torn apart that people see as one. If the first of these is longer than *limit*, it
+    is cut all the same: the limit holds, and the cut needs no text behind it.
     """
     end = start + limit
     if text[end].isspace() or text[end - 1].isspace():
@@ -147,6 +148,7 @@ def _is_torn(text: str, start: int, at: int) -> bool:
     if (
         category(this)[0] == "M"
         or "\u200d" in (last, this)
+        or (last in _LINKERS and category(this)[0] == "L")
         or "\U0001f3fb" <= this <= "\U0001f3ff"  # a colour of skin
         or "\U000e0020" <= this <= "\U000e007f"  # part of a flag
         or ("\udc00" <= this <= "\udfff" and "\ud800" <= last <= "\udbff")
@@ -156,6 +158,10 @@ def _is_torn(text: str, start: int, at: int) -> bool:
         return False
     flags = takewhile(_is_regional, (text[i] for i in range(at - 1, start - 1, -1)))
     return sum(1 for _ in flags) % 2 == 1
+
+
+_LINKERS = frozenset("\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d")
+"""The signs that join two consonants of an Indian script into one: Unicode's ``InCB=Linker``."""
 
 
 def _is_regional(char: str) -> bool:

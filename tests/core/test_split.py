@@ -19,7 +19,8 @@ FAMILY = "👩\u200d👩\u200d👧"
 ACCENTED = "e\u0301\u0323"
 PARTS = [*"ab I1.!?…。」\"')*-( \n\r\t", "Dr.", "e.g. ", "3.5", "U.S. ", "The", "etc", "\n\n", "\r\n",
          "No. ", "1. ", "J. ", "... ", "。！", "ไทย", "日本", "カナ", "かな", "؟ ", "क्या।", FAMILY, ACCENTED,
-         "👍🏽", "🇫🇷", "\ud83d\ude00", "\u3000", "葛\U000e0100"]  # fmt: skip
+         "👍🏽", "🇫🇷", "\ud83d\ude00", "\u3000", "葛\U000e0100", "क्ष",
+         "ক্ত"]  # fmt: skip
 TEXT = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 
 Make = Callable[[int | None], Splitter]
@@ -63,6 +64,7 @@ def units(text: str) -> list[str]:
             unicodedata.category(char).startswith("M")
             or char == "\u200d"
             or last[-1] == "\u200d"
+            or (last[-1] in "\u094d\u09cd" and unicodedata.category(char).startswith("L"))
             or "\U0001f3fb" <= char <= "\U0001f3ff"
             or "\U000e0020" <= char <= "\U000e007f"
             or ("\udc00" <= char <= "\udfff" and "\ud800" <= last[-1] <= "\udbff")
@@ -119,6 +121,8 @@ def test_nothing_is_lost(kind: str, text: str, limit: int | None) -> None:
 @example(text="👍🏽👍🏽", limit=3)
 @example(text="\ud83d\ude00\ud83d\ude00", limit=3)
 @example(text="🏴\U000e0067\U000e007fb", limit=2)
+@example(text="क्षक्ष", limit=4)
+@example(text="क्षक्ष", limit=2)
 def test_a_limit_cuts_each_piece_and_moves_no_other_end(kind: str, text: str, limit: int) -> None:
     """With a limit the pieces are those without, each cut where the naive model cuts it."""
     whole = pieces(KINDS[kind](None), [text])
