@@ -56,11 +56,13 @@ from alto.model import Prompt as Prompt
 from alto.model import StreamedPrompt as StreamedPrompt
 from alto.model import TokenLogprob as TokenLogprob
 from alto.model import Usage as Usage
+from alto.operators import Output as Output
 from alto.operators import Pane as Pane
 from alto.operators import collect as collect
 from alto.operators import count as count
 from alto.operators import first as first
 from alto.operators import merge as merge
+from alto.operators import outputs as outputs
 from alto.operators import reduce as reduce
 from alto.operators import switch as switch
 from alto.operators import top_k as top_k
@@ -112,6 +114,7 @@ __all__ = (
     "Member",
     "Message",
     "Origin",
+    "Output",
     "OutputError",
     "OutputTruncated",
     "Overloaded",
@@ -142,6 +145,7 @@ __all__ = (
     "count",
     "first",
     "merge",
+    "outputs",
     "per_replica",
     "pipeline",
     "reduce",
