@@ -8,7 +8,7 @@ from typing import Final, get_args, get_origin
 
 import attrs
 
-from alto._declare.fit import class_of, plain
+from alto._declare.fit import class_of, is_union, plain
 from alto._declare.names import Names
 from alto._declare.options import StageOptions
 from alto._declare.shape import Shape
@@ -94,12 +94,27 @@ def pipeline_spec(shape: Shape, names: Names) -> PipelineSpec:
         name=shape.name,
         fn=shape.fn,
         inputs=inputs,
-        output=_inside(returns, f"{what}: its result"),
+        output=_result(returns, f"{what}: its result"),
     )
 
 
 def _resolved(names: Names, annotation: object, what: str, parameter: str) -> object:
     return names.resolve(annotation, where=f"{what}: parameter {parameter!r}")
+
+
+def _result(tp: object, where: str) -> object:
+    # The T of the one stream that a pipeline gives.
+    args = () if is_union(plain(tp)) else get_args(plain(tp))
+    several = [one for one in args if class_of(plain(one)) is Stream]
+    if several:
+        items = " | ".join(dict.fromkeys(show(arg) for one in several for arg in get_args(one)))
+        msg = (
+            f"{where} is annotated {show(tp)}, but a pipeline gives one stream; for several "
+            f"outputs `return alto.outputs(a=..., b=...)`, annotated "
+            f"`-> Stream[alto.Output[{items or 'T'}]]`, or alto.merge them"
+        )
+        raise GraphError(msg)
+    return _inside(tp, where)
 
 
 def _inside(tp: object, where: str) -> object:

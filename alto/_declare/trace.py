@@ -82,6 +82,12 @@ class Tracer:
         if result is None:
             msg = f"{self.where} returns nothing; `return` the stream that holds its results"
             raise GraphError(msg)
+        if isinstance(result, tuple | list | dict):
+            msg = (
+                f"{self.where} returns a {type(result).__name__}, but a pipeline gives one stream; "
+                f"for several outputs `return alto.outputs(a=..., b=...)`, or alto.merge them"
+            )
+            raise GraphError(msg)
         symbol = self.own(result, f"{self.where}: what it returns")
         if not fits(symbol.type, spec.output):
             msg = (
@@ -105,7 +111,7 @@ def trace(spec: PipelineSpec) -> Declaration:
     """Read a pipeline.
 
     Raises:
-        GraphError: It has no meaning; the message names pipeline, stage, parameter and remedy.
+        GraphError: It has no meaning; the message names pipeline, stage or input, and remedy.
         Exception: Whatever its function raises.
     """
     tracer = Tracer(spec)
@@ -122,6 +128,13 @@ def trace(spec: PipelineSpec) -> Declaration:
         plan = make_plan(len(spec.inputs), tracer.decls, result.number, pipeline=spec.name)
     except GraphError as error:
         raise tracer.named(error) from None
+    for one, takers in zip(spec.inputs, plan.inputs, strict=True):
+        if not takers:
+            msg = (
+                f"pipeline {spec.name!r}: nothing takes input {one.name!r}; pass it to a stage, "
+                f"return it, or leave the parameter out"
+            )
+            raise GraphError(msg)
     nodes = tuple(
         NodeSpec(name=node.name, stage=stage, bound=bound)
         for node, (stage, bound) in zip(plan.nodes, tracer.nodes, strict=True)

@@ -159,11 +159,69 @@ def test_what_is_no_function_is_refused() -> None:
     refused(Searcher, "class", "Searcher", "resource")
     refused(functools.partial(f, k=1), "functools.partial", "'f'", "stage.bind")
     refused(lambda x: x, "lambda", "annotations")
-    refused(Searcher().find, "method", "Searcher.find", "resource")
+    refused(
+        Searcher().find, "not of the method", "Searcher.find", "async def find(query: str, *, s"
+    )
     refused(Searcher.__dict__["look"], "staticmethod", "out of its class")
     refused(alto.stage(f), "<Stage 'f'", "declared already")
     refused(3, "not of 3", "async def")
-    refused(Searcher.find, "stage 'find'", "method", "out of its class")
+
+
+def test_a_method_is_refused_with_the_form_that_works() -> None:
+    """The message rewrites it: its object is a resource, beside those that it has."""
+
+    class Searcher:
+        async def find(self, query: str, n: "int", *, index: str, limit: int = 3) -> "list[str]":
+            raise NotImplementedError
+
+        async def spread(self: Any, query: str) -> AsyncIterator[str]:
+            yield query
+
+        @classmethod
+        async def make(cls, query: str) -> str:
+            raise NotImplementedError
+
+        def block(self, query):
+            raise NotImplementedError
+
+    refused(Searcher.find, "stage 'find' is a method; move it out of its class", "`searcher.x`:",
+            "    async def find(query: str, n: int, *, searcher: Searcher, index: str, "
+            "limit: int = ...) -> list[str]: ...\n"
+            "    async with pipeline.open(searcher=Searcher(...)) as app: ...")  # fmt: skip
+    refused(
+        Searcher.spread, "async def spread(query: str, *, searcher: Searcher) -> AsyncIterator["
+    )
+    refused(
+        Searcher.make, "method", "async def make(query: str, *, searcher: Searcher) -> str: ..."
+    )
+    with pytest.raises(GraphError, match=r"  def block\(query, \*, searcher: Searcher\): \.\.\."):
+        alto.stage(runs_in="thread")(Searcher.block)
+
+    async def alone(self, query: str) -> str:
+        raise NotImplementedError
+
+    refused(alone, "stage 'alone' is a method; move it out of its class, and its state to a resou")
+
+
+def test_a_stream_parameter_has_no_default() -> None:
+    """The advice is the star, where that makes a resource of it and leaves a stream."""
+
+    async def second(x: int, limit: int = 3) -> int:
+        return x
+
+    async def only(x: int = 3) -> int:
+        return x
+
+    async def gathers(x: int, xs: alto.Group[int] = ()) -> int:
+        return x
+
+    async def postponed(x: int, xs: "alto.Group[int]" = ()) -> int:
+        return x
+
+    refused(second, "stage 'second': parameter 'limit'", "put a `*` before it")
+    for fn in (only, gathers, postponed):
+        with pytest.raises(GraphError, match="can have no default; take the default away"):
+            alto.stage(fn)
 
 
 def test_missing_annotations_are_named() -> None:
