@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 
 from alto._declare.accept import accepts
+from alto._declare.models import engines_in, find_misfit, is_read_once
 from alto._declare.show import show
 from alto._spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec
 from alto.errors import InputError, ResourceError
 
 __all__ = ("bind_resources", "check_input", "check_input_count", "check_resource",
-           "refuse_unknown")  # fmt: skip
+           "refuse_unknown", "refused")  # fmt: skip
 
 
 def bind_resources(
@@ -66,18 +67,45 @@ def check_resource(
     Raises:
         ResourceError: It is provably of a wrong type; stage, resource, expected and got are named.
     """
-    if not isinstance(value, PerReplica) and not accepts(value, spec.type):
-        whose, remedy = "", "give one, or correct the annotation"
-        if number is not None:
-            whose, remedy = f" of replica {number}", "correct its factory, or the annotation"
-            if isinstance(value, (Generator, AsyncGenerator)):
-                kind = "async" if isinstance(value, AsyncGenerator) else ""
-                remedy = f"decorate its factory with @contextlib.{kind}contextmanager"
-        msg = (
-            f"stage {stage!r}: resource {spec.name!r}{whose} must be {show(spec.type)}, not "
-            f"{type(value).__name__}; {remedy}"
+    reason = refused(spec, value)
+    if reason is None:
+        return
+    whose, remedy = "", "give one, or correct the annotation"
+    if number is not None:
+        whose, remedy = f" of replica {number}", "correct its factory, or the annotation"
+        if isinstance(value, (Generator, AsyncGenerator)):
+            kind = "async" if isinstance(value, AsyncGenerator) else ""
+            remedy = f"decorate its factory with @contextlib.{kind}contextmanager"
+    msg = f"stage {stage!r}: resource {spec.name!r}{whose}{reason}; {remedy}"
+    raise ResourceError(msg)
+
+
+def refused(spec: ResourceSpec, value: object) -> str | None:
+    """Say why a value cannot be what a stage asks for; None: it may be.
+
+    Returns:
+        What follows the resource's name in a message: `` must be LLM, not str``.
+    """
+    if isinstance(value, PerReplica):
+        return None
+    if not accepts(value, spec.type):
+        return f" must be {show(spec.type)}, not {_kind(value)}"
+    if is_read_once(value, spec.type):
+        return (
+            f" must be {show(spec.type)} that can be looked at more than once, such as a list, not "
+            f"{_kind(value)}"
         )
-        raise ResourceError(msg)
+    misfit = find_misfit(value, spec.type)
+    if misfit is None:
+        return None
+    where, part, wanted = misfit
+    return (
+        f" must be {show(spec.type)}, but {where} in it is no {show(wanted)}: it is {_kind(part)}"
+    )
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__qualname__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_input(declaration: Declaration, spec: InputSpec, value: object) -> None:
@@ -139,6 +167,11 @@ def _bound(node: NodeSpec, resources: Mapping[str, object]) -> Mapping[str, obje
                 check_resource(node.stage.name, spec, source[spec.name])
                 given[spec.name] = source[spec.name]
                 break
+        else:
+            # A default stays with the function, unless it is one that the app takes care of.
+            held = isinstance(spec.default, PerReplica)
+            if held or any(engines_in(spec.default, spec.type)):
+                given[spec.name] = spec.default
     return given
 
 

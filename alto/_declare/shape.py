@@ -29,7 +29,12 @@ class Parameter:
     name: str
     annotation: object
     """A string where the module postpones annotations."""
-    has_default: bool
+    default: object = inspect.Parameter.empty
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the signature has a default for it."""
+        return self.default is not inspect.Parameter.empty
 
     def __str__(self) -> str:
         """As it stands in a signature: ``llm: LLM``."""
@@ -191,12 +196,11 @@ def _shape(function: FunctionType, kind: str, name: str, *, generator: bool) -> 
         if parameter.annotation is parameter.empty:
             msg = f"{what}: parameter {parameter.name!r} has no annotation; write its type"
             raise GraphError(msg)
-        has_default = parameter.default is not parameter.empty
-        kept = Parameter(parameter.name, parameter.annotation, has_default)
+        kept = Parameter(parameter.name, parameter.annotation, parameter.default)
         if parameter.kind is parameter.KEYWORD_ONLY:
             resources.append(kept)
             continue
-        if has_default:
+        if kept.has_default:
             remedy = "take the default away"
             if kind == "pipeline":
                 remedy += (

@@ -11,7 +11,8 @@ import attrs
 from alto._declare.fit import class_of, is_union, plain
 from alto._declare.names import Names
 from alto._declare.options import StageOptions
-from alto._declare.shape import Shape
+from alto._declare.resources import refused
+from alto._declare.shape import Parameter, Shape
 from alto._declare.show import show
 from alto._spec import InputSpec, ParamSpec, ResourceSpec, StageSpec
 from alto.errors import GraphError
@@ -49,8 +50,7 @@ def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpe
         for p in shape.streams
     )
     resources = tuple(
-        _resource(p.name, _resolved(names, p.annotation, what, p.name), what, p.has_default)
-        for p in shape.resources
+        _resource(p, _resolved(names, p.annotation, what, p.name), what) for p in shape.resources
     )
     returns = names.resolve(shape.returns, where=f"{what}: its result")
     for param in params:
@@ -146,14 +146,22 @@ def _stream_param(name: str, tp: object, what: str) -> ParamSpec:
     return ParamSpec(name, group=True, type=inner)
 
 
-def _resource(name: str, tp: object, what: str, has_default: bool) -> ResourceSpec:  # noqa: FBT001
+def _resource(parameter: Parameter, tp: object, what: str) -> ResourceSpec:
+    name = parameter.name
     if class_of(plain(tp)) in (Group, Stream):
         msg = (
             f"{what}: parameter {name!r} is keyword-only, so it takes a resource, but is annotated "
             f"{show(tp)}; move it before the `*` (as an item `T` or a `Group[T]`)"
         )
         raise GraphError(msg)
-    return ResourceSpec(name, tp, required=not has_default)
+    spec = ResourceSpec(name, tp, required=not parameter.has_default, default=parameter.default)
+    if parameter.has_default:
+        reason = refused(spec, parameter.default)
+        if reason is not None:
+            optional = f", or annotate it {show(tp)} | None" if parameter.default is None else ""
+            msg = f"{what}: the default of resource {name!r}{reason}; correct one of them{optional}"
+            raise GraphError(msg)
+    return spec
 
 
 def _refuse_nested(tp: object, what: str) -> None:
