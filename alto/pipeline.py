@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import (
     Any,
     Concatenate,
@@ -24,6 +24,7 @@ from alto._aio import current_call
 from alto._app import App, app_of
 from alto._declare import check_input_count
 from alto._declare.names import Unresolved
+from alto._declare.nested import bound_pipeline
 from alto._declare.shape import check_name
 from alto._declare.signature import PipelineSpec
 from alto._declare.source import Source, local_names, pipeline_source
@@ -31,7 +32,7 @@ from alto._declare.trace import inline, trace
 from alto._run import App as Running
 from alto._run import StreamHandle, nested_run, nested_stream
 from alto._spec import Declaration, GroupOrder
-from alto.errors import GraphError
+from alto.errors import GraphError, ResourceError
 from alto.stream import Stream
 
 __all__ = ("Pipeline", "PipelineDecorator", "pipeline")
@@ -67,15 +68,21 @@ class Pipeline(Generic[*Ins, R_co]):
     Calling the pipeline on streams, inside another pipeline function, makes it a part of that one.
     """
 
-    def __init__(self, source: Source[PipelineSpec], /) -> None:
+    def __init__(
+        self, source: Source[PipelineSpec], bound: Mapping[str, object], read: Declaration | None, /
+    ) -> None:
         self._source = source
+        self._bound = MappingProxyType(dict(bound))
+        self._unbound = read
+        """The pipeline as it was declared, once its function has been called."""
         self._declaration: Declaration | None = None
         update_wrapper(cast("Callable[..., object]", self), source.shape.fn)  # see the overloads
         self._read_early()
 
     def __repr__(self) -> str:
         shape = self._source.shape
-        return f"<Pipeline {shape.name!r} {shape}>"
+        bound = f", bound: {', '.join(self._bound)}" if self._bound else ""
+        return f"<Pipeline {shape.name!r} {shape}{bound}>"
 
     @property
     def name(self) -> str:
@@ -106,6 +113,31 @@ class Pipeline(Generic[*Ins, R_co]):
             GraphError: It is declared wrongly; the message names stage, parameter and remedy.
         """
         _ = self.declaration
+
+    def bind(self, /, **resources: object) -> Pipeline[*Ins, R_co]:
+        """The same pipeline with resources fixed, which ``open()`` then does not give.
+
+        So two parts of a pipeline that ask for the same name get different values::
+
+            draft, check = answer.bind(llm=small), verify.bind(llm=large)
+
+        What is bound goes to the stages of this pipeline, those of pipelines that its function
+        calls included, except where ``bind`` has fixed the name before. A pipeline that a stage
+        calls while it runs has resources of its own: bind it, or give them to ``open()``.
+        Engines that are bound are started and stopped with the app.
+
+        Raises:
+            ResourceError: No stage takes such a resource, it is bound already, or the value is
+                provably of a wrong type.
+        """
+        for name in resources:
+            if name in self._bound:
+                msg = (
+                    f"pipeline {self.name!r}: resource {name!r} is bound already; "
+                    f"bind it once, on the pipeline as it was declared"
+                )
+                raise ResourceError(msg)
+        return Pipeline(self._source, {**self._bound, **resources}, self._unbound)
 
     def open(
         self, /, *, capacity: int = _CAPACITY, max_held_items: int = _HELD_ITEMS,
@@ -217,7 +249,7 @@ class Pipeline(Generic[*Ins, R_co]):
     ) -> Stream[R]: ...  # fmt: skip
     def __call__(self, /, *streams: object, **keywords: object) -> Stream[Any]:
         """Make it a part of the pipeline that is being read; see the class."""
-        return inline(self._source.resolve, self.name, streams, keywords)
+        return inline(self._source.resolve, self.name, self._bound, streams, keywords)
 
     def _open(
         self, resources: Mapping[str, object], capacity: int, max_held_items: int
@@ -229,7 +261,11 @@ class Pipeline(Generic[*Ins, R_co]):
 
     def _read(self) -> Declaration:
         if self._declaration is None:
-            self._declaration = trace(self._source.resolve())
+            if self._unbound is None:
+                self._unbound = trace(self._source.resolve())
+            self._declaration = (
+                bound_pipeline(self._unbound, self._bound) if self._bound else self._unbound
+            )
         return self._declaration
 
     def _read_early(self) -> None:
@@ -297,7 +333,7 @@ class PipelineDecorator:
         if fn is None:
             return self
         caller = local_names(sys._getframe(1))  # noqa: SLF001  # where annotations may point
-        made: Pipeline[Any, Any] = Pipeline(pipeline_source(fn, caller, name=self._name))
+        made: Pipeline[Any, Any] = Pipeline(pipeline_source(fn, caller, name=self._name), {}, None)
         return made
 
 

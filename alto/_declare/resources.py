@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequen
 from alto._declare.accept import accepts
 from alto._declare.models import engines_in, find_misfit, is_read_once
 from alto._declare.show import show
-from alto._spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec
+from alto._spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec, StageSpec
 from alto.errors import InputError, ResourceError
 
-__all__ = ("bind_resources", "check_input", "check_input_count", "check_resource",
+__all__ = ("bind_resources", "bind_stages", "check_input", "check_input_count", "check_resource",
            "refuse_unknown", "refused")  # fmt: skip
 
 
@@ -20,7 +20,7 @@ def bind_resources(
     """The keyword arguments of every node, in the order of ``declaration.nodes``.
 
     A resource goes to every stage that has a keyword-only parameter of its name and that
-    ``stage.bind`` has not given one. A default stays with the function.
+    ``bind`` has not given one. A default stays with the function.
 
     Raises:
         ResourceError: One is missing, unknown, bound twice, or provably of a wrong type.
@@ -34,7 +34,7 @@ def bind_resources(
         if all(name in node.bound for node in takers):
             msg = (
                 f"{pipeline}: resource {name!r} is bound twice: open({name}=...) is given, but "
-                f"stage.bind has fixed it for {_named(takers)}; leave one out"
+                f"bind({name}=...) has fixed it for {_named(takers)}; leave one out"
             )
             raise ResourceError(msg)
     missing: dict[str, list[NodeSpec]] = {}
@@ -51,6 +51,43 @@ def bind_resources(
         msg = f"{pipeline}: resources are missing: {lines}; give open({call})"
         raise ResourceError(msg)
     return tuple(_bound(node, resources) for node in declaration.nodes)
+
+
+def bind_stages(
+    who: str,
+    stages: Sequence[tuple[StageSpec, Mapping[str, object]]],
+    resources: Mapping[str, object],
+) -> list[Mapping[str, object]]:
+    """Fix resources of a pipeline's stages, as ``Pipeline.bind`` does.
+
+    Args:
+        who: The pipeline, for messages.
+        stages: Each with what is bound in it already, which stays.
+        resources: By name, for every other stage that asks for one.
+
+    Returns:
+        What is bound in each stage.
+
+    Raises:
+        ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
+            wrong type.
+    """
+    asking = [{spec.name: spec for spec in stage.resources} for stage, _ in stages]
+    for name in resources:
+        takers = [pair for pair, asked in zip(stages, asking, strict=True) if name in asked]
+        if not takers:
+            refuse_unknown(name, {name for asked in asking for name in asked}, who)
+        if all(name in bound for _, bound in takers):
+            named = _listed(stage.name for stage, _ in takers)
+            msg = f"{who}: resource {name!r} is bound already, for {named}; leave one out"
+            raise ResourceError(msg)
+    made: list[Mapping[str, object]] = []
+    for (stage, bound), asked in zip(stages, asking, strict=True):
+        new = {n: value for n, value in resources.items() if n in asked and n not in bound}
+        for name, value in new.items():
+            check_resource(stage.name, asked[name], value)
+        made.append({**bound, **new})
+    return made
 
 
 def check_resource(
@@ -184,5 +221,9 @@ def _spec(node: NodeSpec, name: str) -> ResourceSpec:
 
 
 def _named(nodes: Sequence[NodeSpec]) -> str:
-    names = dict.fromkeys(node.stage.name for node in nodes)
+    return _listed(node.stage.name for node in nodes)
+
+
+def _listed(stages: Iterable[str]) -> str:
+    names = dict.fromkeys(stages)
     return ("stage " if len(names) == 1 else "stages ") + ", ".join(map(repr, names))

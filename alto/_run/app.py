@@ -23,7 +23,7 @@ import anyio.abc
 
 from alto._aio import uncut
 from alto._declare import bind_resources
-from alto._declare.nested import mentioned, own_resources
+from alto._declare.nested import inner_resources, mentioned, own_resources
 from alto._run.call import Call, calls_around
 from alto._run.checks import (
     check_count,
@@ -374,8 +374,7 @@ class App:
         # A nested pipeline takes what it needs of the app's resources.
         if declaration is self.declaration:
             return own_resources(declaration, self._values)
-        wanted = {r.name for node in declaration.nodes for r in node.stage.resources}
-        return {name: value for name, value in self._values.items() if name in wanted}
+        return inner_resources(declaration, self._values)
 
     def _begin(
         self, inputs: Sequence[object], *, order: GroupOrder | None, timeout: float | None,

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final
 from alto._aio import Cleanup, current_call
 from alto._declare import bind_resources, check_input
 from alto._declare.models import engine_of, engines_in, engines_of, with_handles
-from alto._declare.nested import own_resources
+from alto._declare.nested import inner_resources, mentioned, own_resources
 from alto._spec import Declaration, NodeSpec, PerReplica
 from alto.errors import Closed, StageError
 from alto.model import Path
@@ -59,7 +59,9 @@ async def reference_run(
     declaration = pipeline.declaration
     async with AsyncExitStack() as engines:
         given = [e for e in map(engine_of, resources.values()) if e is not None]
-        for engine in (*given, *engines_of(declaration, resources)):
+        pipelines = [declaration, *mentioned(declaration, resources.values())]
+        found = (engine for one in pipelines for engine in engines_of(one, resources))
+        for engine in (*given, *found):
             await _start(engine, engines)
         bind_resources(declaration, own_resources(declaration, resources))
         return await _Interpreter(resources, engines).run(declaration, inputs)
@@ -77,8 +79,7 @@ class _Interpreter:
         """One request: every stage in order, and the items of the last stream."""
         for spec, value in zip(declaration.inputs, inputs, strict=True):
             check_input(declaration, spec, value)
-        asked = {r.name for node in declaration.nodes for r in node.stage.resources}
-        given = {name: value for name, value in self._resources.items() if name in asked}
+        given = inner_resources(declaration, self._resources)
         streams: list[_Items] = [{(): value} for value in inputs]
         levels: list[tuple[int, ...]] = [() for _ in inputs]  # Per stream: who opened its levels.
         for node, resources, plan in zip(

@@ -183,6 +183,8 @@ def nested(
 assert_type(verify, alto.Pipeline[str, Verdict])
 assert_type(choose, alto.Pipeline[str, int, float])
 assert_type(nested, alto.Pipeline[str, int, bytes, Verdict])
+assert_type(verify.bind(llm=object()), alto.Pipeline[str, Verdict])
+assert_type(choose.bind(index=Index()).name, str)
 
 
 def apply(
@@ -417,6 +419,7 @@ async def requests(app: alto.App[str, Verdict], second: alto.App[str, int, float
     second.stream("a", "b")  # type: ignore[arg-type]
     second.map(["a"])  # type: ignore[list-item]
     verify.run_sync(3)  # type: ignore[arg-type]
+    verify.bind("a")  # type: ignore[call-arg]
     verify.open("a")  # type: ignore[arg-type, call-arg]
     verify.open(capacity="4")  # type: ignore[arg-type]
     await verify.run(3)  # type: ignore[arg-type]
