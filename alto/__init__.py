@@ -17,7 +17,7 @@ from alto._run import StreamHandle as StreamHandle
 from alto._spec import PerReplica as PerReplica
 from alto._spec import per_replica as per_replica
 from alto._stage import Stage as Stage
-from alto._stage import stage as stage
+from alto._stage_decorator import stage as stage
 from alto.errors import AltoError as AltoError
 from alto.errors import BufferExceeded as BufferExceeded
 from alto.errors import Closed as Closed

@@ -41,6 +41,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
+E = TypeVar("E")
+F = TypeVar("F")
+G = TypeVar("G")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 P = ParamSpec("P")
@@ -244,8 +247,23 @@ class Pipeline(Generic[*Ins, R_co]):
     ) -> Stream[R]: ...
     @overload
     def __call__(
-        self: Pipeline[A, B, C, D, *Rest, R],
-        a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D], /, *more: Stream[object],
+        self: Pipeline[A, B, C, D, R], a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D], /
+    ) -> Stream[R]: ...
+    @overload
+    def __call__(
+        self: Pipeline[A, B, C, D, E, R], a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D],
+        e: Stream[E], /,
+    ) -> Stream[R]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self: Pipeline[A, B, C, D, E, F, R], a: Stream[A], b: Stream[B], c: Stream[C],
+        d: Stream[D], e: Stream[E], f: Stream[F], /,
+    ) -> Stream[R]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self: Pipeline[A, B, C, D, E, F, G, *Rest, R],
+        a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D], e: Stream[E], f: Stream[F],
+        g: Stream[G], /, *more: Stream[object],
     ) -> Stream[R]: ...  # fmt: skip
     def __call__(self, /, *streams: object, **keywords: object) -> Stream[Any]:
         """Make it a part of the pipeline that is being read; see the class."""
@@ -291,7 +309,7 @@ class PipelineDecorator:
             claims = sentences(answer(question))
             return appraise(claims, search(queries(claims)))
 
-    Used bare, or with options: ``@alto.pipeline(name="check")``. Up to three inputs are typed. See
+    Used bare, or with options: ``@alto.pipeline(name="check")``. Up to six inputs are typed. See
     :class:`Pipeline` for when the function is called.
 
     Args:
@@ -319,8 +337,29 @@ class PipelineDecorator:
     ) -> Pipeline[A, B, C, R]: ...
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[Stream[A], Stream[B], Stream[C], Stream[D], P], Stream[R]], /
-    ) -> Pipeline[Any, Any, Any, Any, *tuple[Any, ...], R]: ...
+        self, fn: Callable[[Stream[A], Stream[B], Stream[C], Stream[D]], Stream[R]], /
+    ) -> Pipeline[A, B, C, D, R]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Stream[A], Stream[B], Stream[C], Stream[D], Stream[E]], Stream[R]], /
+    ) -> Pipeline[A, B, C, D, E, R]: ...
+    @overload
+    def __call__(
+        self,
+        fn: Callable[[Stream[A], Stream[B], Stream[C], Stream[D], Stream[E], Stream[F]], Stream[R]],
+        /,
+    ) -> Pipeline[A, B, C, D, E, F, R]: ...
+    @overload
+    def __call__(
+        self,
+        fn: Callable[
+            Concatenate[
+                Stream[A], Stream[B], Stream[C], Stream[D], Stream[E], Stream[F], Stream[G], P
+            ],
+            Stream[R],
+        ],
+        /,
+    ) -> Pipeline[Any, Any, Any, Any, Any, Any, Any, *tuple[Any, ...], R]: ...
     @overload
     def __call__(self, /, *, name: str | None = ...) -> PipelineDecorator: ...
     def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: see the overloads.

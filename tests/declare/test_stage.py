@@ -1,13 +1,16 @@
 """What a stage may look like, and what is said of everything else."""
 
 import functools
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
-from typing import Annotated, Any
+from itertools import product
+from typing import Annotated, Any, get_overloads
 
 import pytest
 
 import alto
 from alto import GraphError
+from alto._stage_decorator import StageDecorator
 
 
 def refused(fn: object, *said: str, **options: object) -> None:
@@ -122,6 +125,20 @@ def test_a_wrapped_function_has_the_signature_of_what_it_wraps() -> None:
 
     assert [p.name for p in spec_of(f).params] == ["x"]
     assert [r.name for r in spec_of(f).resources] == ["k"]
+
+
+def test_every_choice_of_items_and_groups_has_a_type() -> None:
+    """One overload each, up to six streams, those with more before those with fewer."""
+    said = [o.__annotations__.get("fn", "") for o in get_overloads(StageDecorator.__call__)]
+    taken = [re.findall(r"Group\[(\w)\]|(?<=[ \[])(\w)(?=,)", text) for text in said]
+    shapes = ["".join("g" if group else "i" for group, _ in one) for one in taken]
+    wanted = ["".join(shape) for n in range(6, 0, -1) for shape in product("gi", repeat=n)]
+    assert [shape for shape in shapes if shape] == wanted
+    gives = [o.__annotations__["return"] for o in get_overloads(StageDecorator.__call__)]
+    letters = [", ".join("ABCDEF"[: len(shape)]) for shape in wanted]
+    assert [g for g in gives if re.match(r"Stage\[[A-F],", g)] == [
+        f"Stage[{one}, R]" for one in letters
+    ]
 
 
 def test_a_plain_function_is_refused() -> None:
