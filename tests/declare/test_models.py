@@ -41,6 +41,12 @@ class Tree(TypedDict):
     below: "list[Tree]"
 
 
+class Outline(TypedDict):
+    """Contains itself, and no model."""
+
+    below: "list[Outline]"
+
+
 class Pair(NamedTuple):
     """A tuple with names."""
 
@@ -127,6 +133,8 @@ def _raw(value: Any) -> Iterator[object]:
         (dict[str, object], {"a": A}),
         (list[str], [A]),
         (list[Pair], [Pair(A, B)]),
+        (Outline, {"below": [{"below": []}]}),
+        (dict[alto.LLM, str], {MINE: "x"}),
         (alto.Engine, A),
         (list[alto.Engine], [A]),
         (list[Scripted], [A]),
