@@ -17,7 +17,7 @@ from alto._run import StreamHandle as StreamHandle
 from alto._spec import PerReplica as PerReplica
 from alto._spec import per_replica as per_replica
 from alto._stage import Stage as Stage
-from alto._stage import stage as stage
+from alto._stage_decorator import stage as stage
 from alto.errors import AltoError as AltoError
 from alto.errors import BufferExceeded as BufferExceeded
 from alto.errors import Closed as Closed
@@ -57,11 +57,13 @@ from alto.model import Prompt as Prompt
 from alto.model import StreamedPrompt as StreamedPrompt
 from alto.model import TokenLogprob as TokenLogprob
 from alto.model import Usage as Usage
+from alto.operators import Output as Output
 from alto.operators import Pane as Pane
 from alto.operators import collect as collect
 from alto.operators import count as count
 from alto.operators import first as first
 from alto.operators import merge as merge
+from alto.operators import outputs as outputs
 from alto.operators import reduce as reduce
 from alto.operators import switch as switch
 from alto.operators import top_k as top_k
@@ -113,6 +115,7 @@ __all__ = (
     "Member",
     "Message",
     "Origin",
+    "Output",
     "OutputError",
     "OutputTruncated",
     "Overloaded",
@@ -144,6 +147,7 @@ __all__ = (
     "count",
     "first",
     "merge",
+    "outputs",
     "per_replica",
     "pipeline",
     "reduce",

@@ -123,6 +123,8 @@ class ResourceSpec:
     """The annotation."""
     required: bool
     """False where the signature has a default."""
+    default: Any = attrs.field(default=inspect.Parameter.empty, eq=False)
+    """The default of the signature, if it has one."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -13,7 +13,7 @@
 one value per group                           ``collect count total top_k reduce``
 some items of each group, the rest cancelled  ``first``
 item by item                                  ``where switch``
-several streams as one                        ``merge``
+several streams as one                        ``merge outputs``
 ============================================  =====================================================
 
 Every call makes a stage for the item types at hand. So an operator has the operator's name in
@@ -26,7 +26,8 @@ from __future__ import annotations
 
 from alto._operators.fold import Pane
 from alto._operators.gather import collect, count, reduce, top_k, total
-from alto._operators.select import first, merge, switch, where
+from alto._operators.select import first, switch, where
+from alto._operators.together import Output, merge, outputs
 
-__all__ = ("Pane", "collect", "count", "first", "merge", "reduce", "switch", "top_k", "total",
-           "where")  # fmt: skip
+__all__ = ("Output", "Pane", "collect", "count", "first", "merge", "outputs", "reduce", "switch",
+           "top_k", "total", "where")  # fmt: skip

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import update_wrapper
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import (
     Any,
     Concatenate,
@@ -23,13 +23,14 @@ from typing import (
 from alto._aio import current_call
 from alto._declare import check_input_count
 from alto._declare.names import Unresolved
+from alto._declare.nested import bound_pipeline
 from alto._declare.shape import check_name
 from alto._declare.signature import PipelineSpec
 from alto._declare.source import Source, local_names, pipeline_source
 from alto._declare.trace import inline, trace
 from alto._run import App, StreamHandle, make_app, nested_run, nested_stream
 from alto._spec import Declaration, GroupOrder
-from alto.errors import GraphError
+from alto.errors import GraphError, ResourceError
 from alto.protocols import Observer
 from alto.stream import Stream
 
@@ -39,6 +40,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
+E = TypeVar("E")
+F = TypeVar("F")
+G = TypeVar("G")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 P = ParamSpec("P")
@@ -66,15 +70,21 @@ class Pipeline(Generic[*Ins, R_co]):
     Calling the pipeline on streams, inside another pipeline function, makes it a part of that one.
     """
 
-    def __init__(self, source: Source[PipelineSpec], /) -> None:
+    def __init__(
+        self, source: Source[PipelineSpec], bound: Mapping[str, object], read: Declaration | None, /
+    ) -> None:
         self._source = source
+        self._bound = MappingProxyType(dict(bound))
+        self._unbound = read
+        """The pipeline as it was declared, once its function has been called."""
         self._declaration: Declaration | None = None
         update_wrapper(cast("Callable[..., object]", self), source.shape.fn)  # see the overloads
         self._read_early()
 
     def __repr__(self) -> str:
         shape = self._source.shape
-        return f"<Pipeline {shape.name!r} {shape}>"
+        bound = f", bound: {', '.join(self._bound)}" if self._bound else ""
+        return f"<Pipeline {shape.name!r} {shape}{bound}>"
 
     @property
     def name(self) -> str:
@@ -105,6 +115,31 @@ class Pipeline(Generic[*Ins, R_co]):
             GraphError: It is declared wrongly; the message names stage, parameter and remedy.
         """
         _ = self.declaration
+
+    def bind(self, /, **resources: object) -> Pipeline[*Ins, R_co]:
+        """The same pipeline with resources fixed, which ``open()`` then does not give.
+
+        So two parts of a pipeline that ask for the same name get different values::
+
+            draft, check = answer.bind(llm=small), verify.bind(llm=large)
+
+        What is bound goes to the stages of this pipeline, those of pipelines that its function
+        calls included, except where ``bind`` has fixed the name before. A pipeline that a stage
+        calls while it runs has resources of its own: bind it, or give them to ``open()``.
+        Engines that are bound are started and stopped with the app.
+
+        Raises:
+            ResourceError: No stage takes such a resource, it is bound already, or the value is
+                provably of a wrong type.
+        """
+        for name in resources:
+            if name in self._bound:
+                msg = (
+                    f"pipeline {self.name!r}: resource {name!r} is bound already; "
+                    f"bind it once, on the pipeline as it was declared"
+                )
+                raise ResourceError(msg)
+        return Pipeline(self._source, {**self._bound, **resources}, self._unbound)
 
     def open(
         self, /, *, capacity: int = _CAPACITY, max_held_items: int = _HELD_ITEMS,
@@ -221,12 +256,27 @@ class Pipeline(Generic[*Ins, R_co]):
     ) -> Stream[R]: ...
     @overload
     def __call__(
-        self: Pipeline[A, B, C, D, *Rest, R],
-        a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D], /, *more: Stream[object],
+        self: Pipeline[A, B, C, D, R], a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D], /
+    ) -> Stream[R]: ...
+    @overload
+    def __call__(
+        self: Pipeline[A, B, C, D, E, R], a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D],
+        e: Stream[E], /,
+    ) -> Stream[R]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self: Pipeline[A, B, C, D, E, F, R], a: Stream[A], b: Stream[B], c: Stream[C],
+        d: Stream[D], e: Stream[E], f: Stream[F], /,
+    ) -> Stream[R]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self: Pipeline[A, B, C, D, E, F, G, *Rest, R],
+        a: Stream[A], b: Stream[B], c: Stream[C], d: Stream[D], e: Stream[E], f: Stream[F],
+        g: Stream[G], /, *more: Stream[object],
     ) -> Stream[R]: ...  # fmt: skip
     def __call__(self, /, *streams: object, **keywords: object) -> Stream[Any]:
         """Make it a part of the pipeline that is being read; see the class."""
-        return inline(self._source.resolve, self.name, streams, keywords)
+        return inline(self._source.resolve, self.name, self._bound, streams, keywords)
 
     def _open(
         self, resources: Mapping[str, object], **options: Any
@@ -236,7 +286,11 @@ class Pipeline(Generic[*Ins, R_co]):
 
     def _read(self) -> Declaration:
         if self._declaration is None:
-            self._declaration = trace(self._source.resolve())
+            if self._unbound is None:
+                self._unbound = trace(self._source.resolve())
+            self._declaration = (
+                bound_pipeline(self._unbound, self._bound) if self._bound else self._unbound
+            )
         return self._declaration
 
     def _read_early(self) -> None:
@@ -262,7 +316,7 @@ class PipelineDecorator:
             claims = sentences(answer(question))
             return appraise(claims, search(queries(claims)))
 
-    Used bare, or with options: ``@alto.pipeline(name="check")``. Up to three inputs are typed. See
+    Used bare, or with options: ``@alto.pipeline(name="check")``. Up to six inputs are typed. See
     :class:`Pipeline` for when the function is called.
 
     Args:
@@ -290,8 +344,29 @@ class PipelineDecorator:
     ) -> Pipeline[A, B, C, R]: ...
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[Stream[A], Stream[B], Stream[C], Stream[D], P], Stream[R]], /
-    ) -> Pipeline[Any, Any, Any, Any, *tuple[Any, ...], R]: ...
+        self, fn: Callable[[Stream[A], Stream[B], Stream[C], Stream[D]], Stream[R]], /
+    ) -> Pipeline[A, B, C, D, R]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Stream[A], Stream[B], Stream[C], Stream[D], Stream[E]], Stream[R]], /
+    ) -> Pipeline[A, B, C, D, E, R]: ...
+    @overload
+    def __call__(
+        self,
+        fn: Callable[[Stream[A], Stream[B], Stream[C], Stream[D], Stream[E], Stream[F]], Stream[R]],
+        /,
+    ) -> Pipeline[A, B, C, D, E, F, R]: ...
+    @overload
+    def __call__(
+        self,
+        fn: Callable[
+            Concatenate[
+                Stream[A], Stream[B], Stream[C], Stream[D], Stream[E], Stream[F], Stream[G], P
+            ],
+            Stream[R],
+        ],
+        /,
+    ) -> Pipeline[Any, Any, Any, Any, Any, Any, Any, *tuple[Any, ...], R]: ...
     @overload
     def __call__(self, /, *, name: str | None = ...) -> PipelineDecorator: ...
     def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: see the overloads.
@@ -304,7 +379,7 @@ class PipelineDecorator:
         if fn is None:
             return self
         caller = local_names(sys._getframe(1))  # noqa: SLF001  # where annotations may point
-        made: Pipeline[Any, Any] = Pipeline(pipeline_source(fn, caller, name=self._name))
+        made: Pipeline[Any, Any] = Pipeline(pipeline_source(fn, caller, name=self._name), {}, None)
         return made
 
 

@@ -123,6 +123,30 @@ class Group(AsyncIterable[T_co]):
 
     __slots__ = ()
 
+    if not TYPE_CHECKING:  # pragma: no branch  # The checkers refuse these by themselves.
+
+        def __iter__(self) -> NoReturn:
+            self._refuse("iterated over with `for`", "write `async for x in xs`")
+
+        def __len__(self) -> NoReturn:  # noqa: PLE0303  # raises
+            self._refuse("counted", "write `len(await xs.list())`")
+
+        def __bool__(self) -> NoReturn:  # noqa: PLE0304  # raises
+            self._refuse("tested for truth", "look whether `await xs.list()` is empty")
+
+        def __getitem__(self, key: object) -> NoReturn:
+            self._refuse("indexed", "write `(await xs.list())[...]`, or `async for x in xs`")
+
+        def __contains__(self, piece: object) -> NoReturn:
+            self._refuse("searched", "write `x in await xs.list()`")
+
+        def __await__(self) -> NoReturn:
+            self._refuse("awaited", "write `await xs.list()`")
+
+        def _refuse(self, done: str, remedy: str) -> NoReturn:
+            msg = f"a Group cannot be {done}: its pieces are still being made; {remedy}"
+            raise TypeError(msg)
+
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[T_co]:
         """Iterate over the pieces, once.

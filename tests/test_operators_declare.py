@@ -452,11 +452,51 @@ def test_merge_says_what_is_wrong_with_its_streams() -> None:
     refused(
         lambda t: alto.merge(words(t), numbers(words(t))),
         "stage 'made' (one per item of made) and stage 'made' (one per item of made > made) differ",
-        "gather stage 'made' in a stage over Group[int]",
-    )
+        "in depth", 'with order="arrival"', "gather stage 'made' first", "over Group[int]",
+    )  # fmt: skip
     refused(lambda t: alto.merge(t, words(t)), "input 'text' (one per request)", "over Group[str]")
     refused(lambda t: alto.merge(words(t), words(t), by=words(t)), "by=", "is no ancestor")
     refused(lambda t: alto.merge(t, t, by=words(t)), "by=", "is no ancestor")
+    refused(
+        lambda t: alto.merge(words(t), numbers(words(t)), by=words(t), order="arrival"),
+        "by=", "is no ancestor",
+    )  # fmt: skip
+
+
+def test_streams_of_any_depth_are_merged_by_arrival() -> None:
+    """The result lies one level below what all of them have in common."""
+
+    def deep(t: alto.Stream[str]) -> Any:
+        parts = words(t)
+        return alto.merge(numbers(parts), parts, t, order="arrival")
+
+    plan = declared(deep).plan
+    assert [node.name for node in plan.nodes] == ["made", "made#2", "merge", "merge#2"]
+    assert (plan.nodes[-1].depth, plan.depth) == (0, 1)
+    assert type_of(deep) == int | str
+
+    def cousins(t: alto.Stream[str]) -> Any:
+        parts = words(t)
+        return alto.merge(words(parts), numbers(words(parts)), order="arrival")
+
+    plan = declared(cousins).plan
+    assert (plan.nodes[-1].depth, plan.depth) == (1, 2)
+
+
+def test_outputs_say_what_is_wrong_with_their_streams() -> None:
+    """None of them, one that is none, and one of another type than the pipeline's."""
+    refused(lambda t: alto.outputs(), "takes streams by name", "alto.outputs(words=words")
+    refused(lambda t: alto.outputs(words=3), "operator 'outputs': words must be a Stream, not int")
+    assert type_of(lambda t: alto.outputs(a=words(t), b=t)) == alto.Output[str]
+    assert type_of(lambda t: alto.outputs(a=numbers(words(t)), b=t)) == alto.Output[int | str]
+
+    def wrong(t: alto.Stream[str]) -> alto.Stream[alto.Output[bytes | str]]:
+        return alto.outputs(a=words(t), b=numbers(t))
+
+    with pytest.raises(
+        GraphError, match=r"Stream\[Output\[bytes \| str\]\], but returns stage 'outp"
+    ):
+        alto.pipeline(wrong)
 
 
 def test_what_cannot_be_looked_up_is_not_refused() -> None:

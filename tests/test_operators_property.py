@@ -158,7 +158,7 @@ def ranks(step: Step) -> Any:
     return (lambda value: value % 4) if step.keyed else None
 
 
-def declared(step: Step, flow: Flow) -> Flow:
+def declared(step: Step, flow: Flow) -> Flow:  # noqa: C901  # a table
     """The step with alto."""
     stream, anchors = flow.stream, flow.anchors
     by = None if step.by is None else anchors[step.by]
@@ -185,6 +185,11 @@ def declared(step: Step, flow: Flow) -> Flow:
             return Flow(made, (*anchors[: at + 1], made))
         case "merge":
             made = alto.merge(stream, slowing(step.salt)(stream), order=step.order, **options)
+            return Flow(made, (*anchors[: max(at, 0) + 1], made))
+        case "uneven":
+            made = alto.merge(stream, fanning(step.salt)(slowing(step.salt)(stream)),
+                              fanning(step.salt + 1)(fanning(step.salt)(stream)), order="arrival",
+                              **options)  # fmt: skip
             return Flow(made, (*anchors[: max(at, 0) + 1], made))
         case "first":
             made = alto.first(stream, step.size, **options)
@@ -237,6 +242,12 @@ def plain(step: Step, model: Model) -> Model:
         case "merge":
             other = model.mapped(lambda x: mixed(step.salt, x)).items
             return merged(model, [model.items, other], max(at, 0))
+        case "uneven":
+            slow = model.mapped(lambda x: mixed(step.salt, x))
+            once = plain(attrs.evolve(step, kind="fan"), slow)
+            twice = plain(attrs.evolve(step, kind="fan"), model)
+            twice = plain(Step("fan", step.salt + 1), twice)
+            return merged(model, [model.items, once.items, twice.items], max(at, 0))
         case "first":
             return model.spread(at, {p: g[: step.size] for p, g in model.groups(at).items()})
         case kind if step.emit == "partial":
@@ -262,7 +273,8 @@ def merged(model: Model, streams: list[dict[Path, Any]], at: int) -> Model:
 
 
 GATHER = ("collect", "count", "total", "top_k", "reduce", "first")
-IN_ANY_ORDER = ("slow", "where", "switch", "merge", "collect", "count", "total", "top_k", "reduce")
+IN_ANY_ORDER = ("slow", "where", "switch", "merge", "uneven", "collect", "count", "total", "top_k",
+                "reduce")  # fmt: skip
 
 
 @st.composite
@@ -271,16 +283,22 @@ def plans(draw: st.DrawFn) -> tuple[list[Step], bool]:
     steps = [Step("fan", draw(st.integers(0, 99))) for _ in range(draw(st.integers(1, 3)))]
     depth, ordered = len(steps), True
     for _ in range(draw(st.integers(1, 5))):
-        kinds = ("fan", "slow", "where", "switch", "merge", *GATHER) if ordered else IN_ANY_ORDER
+        kinds = (
+            ("fan", "slow", "where", "switch", "merge", "uneven", *GATHER)
+            if ordered
+            else IN_ANY_ORDER
+        )
         kind = draw(st.sampled_from(kinds))
         if (kind in GATHER and not depth) or (kind in ("fan", "where", "switch") and depth > 3):
             continue
-        arrival = not ordered or (
-            kind in ("collect", "reduce", "switch", "merge") and draw(st.integers(0, 3)) == 3
+        arrival = (
+            not ordered
+            or kind == "uneven"
+            or (kind in ("collect", "reduce", "switch", "merge") and draw(st.integers(0, 3)) == 3)
         )
         above = depth if kind == "switch" else depth - 1
         by = None
-        if kind in ("switch", "merge", *GATHER) and above >= 0:
+        if kind in ("switch", "merge", "uneven", *GATHER) and above >= 0:
             by = draw(st.sampled_from([None, *range(above + 1)]))
         emit = "final"
         if kind in ("count", "total", "top_k", "reduce") and ordered and not arrival:
@@ -295,11 +313,11 @@ def plans(draw: st.DrawFn) -> tuple[list[Step], bool]:
         )  # fmt: skip
         if kind in ("fan", "where"):
             depth += 1
-        elif kind in ("switch", "merge", "first") or emit == "partial":
+        elif kind in ("switch", "merge", "uneven", "first") or emit == "partial":
             depth = at + 1
         elif kind != "slow":
             depth = at
-        ordered = ordered and not (arrival and kind in ("switch", "merge"))
+        ordered = ordered and not (arrival and kind in ("switch", "merge", "uneven"))
     return steps, ordered
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any, TypeGuard
 
@@ -209,7 +210,7 @@ async def test_merge_in_order_of_arrival_waits_for_nobody() -> None:
 async def test_merge_of_three_in_order_of_arrival_loses_nothing() -> None:
     """Groups of any length, empty ones too, end when all of them are complete."""
 
-    def three(t: alto.Stream[str]) -> Any:
+    def uneven(t: alto.Stream[str]) -> Any:
         words = parts(t)
         return alto.merge(
             slow(words), alto.where(words, is_lower), alto.where(other(words), is_short),
@@ -223,13 +224,79 @@ async def test_merge_of_three_in_order_of_arrival_loses_nothing() -> None:
             alto.where(other(words), is_short), by=t, order="arrival",
         )  # fmt: skip
 
-    with pytest.raises(alto.GraphError, match="depth"):
-        built(three)
-    for capacity in (1, 32):
-        async with built(same_depth).open(capacity=capacity) as app:
+    for make, capacity in itertools.product((uneven, same_depth), (1, 32)):
+        async with built(make).open(capacity=capacity) as app:
             found = await app.run("aa B c")
             assert sorted(found) == sorted(["AA", "B", "C", "aa", "c", "B'", "c'"])
             assert await app.run("") == []
+
+
+async def test_merge_by_arrival_of_a_stream_and_what_is_made_of_it() -> None:
+    """The words for the screen are not held up by what is judged of them, and each comes once."""
+
+    @alto.stage
+    async def letters(word: str) -> AsyncIterator[str]:
+        for letter in word:
+            await asyncio.sleep(1)
+            yield letter
+
+    def both(t: alto.Stream[str]) -> Any:
+        words = parts(t)
+        return alto.merge(words, letters(words), order="arrival")
+
+    assert await timed(both, "ab - c") == [
+        (0, "ab"), (0, "-"), (0, "c"), (1, "a"), (1, "-"), (1, "c"), (2, "b"),
+    ]  # fmt: skip
+    assert await timed(both, "") == []
+    assert sorted(await reference_run(built(both), "ab c")) == ["a", "ab", "b", "c", "c"]
+
+
+async def test_merge_by_arrival_of_cousins_keeps_to_each_common_ancestor() -> None:
+    """Below each word its own, and nothing of another; of left-out words nothing."""
+
+    def both(t: alto.Stream[str]) -> Any:
+        words = alto.where(parts(t), is_lower)
+        mixed = alto.merge(
+            alto.where(words, is_short), parts(alto.where(slow(words), is_short)), order="arrival"
+        )
+        return alto.collect(mixed, order="arrival")
+
+    assert await timed(both, "aa B ccc d") == [
+        (2, ["d", "D"]), (3, ["aa", "AA"]), (4, []),
+    ]  # fmt: skip
+    expected = [["aa", "AA"], [], ["d", "D"]]
+    assert await reference_run(built(both), "aa B ccc d") == expected
+    async with built(both).open(capacity=1) as app:
+        assert await app.run("aa B ccc d") == expected
+
+
+async def test_merge_by_arrival_with_an_item_of_the_request() -> None:
+    """One item per request stands beside what was made of it."""
+    seen = await timed(lambda t: alto.merge(slow(t), parts(t), order="arrival"), "a b")
+    assert seen == [(0, "a"), (0, "b"), (3, "A B")]
+
+
+async def test_outputs_name_what_each_stream_gives() -> None:
+    """One request serves all of them, by arrival, whatever their depths."""
+
+    def chat(t: alto.Stream[str]) -> Any:
+        words = parts(t)
+        return alto.outputs(words=words, shouts=slow(words), whole=slow(t), known=parts(words))
+
+    O = alto.Output  # noqa: N806, E741  # short, for the table
+    seen = await timed(chat, "a bb")
+    assert sorted(seen[:4], key=lambda one: (one[1].name, one[1].value)) == [
+        (0, O("known", "a")), (0, O("known", "bb")), (0, O("words", "a")), (0, O("words", "bb")),
+    ]  # fmt: skip
+    assert seen[4:] == [(1, O("shouts", "A")), (2, O("shouts", "BB")), (4, O("whole", "A BB"))]
+    pipeline = built(chat)
+    async with pipeline.open(capacity=1) as app:
+        found = {(one.name, one.value) for one in await app.run("a bb")}
+    assert found == {(one.name, one.value) for _, one in seen}
+    assert {(one.name, one.value) for one in await reference_run(pipeline, "a bb")} == found
+    assert await results(lambda t: alto.outputs(only=parts(t)), "a b") == [
+        O("only", "a"), O("only", "b"),
+    ]  # fmt: skip
 
 
 async def test_merge_of_the_items_of_a_request() -> None:

@@ -216,15 +216,23 @@ async def test_a_request_may_be_cut_anywhere(capacity: int) -> None:
         assert await app.run("aa b ccc x") == whole
 
 
+def even(t: alto.Stream[str]) -> Any:
+    """Streams of one depth."""
+    words = burst(t)
+    return alto.merge(ask(words), ask(slow(words)), words, by=t, order="arrival")
+
+
+def uneven(t: alto.Stream[str]) -> Any:
+    """Streams of several depths."""
+    words = burst(t)
+    return alto.outputs(said=ask(words), again=burst(ask(slow(words))), words=words)
+
+
+@pytest.mark.parametrize("merged", [even, uneven])
 @pytest.mark.parametrize("capacity", [1, 32])
-async def test_a_stream_may_be_left_anywhere(capacity: int) -> None:
+async def test_a_stream_may_be_left_anywhere(capacity: int, merged: Any) -> None:
     """Left after any number of results, it leaves nothing of its requests at the engine."""
     model = engine()
-
-    def merged(t: alto.Stream[str]) -> Any:
-        words = burst(t)
-        return alto.merge(ask(words), ask(slow(words)), words, by=t, order="arrival")
-
     async with built(merged).open(capacity=capacity, llm=model) as app:
         fresh = app.statistics()
         for number in range(10):

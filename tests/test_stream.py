@@ -48,6 +48,39 @@ def test_a_stream_can_be_hashed_and_compared_by_identity() -> None:
     assert {STREAM: 1}[STREAM] == 1
 
 
+@pytest.mark.parametrize(
+    ("use", "remedy"),
+    [
+        (list, "cannot be iterated over with `for`.*`async for x in xs`"),
+        (len, "cannot be counted.*`len\\(await xs.list\\(\\)\\)`"),
+        (bool, "cannot be tested for truth.*is empty"),
+        (lambda xs: xs[0], r"cannot be indexed.*\(await xs.list\(\)\)\[...\]"),
+        (lambda xs: 3 in xs, r"cannot be searched.*`x in await xs.list\(\)`"),
+        (lambda xs: xs.__await__(), r"cannot be awaited.*`await xs.list\(\)`"),
+    ],
+)
+async def test_a_group_is_no_list(use: Callable[[object], object], remedy: str) -> None:
+    """Every use that needs all pieces raises a TypeError that says what to write."""
+
+    @alto.stage
+    async def misused(pieces: alto.Group[str]) -> str:
+        return str(use(pieces))
+
+    @alto.stage
+    async def split(text: str) -> AsyncIterator[str]:
+        yield text
+
+    @alto.pipeline
+    def p(text: alto.Stream[str]) -> alto.Stream[str]:
+        return misused(split(text))
+
+    with pytest.raises(TypeError, match=remedy):
+        use(group([1]))
+    async with p.open() as app:
+        with pytest.raises(alto.StageError, match=remedy):
+            await app.run("a")
+
+
 async def test_a_group_made_by_hand_gives_its_pieces() -> None:
     """From an iterable or an async one, piece by piece or as a list."""
 

@@ -48,7 +48,7 @@ def accepts(value: object, wanted: object, /) -> bool:
         return all(hasattr(value, name) for name in protocol_methods(cls))
     if cls is type and get_args(wanted):
         return isinstance(value, type) and _is_below(value, plain(get_args(wanted)[0]))
-    if cls is LLM and isinstance(value, Engine):
+    if cls is LLM and isinstance(value, Engine) and not isinstance(value, type):
         return True
     return _is_instance(value, cls)
 

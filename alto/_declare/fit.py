@@ -26,7 +26,7 @@ from typing import (
     is_typeddict,
 )
 
-__all__ = ("CALLABLE", "PROMOTED", "class_of", "fits", "is_protocol", "is_union", "missing_members", "plain",
+__all__ = ("CALLABLE", "MAPPINGS", "ONE_ARGUMENT", "PROMOTED", "class_of", "fits", "is_protocol", "is_union", "missing_members", "plain",
            "protocol_methods")  # fmt: skip
 
 PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}

@@ -11,9 +11,47 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 
-from alto._spec import Declaration
+import attrs
 
-__all__ = ("mentioned", "own_resources")
+from alto._declare.resources import bind_stages
+from alto._spec import Declaration
+from alto.errors import ResourceError
+
+__all__ = ("bound_pipeline", "inner_resources", "mentioned", "own_resources")
+
+
+def bound_pipeline(declaration: Declaration, resources: Mapping[str, object]) -> Declaration:
+    """*declaration* with resources fixed in all its stages that ask for them.
+
+    Raises:
+        ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
+            wrong type.
+    """
+    who = f"pipeline {declaration.name!r}"
+    own = {spec.name for node in declaration.nodes for spec in node.stage.resources}
+    for name in resources:
+        if name not in own:
+            for other in mentioned(declaration, ()):
+                if name in _asked(other):
+                    msg = (
+                        f"{who} has no stage of its own that takes a resource {name!r}, but pipeline "
+                        f"{other.name!r}, which a stage of it calls, does; bind it there, or give "
+                        f"it to open({name}=...)"
+                    )
+                    raise ResourceError(msg)
+    stages = [(node.stage, node.bound) for node in declaration.nodes]
+    nodes = zip(declaration.nodes, bind_stages(who, stages, resources), strict=True)
+    return attrs.evolve(
+        declaration, nodes=tuple(attrs.evolve(node, bound=bound) for node, bound in nodes)
+    )
+
+
+def inner_resources(
+    declaration: Declaration, resources: Mapping[str, object]
+) -> Mapping[str, object]:
+    """What a pipeline that a stage calls takes of an app's *resources*."""
+    asked = _asked(declaration)
+    return {name: value for name, value in resources.items() if name in asked}
 
 
 def own_resources(
@@ -44,7 +82,9 @@ def mentioned(declaration: Declaration, resources: Iterable[object]) -> list[Dec
 
 
 def _asked(declaration: Declaration) -> set[str]:
-    return {spec.name for node in declaration.nodes for spec in node.stage.resources}
+    # Names that are still to be given.
+    return {spec.name for node in declaration.nodes for spec in node.stage.resources
+            if spec.name not in node.bound}  # fmt: skip
 
 
 def _pipelines(values: list[object]) -> Iterator[Declaration]:

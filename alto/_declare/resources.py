@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 
 from alto._declare.accept import accepts
+from alto._declare.models import engines_in, find_misfit, is_read_once
 from alto._declare.show import show
-from alto._spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec
+from alto._spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec, StageSpec
 from alto.errors import InputError, ResourceError
 
-__all__ = ("bind_resources", "check_input", "check_input_count", "check_resource",
-           "refuse_unknown")  # fmt: skip
+__all__ = ("bind_resources", "bind_stages", "check_input", "check_input_count", "check_resource",
+           "refuse_unknown", "refused")  # fmt: skip
 
 
 def bind_resources(
@@ -19,7 +20,7 @@ def bind_resources(
     """The keyword arguments of every node, in the order of ``declaration.nodes``.
 
     A resource goes to every stage that has a keyword-only parameter of its name and that
-    ``stage.bind`` has not given one. A default stays with the function.
+    ``bind`` has not given one. A default stays with the function.
 
     Raises:
         ResourceError: One is missing, unknown, bound twice, or provably of a wrong type.
@@ -33,7 +34,7 @@ def bind_resources(
         if all(name in node.bound for node in takers):
             msg = (
                 f"{pipeline}: resource {name!r} is bound twice: open({name}=...) is given, but "
-                f"stage.bind has fixed it for {_named(takers)}; leave one out"
+                f"bind({name}=...) has fixed it for {_named(takers)}; leave one out"
             )
             raise ResourceError(msg)
     missing: dict[str, list[NodeSpec]] = {}
@@ -52,6 +53,43 @@ def bind_resources(
     return tuple(_bound(node, resources) for node in declaration.nodes)
 
 
+def bind_stages(
+    who: str,
+    stages: Sequence[tuple[StageSpec, Mapping[str, object]]],
+    resources: Mapping[str, object],
+) -> list[Mapping[str, object]]:
+    """Fix resources of a pipeline's stages, as ``Pipeline.bind`` does.
+
+    Args:
+        who: The pipeline, for messages.
+        stages: Each with what is bound in it already, which stays.
+        resources: By name, for every other stage that asks for one.
+
+    Returns:
+        What is bound in each stage.
+
+    Raises:
+        ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
+            wrong type.
+    """
+    asking = [{spec.name: spec for spec in stage.resources} for stage, _ in stages]
+    for name in resources:
+        takers = [pair for pair, asked in zip(stages, asking, strict=True) if name in asked]
+        if not takers:
+            refuse_unknown(name, {name for asked in asking for name in asked}, who)
+        if all(name in bound for _, bound in takers):
+            named = _listed(stage.name for stage, _ in takers)
+            msg = f"{who}: resource {name!r} is bound already, for {named}; leave one out"
+            raise ResourceError(msg)
+    made: list[Mapping[str, object]] = []
+    for (stage, bound), asked in zip(stages, asking, strict=True):
+        new = {n: value for n, value in resources.items() if n in asked and n not in bound}
+        for name, value in new.items():
+            check_resource(stage.name, asked[name], value)
+        made.append({**bound, **new})
+    return made
+
+
 def check_resource(
     stage: str, spec: ResourceSpec, value: object, number: int | None = None
 ) -> None:
@@ -66,18 +104,45 @@ def check_resource(
     Raises:
         ResourceError: It is provably of a wrong type; stage, resource, expected and got are named.
     """
-    if not isinstance(value, PerReplica) and not accepts(value, spec.type):
-        whose, remedy = "", "give one, or correct the annotation"
-        if number is not None:
-            whose, remedy = f" of replica {number}", "correct its factory, or the annotation"
-            if isinstance(value, (Generator, AsyncGenerator)):
-                kind = "async" if isinstance(value, AsyncGenerator) else ""
-                remedy = f"decorate its factory with @contextlib.{kind}contextmanager"
-        msg = (
-            f"stage {stage!r}: resource {spec.name!r}{whose} must be {show(spec.type)}, not "
-            f"{type(value).__name__}; {remedy}"
+    reason = refused(spec, value)
+    if reason is None:
+        return
+    whose, remedy = "", "give one, or correct the annotation"
+    if number is not None:
+        whose, remedy = f" of replica {number}", "correct its factory, or the annotation"
+        if isinstance(value, (Generator, AsyncGenerator)):
+            kind = "async" if isinstance(value, AsyncGenerator) else ""
+            remedy = f"decorate its factory with @contextlib.{kind}contextmanager"
+    msg = f"stage {stage!r}: resource {spec.name!r}{whose}{reason}; {remedy}"
+    raise ResourceError(msg)
+
+
+def refused(spec: ResourceSpec, value: object) -> str | None:
+    """Say why a value cannot be what a stage asks for; None: it may be.
+
+    Returns:
+        What follows the resource's name in a message: `` must be LLM, not str``.
+    """
+    if isinstance(value, PerReplica):
+        return None
+    if not accepts(value, spec.type):
+        return f" must be {show(spec.type)}, not {_kind(value)}"
+    if is_read_once(value, spec.type):
+        return (
+            f" must be {show(spec.type)} that can be looked at more than once, such as a list, not "
+            f"{_kind(value)}"
         )
-        raise ResourceError(msg)
+    misfit = find_misfit(value, spec.type)
+    if misfit is None:
+        return None
+    where, part, wanted = misfit
+    return (
+        f" must be {show(spec.type)}, but {where} in it is no {show(wanted)}: it is {_kind(part)}"
+    )
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__qualname__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_input(declaration: Declaration, spec: InputSpec, value: object) -> None:
@@ -139,6 +204,11 @@ def _bound(node: NodeSpec, resources: Mapping[str, object]) -> Mapping[str, obje
                 check_resource(node.stage.name, spec, source[spec.name])
                 given[spec.name] = source[spec.name]
                 break
+        else:
+            # A default stays with the function, unless it is one that the app takes care of.
+            held = isinstance(spec.default, PerReplica)
+            if held or any(engines_in(spec.default, spec.type)):
+                given[spec.name] = spec.default
     return given
 
 
@@ -151,5 +221,9 @@ def _spec(node: NodeSpec, name: str) -> ResourceSpec:
 
 
 def _named(nodes: Sequence[NodeSpec]) -> str:
-    names = dict.fromkeys(node.stage.name for node in nodes)
+    return _listed(node.stage.name for node in nodes)
+
+
+def _listed(stages: Iterable[str]) -> str:
+    names = dict.fromkeys(stages)
     return ("stage " if len(names) == 1 else "stages ") + ", ".join(map(repr, names))

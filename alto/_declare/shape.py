@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from types import FunctionType, MethodType
@@ -28,7 +29,12 @@ class Parameter:
     name: str
     annotation: object
     """A string where the module postpones annotations."""
-    has_default: bool
+    default: object = inspect.Parameter.empty
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the signature has a default for it."""
+        return self.default is not inspect.Parameter.empty
 
     def __str__(self) -> str:
         """As it stands in a signature: ``llm: LLM``."""
@@ -97,7 +103,7 @@ def stage_shape(fn: object, name: str | None, runs_in: RunsIn = "loop") -> Shape
             f"runs_in={runs_in!r}, or leave runs_in out"
         )
         raise GraphError(msg)
-    shape = _shape(function, name or function.__name__, what, generator=generator)
+    shape = _shape(function, "stage", name or function.__name__, generator=generator)
     for parameter in shape.resources:
         if parameter.name in RESERVED:
             msg = (
@@ -131,7 +137,7 @@ def pipeline_shape(fn: object, name: str | None) -> Shape:
     if inspect.isgeneratorfunction(function):
         msg = f"{what} is a generator; `return` the stream that holds its results"
         raise GraphError(msg)
-    shape = _shape(function, name or function.__name__, what, generator=False)
+    shape = _shape(function, "pipeline", name or function.__name__, generator=False)
     if shape.resources:
         msg = (
             f"{what}: parameter {shape.resources[0].name!r} is keyword-only, but a pipeline takes "
@@ -161,12 +167,9 @@ def _function(fn: object, kind: str, how: str) -> FunctionType:
         bind = " and fix its resources with `stage.bind(...)`" if kind == "stage" else ""
         msg = f"{what}, not of a functools.partial of {inner!r}; decorate {inner!r} itself{bind}"
     elif isinstance(fn, MethodType):
-        msg = (
-            f"{what}, not of the method {fn.__qualname__!r}; "
-            f"keep the object in a resource (a keyword-only parameter)"
-        )
+        msg = f"{what}, not of the method {fn.__qualname__!r}; {_moved(fn.__func__, kind)}"
     elif isinstance(fn, staticmethod | classmethod):
-        msg = f"{what}, not of a {type(fn).__name__}; move it out of its class"
+        msg = f"{what}, not of a {type(fn).__name__}; move the function out of its class"
     elif hasattr(fn, "fn"):
         msg = f"{what}, not of {fn!r}, which is declared already; use it as it is"
     else:
@@ -174,10 +177,14 @@ def _function(fn: object, kind: str, how: str) -> FunctionType:
     raise GraphError(msg)
 
 
-def _shape(function: FunctionType, name: str, what: str, *, generator: bool) -> Shape:
+def _shape(function: FunctionType, kind: str, name: str, *, generator: bool) -> Shape:
+    what = f"{kind} {name!r}"
     signature = _signature(function)
     streams: list[Parameter] = []
     resources: list[Parameter] = []
+    if _is_method(function, signature):
+        msg = f"{what} is a method; {_moved(function, kind)}"
+        raise GraphError(msg)
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
@@ -188,19 +195,23 @@ def _shape(function: FunctionType, name: str, what: str, *, generator: bool) -> 
             raise GraphError(msg)
         if parameter.annotation is parameter.empty:
             msg = f"{what}: parameter {parameter.name!r} has no annotation; write its type"
-            if not streams and parameter.name in ("self", "cls"):
-                msg = f"{what} is a method; move it out of its class, and its state to a resource"
             raise GraphError(msg)
-        has_default = parameter.default is not parameter.empty
-        kept = Parameter(parameter.name, parameter.annotation, has_default)
+        kept = Parameter(parameter.name, parameter.annotation, parameter.default)
         if parameter.kind is parameter.KEYWORD_ONLY:
             resources.append(kept)
             continue
-        if has_default:
+        if kept.has_default:
+            remedy = "take the default away"
+            if kind == "pipeline":
+                remedy += (
+                    ", and give a value with each request; what has a default is a resource of the "
+                    "stage that uses it, `*, name: T = ...`"
+                )
+            elif streams and not _gathers(parameter.annotation):
+                remedy = f"put a `*` before it to make it a resource, or {remedy}"
             msg = (
                 f"{what}: parameter {parameter.name!r} is positional, so it takes a stream and "
-                f"can have no default; put a `*` before it to make it a resource, or take the "
-                f"default away"
+                f"can have no default; {remedy}"
             )
             raise GraphError(msg)
         streams.append(kept)
@@ -215,6 +226,53 @@ def _shape(function: FunctionType, name: str, what: str, *, generator: bool) -> 
         resources=tuple(resources),
         returns=signature.return_annotation,
     )
+
+
+def _is_method(function: FunctionType, signature: inspect.Signature) -> bool:
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or first.name not in ("self", "cls"):
+        return False
+    return first.annotation is first.empty or _owner(function) is not None
+
+
+def _owner(function: Callable[..., object]) -> str | None:
+    # The class whose body a function is written in.
+    inner = function.__qualname__.rpartition("<locals>.")[2]
+    return inner.rpartition(".")[0] or None
+
+
+def _moved(function: Callable[..., object], kind: str) -> str:
+    # How a method is written as a stage: its object is a resource.
+    owner = _owner(function)
+    if kind == "pipeline" or owner is None or not isinstance(function, FunctionType):
+        return "move it out of its class, and its state to a resource of a stage"
+    owner = owner.rpartition(".")[2]
+    name = owner.lower()
+    signature = _signature(function)
+    _, *others = signature.parameters.values()
+    keyword_only = [p for p in others if p.kind is p.KEYWORD_ONLY]
+    written = [*map(_written, others[: len(others) - len(keyword_only)]), "*", f"{name}: {owner}"]
+    written += map(_written, keyword_only)
+    is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    returns = signature.return_annotation
+    gives = "" if returns is signature.empty else f" -> {show(returns)}"
+    return (
+        f"move it out of its class and take the object as a resource, so that `self.x` becomes "
+        f"`{name}.x`:\n"
+        f"    {'async def' if is_async else 'def'} {function.__name__}({', '.join(written)}){gives}: ...\n"
+        f"    async with pipeline.open({name}={owner}(...)) as app: ..."
+    )
+
+
+def _written(parameter: inspect.Parameter) -> str:
+    if parameter.annotation is parameter.empty:
+        return parameter.name
+    default = "" if parameter.default is parameter.empty else " = ..."
+    return f"{parameter.name}: {show(parameter.annotation)}{default}"
+
+
+def _gathers(annotation: object) -> bool:
+    return re.match(r"([\w]+\.)*(Group|Stream)\b", show(annotation)) is not None
 
 
 def _signature(function: FunctionType) -> inspect.Signature:

@@ -8,10 +8,11 @@ from typing import Final, get_args, get_origin
 
 import attrs
 
-from alto._declare.fit import class_of, plain
+from alto._declare.fit import class_of, is_union, plain
 from alto._declare.names import Names
 from alto._declare.options import StageOptions
-from alto._declare.shape import Shape
+from alto._declare.resources import refused
+from alto._declare.shape import Parameter, Shape
 from alto._declare.show import show
 from alto._spec import InputSpec, ParamSpec, ResourceSpec, StageSpec
 from alto.errors import GraphError
@@ -49,8 +50,7 @@ def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpe
         for p in shape.streams
     )
     resources = tuple(
-        _resource(p.name, _resolved(names, p.annotation, what, p.name), what, p.has_default)
-        for p in shape.resources
+        _resource(p, _resolved(names, p.annotation, what, p.name), what) for p in shape.resources
     )
     returns = names.resolve(shape.returns, where=f"{what}: its result")
     for param in params:
@@ -94,12 +94,27 @@ def pipeline_spec(shape: Shape, names: Names) -> PipelineSpec:
         name=shape.name,
         fn=shape.fn,
         inputs=inputs,
-        output=_inside(returns, f"{what}: its result"),
+        output=_result(returns, f"{what}: its result"),
     )
 
 
 def _resolved(names: Names, annotation: object, what: str, parameter: str) -> object:
     return names.resolve(annotation, where=f"{what}: parameter {parameter!r}")
+
+
+def _result(tp: object, where: str) -> object:
+    # The T of the one stream that a pipeline gives.
+    args = () if is_union(plain(tp)) else get_args(plain(tp))
+    several = [one for one in args if class_of(plain(one)) is Stream]
+    if several:
+        items = " | ".join(dict.fromkeys(show(arg) for one in several for arg in get_args(one)))
+        msg = (
+            f"{where} is annotated {show(tp)}, but a pipeline gives one stream; for several "
+            f"outputs `return alto.outputs(a=..., b=...)`, annotated "
+            f"`-> Stream[alto.Output[{items or 'T'}]]`, or alto.merge them"
+        )
+        raise GraphError(msg)
+    return _inside(tp, where)
 
 
 def _inside(tp: object, where: str) -> object:
@@ -131,14 +146,22 @@ def _stream_param(name: str, tp: object, what: str) -> ParamSpec:
     return ParamSpec(name, group=True, type=inner)
 
 
-def _resource(name: str, tp: object, what: str, has_default: bool) -> ResourceSpec:  # noqa: FBT001
+def _resource(parameter: Parameter, tp: object, what: str) -> ResourceSpec:
+    name = parameter.name
     if class_of(plain(tp)) in (Group, Stream):
         msg = (
             f"{what}: parameter {name!r} is keyword-only, so it takes a resource, but is annotated "
             f"{show(tp)}; move it before the `*` (as an item `T` or a `Group[T]`)"
         )
         raise GraphError(msg)
-    return ResourceSpec(name, tp, required=not has_default)
+    spec = ResourceSpec(name, tp, required=not parameter.has_default, default=parameter.default)
+    if parameter.has_default:
+        reason = refused(spec, parameter.default)
+        if reason is not None:
+            optional = f", or annotate it {show(tp)} | None" if parameter.default is None else ""
+            msg = f"{what}: the default of resource {name!r}{reason}; correct one of them{optional}"
+            raise GraphError(msg)
+    return spec
 
 
 def _refuse_nested(tp: object, what: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from alto._core.graph import NodeDecl, ParamDecl, make_plan
 from alto._declare.fit import class_of, fits, plain
+from alto._declare.resources import bind_stages
 from alto._declare.show import show
 from alto._declare.signature import PipelineSpec
 from alto._spec import Declaration, NodeSpec, ParamSpec, StageSpec
@@ -82,6 +83,12 @@ class Tracer:
         if result is None:
             msg = f"{self.where} returns nothing; `return` the stream that holds its results"
             raise GraphError(msg)
+        if isinstance(result, tuple | list | dict):
+            msg = (
+                f"{self.where} returns a {type(result).__name__}, but a pipeline gives one stream; "
+                f"for several outputs `return alto.outputs(a=..., b=...)`, or alto.merge them"
+            )
+            raise GraphError(msg)
         symbol = self.own(result, f"{self.where}: what it returns")
         if not fits(symbol.type, spec.output):
             msg = (
@@ -105,7 +112,7 @@ def trace(spec: PipelineSpec) -> Declaration:
     """Read a pipeline.
 
     Raises:
-        GraphError: It has no meaning; the message names pipeline, stage, parameter and remedy.
+        GraphError: It has no meaning; the message names pipeline, stage or input, and remedy.
         Exception: Whatever its function raises.
     """
     tracer = Tracer(spec)
@@ -122,6 +129,13 @@ def trace(spec: PipelineSpec) -> Declaration:
         plan = make_plan(len(spec.inputs), tracer.decls, result.number, pipeline=spec.name)
     except GraphError as error:
         raise tracer.named(error) from None
+    for one, takers in zip(spec.inputs, plan.inputs, strict=True):
+        if not takers:
+            msg = (
+                f"pipeline {spec.name!r}: nothing takes input {one.name!r}; pass it to a stage, "
+                f"return it, or leave the parameter out"
+            )
+            raise GraphError(msg)
     nodes = tuple(
         NodeSpec(name=node.name, stage=stage, bound=bound)
         for node, (stage, bound) in zip(plan.nodes, tracer.nodes, strict=True)
@@ -187,13 +201,22 @@ def call_stage(
 def inline(
     resolve: Callable[[], PipelineSpec],
     name: str,
+    bound: Mapping[str, object],
     streams: Sequence[object],
     keywords: Mapping[str, object],
 ) -> Stream[Any]:
     """Read a pipeline as a part of the one that is being read.
 
+    Args:
+        resolve: Gives the pipeline's record; called only while a pipeline is being read.
+        name: The pipeline's name.
+        bound: Resources given with ``pipeline.bind``.
+        streams: The positional arguments.
+        keywords: Keyword arguments, none of which is right.
+
     Raises:
         GraphError: The call has no meaning; the message names the pipelines and the remedy.
+        ResourceError: No stage takes what is bound.
     """
     tracer = _tracer.get()
     if tracer is None:
@@ -211,7 +234,11 @@ def inline(
         )
         raise GraphError(msg)
     if keywords:
-        msg = f"{what} takes streams only, by position; it has no keyword {next(iter(keywords))!r}"
+        keyword = next(iter(keywords))
+        msg = (
+            f"{what} takes streams only, by position; it has no keyword {keyword!r}; a resource is "
+            f"given to open({keyword}=...), or fixed with {spec.name}.bind({keyword}=...)"
+        )
         raise GraphError(msg)
     _check_count(len(streams), [one.name for one in spec.inputs], what)
     inner: list[Stream[Any]] = []
@@ -225,7 +252,14 @@ def inline(
             )
             raise GraphError(msg)
         inner.append(tracer.stream(symbol.number, one.type, symbol.label))
+    before = len(tracer.nodes)
     result = tracer.enter(spec, inner)
+    if bound:
+        stages = tracer.nodes[before:]
+        tracer.nodes[before:] = [
+            (stage, fixed)
+            for (stage, _), fixed in zip(stages, bind_stages(what, stages, bound), strict=True)
+        ]
     return tracer.stream(result.number, spec.output, f"pipeline {spec.name!r}")
 
 

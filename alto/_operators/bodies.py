@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -109,8 +109,10 @@ def merging() -> Callable[..., AsyncIterator[Any]]:
     return body
 
 
-def racing() -> Callable[..., AsyncIterator[Any]]:
-    """Give the pieces of several groups as they come.
+def racing(
+    marks: Sequence[Callable[[Any], Any]] | None = None, /
+) -> Callable[..., AsyncIterator[Any]]:
+    """Give the pieces of several groups as they come, as what *marks*, one per group, make of them.
 
     Each group has a task that reads one piece. It reads on when that piece has been handed on, so
     no group is read ahead of the consumer. The tasks end with the call, which waits for them; a
@@ -119,16 +121,16 @@ def racing() -> Callable[..., AsyncIterator[Any]]:
 
     async def body(*groups: Group[Any]) -> AsyncIterator[Any]:
         iterators = [aiter(group) for group in groups]
-        reads = {_read(pieces): pieces for pieces in iterators}
+        reads = {_read(pieces): (pieces, k) for k, pieces in enumerate(iterators)}
         try:
             while reads:
                 done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
                 for read in [read for read in reads if read in done]:
-                    pieces = reads.pop(read)
+                    pieces, k = reads.pop(read)
                     piece = read.result()
                     if piece is not _END:
-                        yield piece
-                        reads[_read(pieces)] = pieces
+                        yield piece if marks is None else marks[k](piece)
+                        reads[_read(pieces)] = pieces, k
         finally:
             for read in reads:
                 read.cancel()

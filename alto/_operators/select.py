@@ -1,9 +1,9 @@
-"""Operators that hand items on: ``first``, ``where``, ``switch``, ``merge``."""
+"""Operators that hand items on: ``first``, ``where``, ``switch``."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, overload
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, overload
 
 from alto._declare.accept import accepts
 from alto._declare.show import show
@@ -14,29 +14,16 @@ from alto._operators.arguments import (
     check_whole,
     function_of,
 )
-from alto._operators.bodies import (
-    Routed,
-    branching,
-    keeping,
-    leaving,
-    lifting,
-    merging,
-    racing,
-    routing,
-)
+from alto._operators.bodies import Routed, branching, keeping, leaving, routing
 from alto._operators.fold import short
-from alto._operators.site import Place, Site
+from alto._operators.site import Site
 from alto._operators.stages import call, generic
 from alto._spec import GroupOrder
 from alto.errors import GraphError
 from alto.stream import Stream
 
-__all__ = ("first", "merge", "switch", "where")
+__all__ = ("first", "switch", "where")
 
-A = TypeVar("A")
-B = TypeVar("B")
-C = TypeVar("C")
-D = TypeVar("D")
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -138,7 +125,7 @@ def switch(
     """Several streams of which each item takes one: the one for the case that *choose* gives.
 
     ``hard, easy = alto.switch(claims, is_hard, True, False)``. Each result has a level of its own,
-    with the item itself or nothing below each item, so that :func:`merge` brings what was made in
+    with the item itself or nothing below each item, so that :func:`alto.merge` brings what was made in
     the branches together again, in the order of the items.
 
     Args:
@@ -178,76 +165,6 @@ def switch(
     )  # fmt: skip
 
 
-@overload
-def merge(
-    stream: Stream[A], stream2: Stream[B], /, *, by: Stream[object] | None = ...,
-    order: GroupOrder = ...,
-) -> Stream[A | B]: ...  # fmt: skip
-@overload
-def merge(
-    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], /, *,
-    by: Stream[object] | None = ..., order: GroupOrder = ...,
-) -> Stream[A | B | C]: ...  # fmt: skip
-@overload
-def merge(
-    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], stream4: Stream[D], /, *,
-    by: Stream[object] | None = ..., order: GroupOrder = ...,
-) -> Stream[A | B | C | D]: ...  # fmt: skip
-@overload
-def merge(
-    *streams: Stream[T], by: Stream[object] | None = ..., order: GroupOrder = ...
-) -> Stream[T]: ...
-def merge(
-    *streams: Stream[Any], by: Stream[object] | None = None, order: GroupOrder = "ancestry"
-) -> Stream[Any]:
-    """The items of several streams as one stream.
-
-    What is merged is what lies below one item of their nearest common ancestor, or of *by*; after
-    :func:`switch` that is one item before the branches. The result has one level below it.
-
-    Args:
-        *streams: Two or more streams of the same depth.
-        by: The stream whose items the groups belong to, where that is not their nearest common
-            ancestor.
-        order: ``"ancestry"``: below each ancestor all items of the first stream, then those of the
-            next; ``"arrival"``: items of all streams as they come, each stream's in its order of
-            arrival. A stream that gives nothing for long then does not hold up the others, whose
-            items are kept where the consumer is slower, up to ``open(max_held_items=...)``.
-
-    Raises:
-        GraphError: There are fewer than two streams, they differ in depth, or *by* is no ancestor
-            of all of them.
-
-    Cancellation: as in a stage, what only the groups were waiting for is cancelled.
-    """
-    site = Site("merge")
-    check_choice(order, site.where, "order=", get_args(GroupOrder))
-    if len(streams) < 2:
-        msg = (
-            f"{site.where} takes two or more streams, not {len(streams)}; pass each one, and those "
-            f"of a list as `merge(*streams)`"
-        )
-        raise GraphError(msg)
-    places = [site.place(stream, f"stream {k}") for k, stream in enumerate(streams, 1)]
-    _check_depths(places, site.where)
-    given: Sequence[Stream[Any]] = streams
-    if not places[0].levels:  # One item each: a level makes it something that can be gathered.
-        given = [
-            call(lifting(), {"item": (stream, place.type)}, generic(AsyncIterator, place.type),
-                 name="merge", group=False)
-            for stream, place in zip(streams, places, strict=True)
-        ]  # fmt: skip
-        if by is not None:
-            site.check_by(by, [Site("merge").place(stream, "stream") for stream in given])
-    else:
-        site.check_by(by, places)
-    named = {f"stream{k}": (stream, place.type)
-             for k, (stream, place) in enumerate(zip(given, places, strict=True), 1)}  # fmt: skip
-    gives = generic(AsyncIterator, Union[tuple(place.type for place in places)])  # noqa: UP007
-    body = merging() if order == "ancestry" else racing()
-    return call(body, named, gives, name="merge", group=True, by=by, order=order)
-
-
 def _branches(
     cases: tuple[object, ...], gives: object, otherwise: object, where: str
 ) -> dict[object, int]:
@@ -279,16 +196,3 @@ def _branches(
             raise GraphError(msg)
         branches[case] = len(branches)
     return branches
-
-
-def _check_depths(places: Sequence[Place], where: str) -> None:
-    head = places[0]
-    for place in places[1:]:
-        if len(place.levels) != len(head.levels):
-            deeper, other = sorted((head, place), key=lambda one: -len(one.levels))
-            msg = (
-                f"{where}: {head.label} ({head.said}) and {place.label} ({place.said}) differ in "
-                f"depth; gather {deeper.label} in a stage over Group[{deeper.shown}], or let a "
-                f"stage yield the items of {other.label} one by one"
-            )
-            raise GraphError(msg)

@@ -21,7 +21,7 @@ import anyio.abc
 
 from alto._aio import uncut
 from alto._declare import bind_resources
-from alto._declare.nested import mentioned, own_resources
+from alto._declare.nested import inner_resources, mentioned, own_resources
 from alto._declare.resources import refuse_unknown
 from alto._run.call import Call, calls_around
 from alto._run.checks import check_inputs, check_loop, check_open
@@ -152,7 +152,7 @@ class Host:
         self._keepers = Keepers(self._spawn_keeper)
         self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"
         self._task: asyncio.Task[None] | None = None
-        self._opening = anyio.CancelScope()
+        self._opening: anyio.CancelScope | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._workers: WorkerTasks | None = None
         self._opened: asyncio.Event | None = None
@@ -191,7 +191,7 @@ class Host:
         except RuntimeError as error:
             msg = f"{self.declaration.name}.open() needs asyncio; another library runs this loop"
             raise RuntimeError(msg) from error
-        self._state = "opening"
+        self._state, self._opening = "opening", anyio.CancelScope()
         self.loop, self.clock = loop, clock_of(loop)
         self.context = contextvars.copy_context()
         self._opened, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -293,6 +293,7 @@ class Host:
     async def _open_and_close(self) -> None:
         assert self._opened is not None
         assert self._closing is not None
+        assert self._opening is not None
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._workers = WorkerTasks(self.loop, self.context, self._worker_failed)
@@ -375,8 +376,7 @@ class Host:
         # An inner pipeline takes what it needs of the app's resources.
         if declaration is self.declaration:
             return own_resources(declaration, self._values)
-        wanted = {r.name for node in declaration.nodes for r in node.stage.resources}
-        return {name: value for name, value in self._values.items() if name in wanted}
+        return inner_resources(declaration, self._values)
 
     def named_nodes(self) -> list[tuple[str, Node]]:
         """The stages, by their names in the statistics."""

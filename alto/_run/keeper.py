@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from alto._declare import check_resource
-from alto._run.resources import engine_of, runs, with_handles
+from alto._declare.models import engines_in, with_handles
+from alto._run.resources import runs
 from alto._run.threads import Threads
 from alto._spec import PerReplica
 from alto._told import shown, told
@@ -164,15 +165,16 @@ class Keeper:
     async def _made(
         self, name: str, value: PerReplica[object], stack: AsyncExitStack, threads: Threads | None
     ) -> object:
+        [asked] = [spec for spec in self._spec.stage.resources if spec.name == name]
         try:
-            made = await stack.enter_async_context(_entered(value, self._number, threads))
+            made = await stack.enter_async_context(
+                _entered(value, asked.type, self._number, threads)
+            )
         except (Exception, asyncio.CancelledError) as error:
             if self._is_cancelled():
                 raise
             raise factory_failed(self._name, name, self._number, error) from error
-        for spec in self._spec.stage.resources:
-            if spec.name == name:
-                check_resource(self._name, spec, made, self._number)
+        check_resource(self._name, asked, made, self._number)
         return made
 
 
@@ -186,7 +188,7 @@ def factory_failed(stage: str, resource: str, number: int, error: BaseException)
 
 @asynccontextmanager
 async def _entered(
-    value: PerReplica[object], number: int, threads: Threads | None
+    value: PerReplica[object], wanted: object, number: int, threads: Threads | None
 ) -> AsyncGenerator[object]:
     # What blocks is made and left in a thread of the replica, where it has threads.
     async def run(function: Callable[..., object], *args: object) -> object:
@@ -205,15 +207,12 @@ async def _entered(
     else:
         if inspect.isawaitable(made):
             made = await made
-        engine = engine_of(made)
-        starts = engine is not None and not runs(engine)
-        if engine is not None and starts:
-            await engine.start()
-        try:
+        async with AsyncExitStack() as started:
+            for engine in engines_in(made, wanted):
+                if not runs(engine):
+                    await engine.start()
+                    started.push_async_callback(engine.stop)
             yield made
-        finally:
-            if engine is not None and starts:
-                await engine.stop()
 
 
 _NOTHING: Final = (None, None, None)

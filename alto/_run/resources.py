@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from alto._declare.models import engine_of, engines_of, with_handles
 from alto._declare.nested import mentioned
 from alto._run.observers import Notify
 from alto.errors import Closed
 from alto.events import EngineStarted, EngineStopped
-from alto.llm import LLM
-from alto.protocols import Engine
 
 if TYPE_CHECKING:
-    from alto._spec import Declaration, NodeSpec
+    from alto._spec import Declaration
+    from alto.protocols import Engine
 
 __all__ = ("Resources", "engine_of", "runs", "with_handles")
 
@@ -38,9 +38,9 @@ class Resources:
     ) -> None:
         self._notify = notify
         pipelines = [declaration, *mentioned(declaration, values.values())]
-        bound = [v for p in pipelines for node in p.nodes for v in node.bound.values()]
-        given = [*values.values(), *bound]
-        engines = {id(e): e for e in map(engine_of, given) if e is not None}
+        given = [e for e in map(engine_of, values.values()) if e is not None]
+        found = [*given, *(e for p in pipelines for e in engines_of(p, values))]
+        engines = {id(e): e for e in found}
         self._engines = list(engines.values())
         self._used: list[Engine] = []
 
@@ -123,13 +123,6 @@ class Resources:
             raise errors[0]
 
 
-def engine_of(value: object) -> Engine | None:
-    """The engine that a resource is or wraps, if any."""
-    if isinstance(value, LLM):
-        return value.engine
-    return value if isinstance(value, Engine) else None
-
-
 def runs(engine: Engine) -> bool:
     """Whether an engine has been started."""
     try:
@@ -137,14 +130,3 @@ def runs(engine: Engine) -> bool:
     except Closed:
         return False
     return True
-
-
-def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, object]:
-    """The keyword arguments of a stage; an engine where it asks for an LLM is wrapped in one."""
-    asked = {r.name: r.type for r in spec.stage.resources}
-    return {
-        name: LLM(value)
-        if isinstance(value, Engine) and LLM in (asked[name], *get_args(asked[name]))
-        else value
-        for name, value in kwargs.items()
-    }

@@ -13,7 +13,7 @@ import anyio.lowlevel
 
 from alto import routing
 from alto._aio import current_call
-from alto._stage import stage
+from alto._stage_decorator import stage
 from alto.model import Path
 from alto.pipeline import pipeline
 from alto.stream import Group, Stream

@@ -14,14 +14,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final, get_args
+from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from alto._aio import Cleanup, current_call
 from alto._declare import bind_resources, check_input
-from alto._declare.nested import own_resources
+from alto._declare.models import engine_of, engines_in, engines_of, with_handles
+from alto._declare.nested import inner_resources, mentioned, own_resources
 from alto._spec import Declaration, NodeSpec, PerReplica
 from alto.errors import Closed, StageError
-from alto.llm import LLM
 from alto.model import Path
 from alto.pipeline import Pipeline
 from alto.protocols import Engine
@@ -58,9 +58,11 @@ async def reference_run(
     """
     declaration = pipeline.declaration
     async with AsyncExitStack() as engines:
-        bound = (value for node in declaration.nodes for value in node.bound.values())
-        for value in (*resources.values(), *bound):
-            await _start(value, engines)
+        given = [e for e in map(engine_of, resources.values()) if e is not None]
+        pipelines = [declaration, *mentioned(declaration, resources.values())]
+        found = (engine for one in pipelines for engine in engines_of(one, resources))
+        for engine in (*given, *found):
+            await _start(engine, engines)
         bind_resources(declaration, own_resources(declaration, resources))
         return await _Interpreter(resources, engines).run(declaration, inputs)
 
@@ -77,8 +79,7 @@ class _Interpreter:
         """One request: every stage in order, and the items of the last stream."""
         for spec, value in zip(declaration.inputs, inputs, strict=True):
             check_input(declaration, spec, value)
-        asked = {r.name for node in declaration.nodes for r in node.stage.resources}
-        given = {name: value for name, value in self._resources.items() if name in asked}
+        given = inner_resources(declaration, self._resources)
         streams: list[_Items] = [{(): value} for value in inputs]
         levels: list[tuple[int, ...]] = [() for _ in inputs]  # Per stream: who opened its levels.
         for node, resources, plan in zip(
@@ -89,9 +90,10 @@ class _Interpreter:
             deepest = max((levels[s] for s in sources), key=len)
             opened = deepest[: plan.depth]  # The levels of a call: one per item of the innermost.
             paths = list(streams[opened[-1]]) if opened else [()]
-            kwargs = _with_handles(
-                node, {name: await self._own((id(declaration), plan.index, name), value)
-                       for name, value in resources.items()}
+            kwargs = with_handles(
+                node, {spec.name: await self._own((id(declaration), plan.index, spec.name),
+                                                  resources[spec.name], spec.type)
+                       for spec in node.stage.resources if spec.name in resources}
             )  # fmt: skip
             items: _Items = {}
             for path in paths:
@@ -106,7 +108,7 @@ class _Interpreter:
             streams.append(items)
         return list(streams[declaration.plan.output].values())
 
-    async def _own(self, key: tuple[int, int, str], value: object) -> object:
+    async def _own(self, key: tuple[int, int, str], value: object, wanted: object) -> object:
         # A stage has one replica here.
         if not isinstance(value, PerReplica):
             return value
@@ -116,8 +118,10 @@ class _Interpreter:
                 made = await self._stack.enter_async_context(made)
             elif isinstance(made, AbstractContextManager):
                 made = self._stack.enter_context(made)
-            elif inspect.isawaitable(made):
-                made = await made
+            else:
+                made = await made if inspect.isawaitable(made) else made
+                for engine in engines_in(made, wanted):
+                    await _start(engine, self._stack)
             self._made[key] = made
         return self._made[key]
 
@@ -228,23 +232,7 @@ def _below(items: _Items, path: Path) -> list[Any]:
     return [item for key, item in items.items() if key[: len(path)] == path]
 
 
-def _with_handles(node: NodeSpec, resources: Mapping[str, object]) -> dict[str, object]:
-    # A stage that asks for an LLM is given a handle where there is an engine.
-    asked = {spec.name: spec.type for spec in node.stage.resources}
-    return {
-        name: LLM(value)
-        if not isinstance(value, LLM)
-        and isinstance(value, Engine)
-        and LLM in (asked[name], *get_args(asked[name]))
-        else value
-        for name, value in resources.items()
-    }
-
-
-async def _start(value: object, engines: AsyncExitStack) -> None:
-    engine = value.engine if isinstance(value, LLM) else value
-    if not isinstance(engine, Engine):
-        return
+async def _start(engine: Engine, engines: AsyncExitStack) -> None:
     try:
         engine.check_health()
     except Closed:

@@ -86,7 +86,7 @@ def test_a_pipeline_must_return_a_stream_of_its_type() -> None:
 
     refused(nothing, "pipeline 'nothing' returns nothing", "`return`")
     refused(other, "pipeline 'other': what it returns must be a Stream", "str ('text')")
-    refused(several, "what it returns must be a Stream", "tuple")
+    refused(several, "returns a tuple", "alto.outputs(a=..., b=...)", "alto.merge")
     refused(wrong, "pipeline 'wrong'", "Stream[str]", "stage 'length', a Stream[int]")
 
 
@@ -118,7 +118,7 @@ def test_a_pipeline_of_the_wrong_form_is_refused() -> None:
     refused(agen, "pipeline 'agen' is async")
     refused(gen, "pipeline 'gen' is a generator", "`return`")
     refused(resource, "pipeline 'resource': parameter 'llm'", "keyword-only", "open()")
-    refused(default, "pipeline 'default': parameter 'text'", "no default")
+    refused(default, "pipeline 'default': parameter 'text'", "no default", "with each request")
     refused(no_input, "pipeline 'no_input' has no input", "Stream[T]")
     refused(unannotated, "pipeline 'unannotated': parameter 'text'", "no annotation")
     refused(str, "a pipeline is made of a function", "class 'str'")
@@ -140,6 +140,52 @@ def test_a_pipeline_is_annotated_with_streams() -> None:
     refused(item, "pipeline 'item': parameter 'text' is annotated str", "Stream[str]")
     refused(bare, "pipeline 'bare': parameter 'text'", "Stream of what")
     refused(result, "pipeline 'result': its result", "list[str]", "Stream[list[str]]")
+
+
+def test_several_results_are_refused_with_what_works() -> None:
+    """A tuple of streams is no result: the message names `outputs` and its annotation."""
+
+    def pair(text: alto.Stream[str]) -> tuple[alto.Stream[str], alto.Stream[int]]:
+        raise NotImplementedError
+
+    def named(text: alto.Stream[str]) -> dict[str, alto.Stream[str]]:
+        raise NotImplementedError
+
+    def maybe(text: alto.Stream[str]) -> alto.Stream[str] | None:
+        raise NotImplementedError
+
+    refused(pair, "gives one stream", "`return alto.outputs(a=..., b=...)`",
+            "`-> Stream[alto.Output[str | int]]`")  # fmt: skip
+    refused(named, "gives one stream", "alto.outputs", "Output[str]")
+    refused(maybe, "handles streams")
+
+
+def test_the_advice_of_the_message_about_several_results_works() -> None:
+    """What it says is a pipeline."""
+
+    @alto.pipeline
+    def pair(text: alto.Stream[str]) -> alto.Stream[alto.Output[str | int]]:
+        words = split(text)
+        return alto.outputs(a=words, b=length(words))
+
+    assert pair.declaration.output == alto.Output[str | int]
+
+
+def test_an_input_that_nothing_takes_is_refused() -> None:
+    """As the result of a stage; the message names it."""
+
+    def spare(text: alto.Stream[str], number: alto.Stream[int]) -> alto.Stream[str]:
+        return split(text)
+
+    def by_only(text: alto.Stream[str], number: alto.Stream[int]) -> alto.Stream[int]:
+        return alto.count(split(text), by=number)
+
+    def returned(text: alto.Stream[str]) -> alto.Stream[str]:
+        return text
+
+    refused(spare, "pipeline 'spare': nothing takes input 'number'", "leave the parameter out")
+    refused(by_only, "pipeline 'by_only': nothing takes input 'number'")
+    assert alto.pipeline(returned).declaration.nodes == ()
 
 
 def test_an_error_of_the_function_itself_comes_through() -> None:

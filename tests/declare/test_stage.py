@@ -1,13 +1,16 @@
 """What a stage may look like, and what is said of everything else."""
 
 import functools
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
-from typing import Annotated, Any
+from itertools import product
+from typing import Annotated, Any, get_overloads
 
 import pytest
 
 import alto
 from alto import GraphError
+from alto._stage_decorator import StageDecorator
 
 
 def refused(fn: object, *said: str, **options: object) -> None:
@@ -124,6 +127,20 @@ def test_a_wrapped_function_has_the_signature_of_what_it_wraps() -> None:
     assert [r.name for r in spec_of(f).resources] == ["k"]
 
 
+def test_every_choice_of_items_and_groups_has_a_type() -> None:
+    """One overload each, up to six streams, those with more before those with fewer."""
+    said = [o.__annotations__.get("fn", "") for o in get_overloads(StageDecorator.__call__)]
+    taken = [re.findall(r"Group\[(\w)\]|(?<=[ \[])(\w)(?=,)", text) for text in said]
+    shapes = ["".join("g" if group else "i" for group, _ in one) for one in taken]
+    wanted = ["".join(shape) for n in range(6, 0, -1) for shape in product("gi", repeat=n)]
+    assert [shape for shape in shapes if shape] == wanted
+    gives = [o.__annotations__["return"] for o in get_overloads(StageDecorator.__call__)]
+    letters = [", ".join("ABCDEF"[: len(shape)]) for shape in wanted]
+    assert [g for g in gives if re.match(r"Stage\[[A-F],", g)] == [
+        f"Stage[{one}, R]" for one in letters
+    ]
+
+
 def test_a_plain_function_is_refused() -> None:
     """A sync function is told to become async."""
 
@@ -159,11 +176,69 @@ def test_what_is_no_function_is_refused() -> None:
     refused(Searcher, "class", "Searcher", "resource")
     refused(functools.partial(f, k=1), "functools.partial", "'f'", "stage.bind")
     refused(lambda x: x, "lambda", "annotations")
-    refused(Searcher().find, "method", "Searcher.find", "resource")
+    refused(
+        Searcher().find, "not of the method", "Searcher.find", "async def find(query: str, *, s"
+    )
     refused(Searcher.__dict__["look"], "staticmethod", "out of its class")
     refused(alto.stage(f), "<Stage 'f'", "declared already")
     refused(3, "not of 3", "async def")
-    refused(Searcher.find, "stage 'find'", "method", "out of its class")
+
+
+def test_a_method_is_refused_with_the_form_that_works() -> None:
+    """The message rewrites it: its object is a resource, beside those that it has."""
+
+    class Searcher:
+        async def find(self, query: str, n: "int", *, index: str, limit: int = 3) -> "list[str]":
+            raise NotImplementedError
+
+        async def spread(self: Any, query: str) -> AsyncIterator[str]:
+            yield query
+
+        @classmethod
+        async def make(cls, query: str) -> str:
+            raise NotImplementedError
+
+        def block(self, query):
+            raise NotImplementedError
+
+    refused(Searcher.find, "stage 'find' is a method; move it out of its class", "`searcher.x`:",
+            "    async def find(query: str, n: int, *, searcher: Searcher, index: str, "
+            "limit: int = ...) -> list[str]: ...\n"
+            "    async with pipeline.open(searcher=Searcher(...)) as app: ...")  # fmt: skip
+    refused(
+        Searcher.spread, "async def spread(query: str, *, searcher: Searcher) -> AsyncIterator["
+    )
+    refused(
+        Searcher.make, "method", "async def make(query: str, *, searcher: Searcher) -> str: ..."
+    )
+    with pytest.raises(GraphError, match=r"  def block\(query, \*, searcher: Searcher\): \.\.\."):
+        alto.stage(runs_in="thread")(Searcher.block)
+
+    async def alone(self, query: str) -> str:
+        raise NotImplementedError
+
+    refused(alone, "stage 'alone' is a method; move it out of its class, and its state to a resou")
+
+
+def test_a_stream_parameter_has_no_default() -> None:
+    """The advice is the star, where that makes a resource of it and leaves a stream."""
+
+    async def second(x: int, limit: int = 3) -> int:
+        return x
+
+    async def only(x: int = 3) -> int:
+        return x
+
+    async def gathers(x: int, xs: alto.Group[int] = ()) -> int:
+        return x
+
+    async def postponed(x: int, xs: "alto.Group[int]" = ()) -> int:
+        return x
+
+    refused(second, "stage 'second': parameter 'limit'", "put a `*` before it")
+    for fn in (only, gathers, postponed):
+        with pytest.raises(GraphError, match="can have no default; take the default away"):
+            alto.stage(fn)
 
 
 def test_missing_annotations_are_named() -> None:

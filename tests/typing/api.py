@@ -121,6 +121,37 @@ async def four(a: str, b: int, c: bytes, d: alto.Group[str], *, index: Index) ->
     return len(a) + b + len(c) + len(await d.list())
 
 
+@alto.stage
+async def five(
+    a: str, b: alto.Group[int], c: bytes, d: alto.Group[bool], e: alto.Group[float], *, k: int = 3
+) -> AsyncIterator[Passage]:
+    yield Passage(a)
+
+
+@alto.stage(concurrency=2)
+async def six(
+    a: alto.Group[str], b: int, c: alto.Group[bytes], d: bool, e: float, f: alto.Group[Passage], *,
+    index: Index,
+) -> Verdict:  # fmt: skip
+    return Verdict("", holds=d)
+
+
+@alto.stage
+async def seven(  # noqa: PLR0917
+    a: str, b: int, c: bytes, d: bool, e: float, f: Passage, g: str
+) -> Verdict:
+    return Verdict("", holds=d)
+
+
+@alto.stage(runs_in="thread")
+def blocking(a: str, b: int, c: bytes, d: bool, e: float, f: Passage, *, k: int = 3) -> Verdict:
+    return Verdict("", holds=d)
+
+
+assert_type(four, alto.Stage[str, int, bytes, str, float])
+assert_type(five, alto.Stage[str, int, bytes, bool, float, Passage])
+assert_type(six, alto.Stage[str, int, bytes, bool, float, Passage, Verdict])
+assert_type(blocking, alto.Stage[str, int, bytes, bool, float, Passage, Verdict])
 assert_type(answer, alto.Stage[str, str])
 assert_type(sentences, alto.Stage[str, str])
 assert_type(search, alto.Stage[str, list[Passage]])
@@ -180,9 +211,45 @@ def nested(
     return verify(question)
 
 
+@alto.pipeline
+def p4(
+    a: alto.Stream[str], b: alto.Stream[int], c: alto.Stream[bytes], d: alto.Stream[str]
+) -> alto.Stream[float]:
+    return four(a, b, c, d)
+
+
+@alto.pipeline
+def p5(
+    a: alto.Stream[str], b: alto.Stream[int], c: alto.Stream[bytes], d: alto.Stream[bool],
+    e: alto.Stream[float],
+) -> alto.Stream[Passage]:  # fmt: skip
+    return five(a, b, c, d, e)
+
+
+@alto.pipeline
+def p6(
+    a: alto.Stream[str], b: alto.Stream[int], c: alto.Stream[bytes], d: alto.Stream[bool],
+    e: alto.Stream[float], f: alto.Stream[Passage],
+) -> alto.Stream[Verdict]:  # fmt: skip
+    return blocking(a, b, c, d, e, f)
+
+
+@alto.pipeline
+def p7(  # noqa: PLR0917
+    a: alto.Stream[str], b: alto.Stream[int], c: alto.Stream[bytes], d: alto.Stream[bool],
+    e: alto.Stream[float], f: alto.Stream[Passage], g: alto.Stream[str],
+) -> alto.Stream[Verdict]:  # fmt: skip
+    return seven(a, b, c, d, e, f, g)
+
+
+assert_type(p4, alto.Pipeline[str, int, bytes, str, float])
+assert_type(p5, alto.Pipeline[str, int, bytes, bool, float, Passage])
+assert_type(p6, alto.Pipeline[str, int, bytes, bool, float, Passage, Verdict])
 assert_type(verify, alto.Pipeline[str, Verdict])
 assert_type(choose, alto.Pipeline[str, int, float])
 assert_type(nested, alto.Pipeline[str, int, bytes, Verdict])
+assert_type(verify.bind(llm=object()), alto.Pipeline[str, Verdict])
+assert_type(choose.bind(index=Index()).name, str)
 
 
 def apply(
@@ -342,6 +409,33 @@ def edges(text: alto.Stream[str], number: alto.Stream[int]) -> None:
     choose(text, text)  # type: ignore[arg-type]
 
 
+def many_edges(
+    a: alto.Stream[str], b: alto.Stream[int], c: alto.Stream[bytes], d: alto.Stream[bool],
+    e: alto.Stream[float], f: alto.Stream[Passage],
+) -> None:  # fmt: skip
+    assert_type(six(a, b, c, d, e, f, by=a), alto.Stream[Verdict])
+    assert_type(p6(a, b, c, d, e, f), alto.Stream[Verdict])
+    assert_type(seven(a, b, c, d, e, f, a), alto.Stream[Verdict])
+    four(a, b, c, c)  # type: ignore[arg-type]
+    five(a, b, c, a, e)  # type: ignore[arg-type]
+    five(a, b, c, d, f)  # type: ignore[arg-type]
+    six(a, b, c, a, e, f)  # type: ignore[arg-type]
+    six(a, b, c, d, a, f)  # type: ignore[arg-type]
+    six(a, b, c, d, e, a)  # type: ignore[arg-type]
+    six(a, b, c, d, e)  # type: ignore[call-arg]
+    blocking(a, b, c, d, e, a)  # type: ignore[arg-type]
+    p4(a, b, c, b)  # type: ignore[arg-type]
+    p5(a, b, c, d, f)  # type: ignore[arg-type]
+    p6(a, b, c, d, e, a)  # type: ignore[arg-type]
+    p6(a, b, c, d, e)  # type: ignore[call-arg]
+
+
+async def many_inputs() -> None:
+    async with p6.open() as app:
+        assert_type(await app.run("", 1, b"", True, 0.5, Passage("")), list[Verdict])
+        await app.run("", 1, b"", True, 0.5, "")  # type: ignore[arg-type]
+
+
 async def misuse(stream: alto.Stream[str], other: alto.Stream[str]) -> None:
     for _ in stream:  # type: ignore[attr-defined]
         pass
@@ -417,6 +511,7 @@ async def requests(app: alto.App[str, Verdict], second: alto.App[str, int, float
     second.stream("a", "b")  # type: ignore[arg-type]
     second.map(["a"])  # type: ignore[list-item]
     verify.run_sync(3)  # type: ignore[arg-type]
+    verify.bind("a")  # type: ignore[call-arg]
     verify.open("a")  # type: ignore[arg-type, call-arg]
     verify.open(capacity="4")  # type: ignore[arg-type]
     await verify.run(3)  # type: ignore[arg-type]

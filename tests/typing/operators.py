@@ -136,8 +136,9 @@ def reduced(claim: alto.Stream[Claim], number: alto.Stream[int]) -> None:
 
 
 def chosen(
-    claim: alto.Stream[Claim], number: alto.Stream[int], mixed: alto.Stream[str | int]
-) -> None:
+    claim: alto.Stream[Claim], number: alto.Stream[int], mixed: alto.Stream[str | int],
+    ratio: alto.Stream[float], raw: alto.Stream[bytes], question: alto.Stream[str],
+) -> None:  # fmt: skip
     assert_type(alto.first(claim), alto.Stream[Claim])
     assert_type(alto.first(claim, 3, by=number, order="arrival"), alto.Stream[Claim])
     assert_type(alto.first(claim, n=3), alto.Stream[Claim])
@@ -166,12 +167,42 @@ def chosen(
         alto.merge(claim, number, mixed, claim, by=number, order="arrival"),
         alto.Stream[Claim | int | str],
     )
-    assert_type(alto.merge(number, number, number, number, number), alto.Stream[int])
+    assert_type(
+        alto.merge(claim, number, mixed, ratio, raw, question, order="arrival"),
+        alto.Stream[Claim | int | str | float | bytes],
+    )
+    assert_type(alto.merge(*[number] * 7), alto.Stream[int])
+    assert_type(alto.outputs(one=number, two=number), alto.Stream[alto.Output[int]])
+    alto.outputs(number)  # type: ignore[call-arg]
+    alto.outputs(one=[1])  # type: ignore[arg-type]
 
 
 @alto.pipeline
 def whole(question: alto.Stream[str]) -> alto.Stream[list[Claim]]:
     return alto.top_k(claims(question), 2, key=lambda claim: claim.score)
+
+
+@alto.pipeline
+def several(question: alto.Stream[str]) -> alto.Stream[alto.Output[Claim | int]]:
+    found = claims(question)
+    return alto.outputs(claims=found, number=alto.count(found))
+
+
+@alto.pipeline
+def several_wrong(question: alto.Stream[str]) -> alto.Stream[alto.Output[Claim | str]]:
+    found = claims(question)
+    return alto.outputs(claims=found, number=alto.count(found))  # type: ignore[arg-type]
+
+
+async def read_outputs(app: alto.App[str, alto.Output[Claim | int]]) -> None:
+    async for output in app.stream("?"):
+        assert_type(output.name, str)
+        assert_type(output.value, Claim | int)
+        match output:
+            case alto.Output("claims", Claim() as claim):
+                assert_type(claim, Claim)
+            case _:
+                pass
 
 
 async def read(pane: alto.Pane[bool]) -> None:

@@ -1,0 +1,193 @@
+"""Operators that make one stream of several: ``merge``, ``outputs``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar, Union, get_args, overload
+
+import attrs
+
+from alto._operators.arguments import check_choice
+from alto._operators.bodies import lifting, merging, racing
+from alto._operators.site import Place, Site
+from alto._operators.stages import call, generic
+from alto._spec import GroupOrder
+from alto.errors import GraphError
+from alto.stream import Stream
+
+__all__ = ("Output", "merge", "outputs")
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+F = TypeVar("F")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@attrs.frozen
+class Output(Generic[T_co]):
+    """A result of a pipeline that has several outputs; made by :func:`alto.outputs`."""
+
+    name: str
+    """Which output it belongs to."""
+    value: T_co
+    """The result itself."""
+
+
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], /, *, by: Stream[object] | None = ...,
+    order: GroupOrder = ...,
+) -> Stream[A | B]: ...  # fmt: skip
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], /, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ...,
+) -> Stream[A | B | C]: ...  # fmt: skip
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], stream4: Stream[D], /, *,
+    by: Stream[object] | None = ..., order: GroupOrder = ...,
+) -> Stream[A | B | C | D]: ...  # fmt: skip
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], stream4: Stream[D],
+    stream5: Stream[E], /, *, by: Stream[object] | None = ..., order: GroupOrder = ...,
+) -> Stream[A | B | C | D | E]: ...  # fmt: skip
+@overload
+def merge(
+    stream: Stream[A], stream2: Stream[B], stream3: Stream[C], stream4: Stream[D],
+    stream5: Stream[E], stream6: Stream[F], /, *, by: Stream[object] | None = ...,
+    order: GroupOrder = ...,
+) -> Stream[A | B | C | D | E | F]: ...  # fmt: skip
+@overload
+def merge(
+    *streams: Stream[T], by: Stream[object] | None = ..., order: GroupOrder = ...
+) -> Stream[T]: ...
+def merge(
+    *streams: Stream[Any], by: Stream[object] | None = None, order: GroupOrder = "ancestry"
+) -> Stream[Any]:
+    """The items of several streams as one stream.
+
+    What is merged is what lies below one item of their nearest common ancestor, or of *by*; after
+    :func:`alto.switch` that is one item before the branches. The result has one level below it. A
+    stream is no ancestor of itself: where one of the streams lies above the others, that is what
+    lies above it too.
+
+    Args:
+        *streams: Two or more streams; of the same depth, unless they are merged by arrival.
+        by: The stream whose items the groups belong to, where that is not their nearest common
+            ancestor.
+        order: ``"ancestry"``: below each ancestor all items of the first stream, then those of the
+            next; ``"arrival"``: items of all streams as they come, each stream's in its order of
+            arrival. A stream that gives nothing for long then does not hold up the others, whose
+            items are kept where the consumer is slower, up to ``open(max_held_items=...)``.
+
+    Raises:
+        GraphError: There are fewer than two streams, they differ in depth and are not merged by
+            arrival, or *by* is no ancestor of all of them.
+
+    Cancellation: as in a stage, what only the groups were waiting for is cancelled.
+    """
+    site = Site("merge")
+    check_choice(order, site.where, "order=", get_args(GroupOrder))
+    if len(streams) < 2:
+        msg = (
+            f"{site.where} takes two or more streams, not {len(streams)}; pass each one, and those "
+            f"of a list as `merge(*streams)`"
+        )
+        raise GraphError(msg)
+    places = [site.place(stream, f"stream {k}") for k, stream in enumerate(streams, 1)]
+    if order == "ancestry":
+        _check_depths(places, site.where)
+    gives = _union(places)
+    body = merging() if order == "ancestry" else racing()
+    return _together("merge", body, streams, places, gives, by=by, order=order)
+
+
+def outputs(**streams: Stream[T]) -> Stream[Output[T]]:
+    """The results of several streams as one stream of named results, in order of arrival.
+
+    A pipeline returns it to have several outputs that one request serves::
+
+        @alto.pipeline
+        def chat(question: Stream[str]) -> Stream[alto.Output[str | Verdict]]:
+            words = answer(question)
+            return alto.outputs(words=words, verdicts=judge(sentences(words)))
+
+        async for output in app.stream("Who was Fleming?"):
+            match output:
+                case alto.Output("words", word): ...
+                case alto.Output("verdicts", verdict): ...
+
+    The streams may be of any depth. ``run`` gives the results in order of arrival as well: those of
+    one output may stand in another order each time.
+
+    Args:
+        **streams: One or more streams, under the names that their results are to have.
+
+    Raises:
+        GraphError: There is none, or one is no stream of the pipeline that is being read.
+
+    Cancellation: as in a stage, what only these results were waiting for is cancelled.
+    """
+    site = Site("outputs")
+    if not streams:
+        msg = f"{site.where} takes streams by name: `alto.outputs(words=words, verdicts=judged)`"
+        raise GraphError(msg)
+    places = [site.place(stream, name) for name, stream in streams.items()]
+    body = racing([partial(Output, name) for name in streams])
+    gives = generic(Output, _union(places))
+    return _together("outputs", body, [*streams.values()], places, gives, order="arrival")
+
+
+def _union(places: Sequence[Place]) -> Any:  # noqa: ANN401  # a type
+    return Union[tuple(place.type for place in places)]  # noqa: UP007  # built at run time
+
+
+def _together(  # noqa: PLR0913  # what the two operators differ in
+    name: str,
+    body: Callable[..., AsyncIterator[Any]],
+    streams: Sequence[Stream[Any]],
+    places: Sequence[Place],
+    gives: object,
+    *,
+    by: Stream[object] | None = None,
+    order: GroupOrder,
+) -> Stream[Any]:
+    # One item per request becomes something that can be gathered, by a level of its own.
+    given = [
+        stream
+        if place.levels
+        else call(lifting(), {"item": (stream, place.type)}, generic(AsyncIterator, place.type),
+                  name=name, group=False)
+        for stream, place in zip(streams, places, strict=True)
+    ]  # fmt: skip
+    if by is not None:
+        site = Site(name)
+        site.check_by(by, [site.place(stream, "stream") for stream in given])
+    named = {
+        f"stream{k}": (stream, place.type)
+        for k, (stream, place) in enumerate(zip(given, places, strict=True), 1)
+    }
+    return call(
+        body, named, generic(AsyncIterator, gives), name=name, group=True, by=by, order=order
+    )
+
+
+def _check_depths(places: Sequence[Place], where: str) -> None:
+    head = places[0]
+    for place in places[1:]:
+        if len(place.levels) != len(head.levels):
+            deeper = max((head, place), key=lambda one: len(one.levels))
+            msg = (
+                f"{where}: {head.label} ({head.said}) and {place.label} ({place.said}) differ in "
+                f"depth, so their items have no order of ancestry; merge them as they come, with "
+                f'order="arrival", or gather {deeper.label} first, with alto.collect or in a stage '
+                f"over Group[{deeper.shown}]"
+            )
+            raise GraphError(msg)
