@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alto import events as events
 from alto import routing as routing
 from alto import text as text
 from alto._run import App as App
@@ -11,7 +12,10 @@ from alto._run import AppStatistics as AppStatistics
 from alto._run import MapHandle as MapHandle
 from alto._run import Progress as Progress
 from alto._run import ReplicaStatistics as ReplicaStatistics
+from alto._run import Failed as Failed
+from alto._run import RequestUsage as RequestUsage
 from alto._run import Result as Result
+from alto._run import Succeeded as Succeeded
 from alto._run import StageStatistics as StageStatistics
 from alto._run import StreamHandle as StreamHandle
 from alto._spec import PerReplica as PerReplica
@@ -75,6 +79,7 @@ from alto.protocols import CacheListener as CacheListener
 from alto.protocols import Embedder as Embedder
 from alto.protocols import Engine as Engine
 from alto.protocols import Member as Member
+from alto.protocols import Observer as Observer
 from alto.stream import Group as Group
 from alto.stream import Stream as Stream
 
@@ -102,6 +107,7 @@ __all__ = (
     "EngineError",
     "EngineStartError",
     "EngineStatistics",
+    "Failed",
     "FinishReason",
     "GenerateRequest",
     "Generation",
@@ -114,6 +120,7 @@ __all__ = (
     "MapHandle",
     "Member",
     "Message",
+    "Observer",
     "Origin",
     "Output",
     "OutputError",
@@ -129,6 +136,7 @@ __all__ = (
     "ReplicaStatistics",
     "RequestCancelled",
     "RequestError",
+    "RequestUsage",
     "ResourceError",
     "Result",
     "RoutingError",
@@ -138,6 +146,7 @@ __all__ = (
     "Stream",
     "StreamHandle",
     "StreamedPrompt",
+    "Succeeded",
     "TokenLogprob",
     "TypedGeneration",
     "Usage",
@@ -145,6 +154,7 @@ __all__ = (
     "WorkerDied",
     "collect",
     "count",
+    "events",
     "first",
     "merge",
     "outputs",

@@ -241,9 +241,9 @@ class StageError(RequestError):
     def __init__(self, stage: str, path: tuple[int, ...], cause: BaseException, /) -> None:
         self.stage = stage
         self.path = path
-        self.cause = unwrapped(cause)
+        self.cause: BaseException = unwrapped(cause)
         super().__init__(f"stage {stage!r} raised at path {path}: {told(cause)}")
-        self.__cause__ = cause
+        self.__cause__: BaseException | None = cause
 
 
 class BufferExceeded(RequestError):

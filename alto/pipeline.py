@@ -166,10 +166,11 @@ class Pipeline(Generic[*Ins, R_co]):
             ValueError: An option is out of its range.
             TypeError: An observer has no method ``notify``.
         """
-        return self._open(
-            resources, capacity=capacity, max_held_items=max_held_items,
+        app: App[*Ins, R_co] = make_app(
+            self.declaration, resources, capacity=capacity, max_held_items=max_held_items,
             max_requests=max_requests, observers=observers,
         )  # fmt: skip
+        return app
 
     def stream(
         self, *inputs: *Ins, timeout: float | None = None, order: GroupOrder = "arrival"
@@ -241,7 +242,10 @@ class Pipeline(Generic[*Ins, R_co]):
 
         async def main() -> list[R_co]:
             current_call.set(None)  # This thread may have the context of another loop's call.
-            async with self._open(resources, capacity=_CAPACITY, max_held_items=_HELD_ITEMS) as app:
+            opened: App[*Ins, R_co] = make_app(
+                self.declaration, resources, capacity=_CAPACITY, max_held_items=_HELD_ITEMS
+            )
+            async with opened as app:
                 return await app.run(*inputs, timeout=timeout)
 
         return asyncio.run(main())
@@ -277,12 +281,6 @@ class Pipeline(Generic[*Ins, R_co]):
     def __call__(self, /, *streams: object, **keywords: object) -> Stream[Any]:
         """Make it a part of the pipeline that is being read; see the class."""
         return inline(self._source.resolve, self.name, self._bound, streams, keywords)
-
-    def _open(
-        self, resources: Mapping[str, object], **options: Any
-    ) -> App[*Ins, R_co]:  # Any: open() says.
-        app: App[*Ins, R_co] = make_app(self.declaration, resources, **options)
-        return app
 
     def _read(self) -> Declaration:
         if self._declaration is None:

@@ -13,7 +13,7 @@ from alto._declare import check_input_count
 from alto._run.checks import (
     check_count,
     check_function,
-    check_options,
+    check_order,
     check_priority,
     check_timeout,
 )
@@ -195,8 +195,7 @@ class App(Generic[*Ins, R_co]):
                 started.
             Closed: The app is not open.
         """
-        if order is None:
-            check_options("none", timeout)
+        check_order(order)
         options = self._options(copy_context(), order, timeout, priority)
         return StreamHandle(self._begin(inputs, options))
 
@@ -296,7 +295,7 @@ class App(Generic[*Ins, R_co]):
     def _options(
         self, context: Context, order: GroupOrder | None, timeout: float | None, priority: int
     ) -> Options:
-        check_options(order, timeout)
+        check_timeout("timeout=", timeout)
         check_priority(priority)
         return Options(
             context=context, order=order, timeout=timeout, priority=priority,

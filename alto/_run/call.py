@@ -91,8 +91,16 @@ class CallRequest(Protocol):
 class CallRun(Protocol):
     """The request at the stage: where a call's outputs go, and what is done when it has ended."""
 
-    push: Callable[[Path, Any], None]
-    is_full: Callable[[Path], bool]
+    @property
+    def push(self) -> Callable[[Path, Any], None]:
+        """Hand an item over."""
+        ...
+
+    @property
+    def is_full(self) -> Callable[[Path], bool]:
+        """Whether an item must wait."""
+        ...
+
     suspended: dict[Path, Call]
     values: Mapping[str, object] | None
     index: int
@@ -160,13 +168,30 @@ class CallReplica(Protocol):
 
     number: int
     generator: bool
-    fn: Callable[..., Any]
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """What a call awaits or iterates."""
+        ...
+
     resources: Mapping[str, object]
     loop: asyncio.AbstractEventLoop
     done: int
-    notify_call: Notify | None
-    notify_item: Notify | None
-    notify_generation: Notify | None
+
+    @property
+    def notify_call(self) -> Notify | None:
+        """What to call with events of calls; None: no observer wants them."""
+        ...
+
+    @property
+    def notify_item(self) -> Notify | None:
+        """The same for items."""
+        ...
+
+    @property
+    def notify_generation(self) -> Notify | None:
+        """The same for generations."""
+        ...
 
     @property
     def leader(self) -> CallWorker | None:
@@ -192,7 +217,12 @@ class CallWorker(Protocol):
 
     task: asyncio.Task[Any] | None
     call: Call | None
-    clock: Callable[[], float]
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Says when a worker has had the loop for long."""
+        ...
+
     until: float
 
     @property
@@ -330,7 +360,7 @@ class Call:
         value: Any = None
         thrown: BaseException | None = None
         try:
-            async for value in outputs:  # noqa: B007  # looked at below, where a wait was cut
+            async for value in outputs:  # looked at below, where a wait was cut
                 if self.cancelled:
                     break
                 child = (*path, children)
@@ -669,7 +699,7 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
                 work = fn(*call.args, **resources)
                 if type(work) is not CoroutineType:
                     work = _awaited(work)
-                value = yield from work
+                value = yield from work  # pyright: ignore[reportGeneralTypeIssues]
                 if not call.cancelled:
                     # A leader has not suspended since the queue saw that there is room.
                     if replica.leader is not worker and run.is_full(call.path):

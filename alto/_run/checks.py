@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from alto._declare import check_input
-from alto._spec import Declaration, GroupOrder
+from alto._spec import Declaration
 from alto.errors import Closed
 
 __all__ = (
@@ -16,7 +16,7 @@ __all__ = (
     "check_inputs",
     "check_loop",
     "check_open",
-    "check_options",
+    "check_order",
     "check_priority",
     "check_timeout",
 )
@@ -42,12 +42,11 @@ def check_count(what: str, value: object) -> None:
         raise ValueError(msg)
 
 
-def check_options(order: GroupOrder | None, timeout: object) -> None:
-    """Refuse an unknown order, and a timeout that is no number of seconds."""
-    if order not in ("arrival", "ancestry", None):
+def check_order(order: object) -> None:
+    """Refuse an unknown order of results."""
+    if order not in ("arrival", "ancestry"):
         msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
         raise ValueError(msg)
-    check_timeout("timeout=", timeout)
 
 
 def check_timeout(what: str, timeout: object) -> None:

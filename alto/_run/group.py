@@ -117,9 +117,25 @@ class GroupedCall:
 class RunGroup(Group[T_co]):
     """The pieces of one parent, for one call."""
 
-    __slots__ = ("_arrival", "_closure", "_exhausted", "_grouped", "_iterated", "_reading",
-                 "_hold", "_run", "_slot", "_starving", "buffer", "capacity", "complete", "dropped", "left", "order",
-                 "room")  # fmt: skip
+    __slots__ = (
+        "_arrival",
+        "_closure",
+        "_exhausted",
+        "_grouped",
+        "_hold",
+        "_iterated",
+        "_reading",
+        "_run",
+        "_slot",
+        "_starving",
+        "buffer",
+        "capacity",
+        "complete",
+        "dropped",
+        "left",
+        "order",
+        "room",
+    )  # fmt: skip
 
     def __init__(self, grouped: GroupedCall, run: GroupRun, place: GroupPlace) -> None:
         self._grouped = grouped

@@ -112,7 +112,7 @@ class Host:
     """
 
     loop: asyncio.AbstractEventLoop
-    clock: Callable[[], float]
+    clock: Any
     context: contextvars.Context
 
     def __init__(
@@ -151,6 +151,7 @@ class Host:
         self._room: set[Callable[[], None]] = set()  # Maps that wait for max_requests.
         self._keepers = Keepers(self._spawn_keeper)
         self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"
+        self._has_opened = False
         self._task: asyncio.Task[None] | None = None
         self._opening: anyio.CancelScope | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -207,11 +208,11 @@ class Host:
         except asyncio.CancelledError:
             self._opening.cancel()
             self.close_soon()
-            await uncut(self._ended.wait)
+            await uncut(self._wait_closed)
             self.raise_failure(None)
             raise
-        if self._state == "closed":
-            await uncut(self._ended.wait)
+        if not self._has_opened:
+            await uncut(self._wait_closed)
             self.raise_failure(None)
 
     async def close(self) -> None:
@@ -230,8 +231,11 @@ class Host:
             raise RuntimeError(msg)
         self._check_loop()
         self.close_soon()
+        await uncut(self._wait_closed)
+
+    async def _wait_closed(self) -> None:
         assert self._ended is not None
-        await uncut(self._ended.wait)
+        await self._ended.wait()
 
     def close_soon(self) -> None:
         """Cancel all requests, and let the host task close. Nothing new is accepted from now on."""
@@ -302,9 +306,9 @@ class Host:
             with self._opening:
                 await self._resources.start()
                 await self._set_up()
-                self._state = "open"
+                self._state, self._has_opened = "open", True
                 self._opened.set()
-            if self._state == "open":
+            if self._has_opened:
                 with contextlib.suppress(asyncio.CancelledError):  # Of a loop that goes down.
                     await self._closing.wait()
             self.close_soon()
@@ -505,7 +509,7 @@ class Host:
     def spawn_worker(self, worker: Worker) -> None:
         """Start a worker's task."""
         assert self._workers is not None
-        self._workers.spawn(worker.main(), f"alto {worker.replica.node.name}")
+        self._workers.spawn(worker.main(), f"alto {worker.replica.name}")
 
     def _worker_failed(self) -> None:
         # Alto's own fault, or the end of the program: calls may never end, and must not be waited for.

@@ -7,7 +7,6 @@ import contextlib
 import sys
 from collections import deque
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
@@ -441,8 +440,8 @@ async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
 
 
 async def _close(source: AsyncIterator[object]) -> None:
-    if isinstance(source, AsyncGenerator) or hasattr(source, "aclose"):
-        await source.aclose()
+    if (close := getattr(source, "aclose", None)) is not None:
+        await close()
 
 
 def _print_progress(progress: Progress) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from alto._aio import current_call
 from alto._run.call import calls_around, parking_call
-from alto._run.checks import check_options
+from alto._run.checks import check_order, check_timeout
 from alto._run.handles import StreamHandle
 from alto._run.request import Options, Request
 from alto._run.values import values_of_request
@@ -72,7 +72,9 @@ def _nested(
                 f"has ended; call it before the stage's last output"
             )
         raise Closed(msg)
-    check_options(order, timeout)
+    if order is not None:
+        check_order(order)
+    check_timeout("timeout=", timeout)
     outer = cast("Request", call.run.request)
     given: Mapping[str, object] = outer.given
     options = Options(

@@ -37,7 +37,10 @@ __all__ = ("Node", "NodeSetting")
 class NodeSetting(Setting, Protocol):
     """What an app gives all its stages."""
 
-    notify_group: Notify | None
+    @property
+    def notify_group(self) -> Notify | None:
+        """The same for groups."""
+        ...
 
 
 class Node:

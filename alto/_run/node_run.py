@@ -46,10 +46,31 @@ __all__ = ("NodeRun",)
 class NodeRun:
     """One request at one stage. See the module."""
 
-    __slots__ = ("_counts_to", "_demand", "_group_ports", "_targets", "capacity", "dropped",
-                 "index", "is_full", "join", "keeps_calls", "node", "ports", "push", "queues",
-                 "request", "room", "rows", "sole", "stalled", "suspended", "routed",
-                 "unplaced", "values")  # fmt: skip
+    __slots__ = (
+        "_counts_to",
+        "_demand",
+        "_group_ports",
+        "_targets",
+        "capacity",
+        "dropped",
+        "index",
+        "is_full",
+        "join",
+        "keeps_calls",
+        "node",
+        "ports",
+        "push",
+        "queues",
+        "request",
+        "room",
+        "routed",
+        "rows",
+        "sole",
+        "stalled",
+        "suspended",
+        "unplaced",
+        "values",
+    )  # fmt: skip
 
     def __init__(self, request: Request, node: Node, values: Mapping[str, object] | None) -> None:
         self.request = request
@@ -87,8 +108,9 @@ class NodeRun:
         # Filled by the request once all runs exist:
         self._targets: tuple[Target, ...] = ()
         self._counts_to: tuple[Target, ...] = ()
-        self.push: Callable[[Path, Any], None] = self._push_all
-        self.is_full: Callable[[Path], bool] = self._any_full
+        # Any: functions that stand in attributes with a slot are methods to pyright.
+        self.push: Any = self._push_all
+        self.is_full: Any = self._any_full
 
     def _port(self, slot: int) -> Port:
         if self.node.plan.inputs[slot].group:

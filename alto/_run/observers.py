@@ -92,7 +92,7 @@ def _wanted(observer: Observer) -> frozenset[type]:
     kinds: frozenset[type] = frozenset(wants)
     if unknown := kinds - _KINDS:
         msg = (
-            f"open(observers=...): {type(observer).__name__}.wants names {shown(unknown.pop())}, "
+            f"open(observers=...): {type(observer).__name__}.wants names {shown(next(iter(unknown)))}, "
             f"which is no event; events are the classes of alto.events"
         )
         raise TypeError(msg)

@@ -20,10 +20,26 @@ class Setting(Protocol):
     """What an app gives all its replicas."""
 
     loop: asyncio.AbstractEventLoop
-    clock: Callable[[], float]
-    notify_call: Notify | None
-    notify_item: Notify | None
-    notify_generation: Notify | None
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Says when a worker has had the loop for long."""
+        ...
+
+    @property
+    def notify_call(self) -> Notify | None:
+        """What to call with events of calls; None: no observer wants them."""
+        ...
+
+    @property
+    def notify_item(self) -> Notify | None:
+        """The same for items."""
+        ...
+
+    @property
+    def notify_generation(self) -> Notify | None:
+        """The same for generations."""
+        ...
 
     def spawn_worker(self, worker: Worker) -> None:
         """Start a worker's task."""
@@ -33,8 +49,12 @@ class Setting(Protocol):
 class ReplicaNode(Protocol):
     """The stage, as its replicas see it."""
 
-    setting: Setting
     routed: bool
+
+    @property
+    def setting(self) -> Setting:
+        """What the app gives all its replicas."""
+        ...
 
     @property
     def name(self) -> str:
@@ -87,10 +107,10 @@ class Replica:
         self.resources = resources
         self.generator = node.generator
         self.loop = setting.loop
-        self.clock = setting.clock
-        self.notify_call = setting.notify_call
-        self.notify_item = setting.notify_item
-        self.notify_generation = setting.notify_generation
+        self.clock: Any = setting.clock  # Any: pyright takes it for a method
+        self.notify_call: Any = setting.notify_call
+        self.notify_item: Any = setting.notify_item
+        self.notify_generation: Any = setting.notify_generation
         self.permits: Permits[ReadyQueue, Call] = Permits(node.concurrency)
         self.leader: Worker | None = None
         """The worker that is being woken, or runs calls that have not suspended. See worker.py."""
@@ -101,6 +121,11 @@ class Replica:
 
     def __repr__(self) -> str:
         return f"<Replica {self.number} of {self.node.name!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of its stage."""
+        return self.node.name
 
     @property
     def routed(self) -> bool:

@@ -80,7 +80,11 @@ class RequestApp(Protocol):
 
     capacity: int
     max_held_items: int
-    notify_request: Notify | None
+
+    @property
+    def notify_request(self) -> Notify | None:
+        """What to call with events of requests; None: no observer wants them."""
+        ...
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

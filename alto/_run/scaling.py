@@ -11,8 +11,8 @@ import anyio
 
 if TYPE_CHECKING:
     from alto._run.keeper import Keeper
-    from alto._run.node_run import NodeRun
     from alto._run.node import Node
+    from alto._run.node_run import NodeRun
     from alto._run.replica import Replica
 
 __all__ = ("Keepers", "add_replicas", "find_node", "remove_replicas", "unseen")

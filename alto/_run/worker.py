@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Generator
 from contextvars import Context
 from types import coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from alto._run.call import ENDED, Call, CallReplica, calls
 from alto._run.queue import ReadyQueue
@@ -68,8 +68,21 @@ class WorkerReplica(CallReplica, Protocol):
     leader: Worker | None
     idle: list[Worker]
     closing: bool
-    routed: bool
-    clock: Callable[[], float]
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Says when a worker has had the loop for long."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of its stage."""
+        ...
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router says which replica of the stage gets what."""
+        ...
 
     def offer(self, queue: ReadyQueue) -> None:
         """Put *queue* in line."""
@@ -105,11 +118,11 @@ class Worker:
 
     def __init__(self, replica: WorkerReplica) -> None:
         self.replica = replica
-        self.clock = replica.clock
+        self.clock: Any = replica.clock  # Any: pyright takes it for a method
         self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
         """The call it runs, as long as that has not suspended. Its queue is out of line so long."""
-        self.calls = calls(self)
+        self.calls = cast("Generator[Any, Any, None]", calls(self))
         self.calls.send(None)  # Up to where it takes a call.
         self.until = 0.0
         """When it has had the loop for long, on its clock."""

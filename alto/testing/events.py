@@ -35,7 +35,7 @@ class RecordedEvents:
     """
 
     def __init__(self, wants: Iterable[type] | None = None) -> None:
-        self.wants = None if wants is None else tuple(wants)
+        self.wants: tuple[type, ...] | None = None if wants is None else tuple(wants)
         """The kinds that it gets; None: all but ``ItemProduced``."""
         self.events: list[Event] = []
         """What it has got, oldest first."""
@@ -59,57 +59,88 @@ class RecordedEvents:
         Raises:
             AssertionError: It does not hold; the message says of what.
         """
-        requests: dict[str, RequestStarted] = {}
-        calls: dict[_Call, CallStarted] = {}
-        generations: dict[int, _Call] = {}
-        ended: set[object] = set()
-        now = float("-inf")
+        story = _Story()
         for event in self.events:
-            assert event.time >= now, f"{event} is earlier than the event before it"
-            now = event.time
-            match event:
-                case RequestStarted():
-                    assert event.request not in requests, f"{event} started twice"
-                    assert event.request not in ended, f"{event} started after its end"
-                    if event.parent is not None:
-                        key = (event.parent, cast("str", event.parent_stage),
-                               cast("Path", event.parent_path))  # fmt: skip
-                        assert key in calls, f"{event} is outside of the call that started it"
-                    requests[event.request] = event
-                case RequestEnded():
-                    assert event.request in requests, f"{event} did not start, or ended before"
-                    inside = [call for call in calls if call[0] == event.request]
-                    assert not inside, f"{event}, while {inside} go on"
-                    del requests[event.request]
-                    ended.add(event.request)
-                case CallStarted():
-                    call = (event.request, event.stage, event.path)
-                    assert event.request in requests, f"{event} is outside of its request"
-                    assert call not in calls, f"{event} started twice"
-                    assert call not in ended, f"{event} started after its end"
-                    calls[call] = event
-                case CallEnded():
-                    call = (event.request, event.stage, event.path)
-                    assert call in calls, f"{event} did not start, or ended before"
-                    started = calls.pop(call)
-                    assert started.replica == event.replica, f"{event} moved to another replica"
-                    assert event.seconds == event.time - started.time, f"{event} took another time"
-                    assert (event.error is not None) == (event.outcome == "failed"), event
-                    left = [number for number, of in generations.items() if of == call]
-                    assert not left, f"{event}, while generations {left} go on"
-                    inner = [one for one in requests.values()
-                             if (one.parent, one.parent_stage, one.parent_path) == call]  # fmt: skip
-                    assert not inner, f"{event}, while {inner} go on"
-                    ended.add(call)
-                case GenerationStarted():
-                    call = (event.request, event.stage, event.path)
-                    assert call in calls, f"{event} is outside of its call"
-                    assert event.generation not in generations, f"{event} started twice"
-                    generations[event.generation] = call
-                case GenerationEnded():
-                    call = (event.request, event.stage, event.path)
-                    assert generations.pop(event.generation, None) == call, f"{event} did not start"
-                case _:
-                    pass
-        open_ones = (*requests, *calls, *generations)
+            story.goes_on(event)
+        story.has_ended()
+
+
+class _Story:
+    """What goes on after the events so far."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, RequestStarted] = {}
+        self.calls: dict[_Call, CallStarted] = {}
+        self.generations: dict[int, _Call] = {}
+        self.ended: set[object] = set()
+        self.now = float("-inf")
+
+    def goes_on(self, event: Event) -> None:
+        """Take one event."""
+        assert event.time >= self.now, f"{event} is earlier than the event before it"
+        self.now = event.time
+        match event:
+            case RequestStarted():
+                self._request_started(event)
+            case RequestEnded():
+                self._request_ended(event)
+            case CallStarted():
+                self._call_started(event)
+            case CallEnded():
+                self._call_ended(event)
+            case GenerationStarted():
+                call = (event.request, event.stage, event.path)
+                assert call in self.calls, f"{event} is outside of its call"
+                assert event.generation not in self.generations, f"{event} started twice"
+                self.generations[event.generation] = call
+            case GenerationEnded():
+                call = (event.request, event.stage, event.path)
+                assert self.generations.pop(event.generation, None) == call, f"{event} has no start"
+            case _:
+                pass
+
+    def _request_started(self, event: RequestStarted) -> None:
+        assert event.request not in self.requests, f"{event} started twice"
+        assert event.request not in self.ended, f"{event} started after its end"
+        if event.parent is not None:
+            assert _parent(event) in self.calls, f"{event} is outside of the call that started it"
+        self.requests[event.request] = event
+
+    def _request_ended(self, event: RequestEnded) -> None:
+        assert event.request in self.requests, f"{event} has no start, or ended before"
+        inside = [call for call in self.calls if call[0] == event.request]
+        assert not inside, f"{event}, while {inside} go on"
+        assert (event.error is not None) == (event.outcome == "failed"), event
+        del self.requests[event.request]
+        self.ended.add(event.request)
+
+    def _call_started(self, event: CallStarted) -> None:
+        call = (event.request, event.stage, event.path)
+        assert event.request in self.requests, f"{event} is outside of its request"
+        assert call not in self.calls, f"{event} started twice"
+        assert call not in self.ended, f"{event} started after its end"
+        self.calls[call] = event
+
+    def _call_ended(self, event: CallEnded) -> None:
+        call = (event.request, event.stage, event.path)
+        assert call in self.calls, f"{event} has no start, or ended before"
+        started = self.calls.pop(call)
+        assert started.replica == event.replica, f"{event} moved to another replica"
+        assert event.seconds == event.time - started.time, f"{event} took another time"
+        assert (event.error is not None) == (event.outcome == "failed"), event
+        left = [number for number, of in self.generations.items() if of == call]
+        assert not left, f"{event}, while generations {left} go on"
+        inner = [one for one in self.requests.values() if _parent(one) == call]
+        assert not inner, f"{event}, while {inner} go on"
+        self.ended.add(call)
+
+    def has_ended(self) -> None:
+        """Assert that nothing goes on."""
+        open_ones = (*self.requests, *self.calls, *self.generations)
         assert not open_ones, f"these have no end: {open_ones}"
+
+
+def _parent(event: RequestStarted) -> _Call | None:
+    if event.parent is None or event.parent_stage is None or event.parent_path is None:
+        return None
+    return (event.parent, event.parent_stage, event.parent_path)

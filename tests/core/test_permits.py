@@ -25,6 +25,7 @@ picks = st.integers(0, 999)  # Modulo the number of choices there are.
 class Q(str):
     """A queue of a request that is its own root: in tests, a letter."""
 
+    __slots__ = ()
     priority = 0
 
     @property
@@ -54,11 +55,13 @@ class TurnsModel:
         self.turn: dict[tuple[int, int], int] = {}
 
     def add(self, queue: Line) -> None:
+        """Put it in line."""
         if queue not in self.came:
             self.came[queue] = next(self.stamps)
             self.turn.setdefault((queue.priority, queue.root), next(self.stamps))
 
     def discard(self, queue: Line) -> None:
+        """Take it out."""
         self.came.pop(queue, None)
         self._forget(queue)
 
@@ -68,6 +71,7 @@ class TurnsModel:
             self.turn.pop(key, None)
 
     def pop(self) -> Line:
+        """Take out who is next."""
         queue = min(
             self.came, key=lambda q: (q.priority, self.turn[q.priority, q.root], self.came[q])
         )
