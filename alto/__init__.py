@@ -9,15 +9,15 @@ from alto import routing as routing
 from alto import text as text
 from alto._run import App as App
 from alto._run import AppStatistics as AppStatistics
+from alto._run import Failed as Failed
 from alto._run import MapHandle as MapHandle
 from alto._run import Progress as Progress
 from alto._run import ReplicaStatistics as ReplicaStatistics
-from alto._run import Failed as Failed
 from alto._run import RequestUsage as RequestUsage
 from alto._run import Result as Result
-from alto._run import Succeeded as Succeeded
 from alto._run import StageStatistics as StageStatistics
 from alto._run import StreamHandle as StreamHandle
+from alto._run import Succeeded as Succeeded
 from alto._spec import PerReplica as PerReplica
 from alto._spec import per_replica as per_replica
 from alto._stage import Stage as Stage
