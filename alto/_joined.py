@@ -8,7 +8,8 @@ from typing import Any, Final, final
 
 from alto._core.coarsening import Coarsening as Decision
 from alto._core.coarsening import Pile
-from alto._pieces import Pieces, close
+from alto._pieces import Pieces
+from alto._resumable import close
 from alto.llm import LLM
 from alto.model import Usage
 from alto.protocols import Engine

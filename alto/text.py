@@ -33,7 +33,8 @@ from alto._core.split_json import JsonSplitter
 from alto._core.split_regex import RegexSplitter, Separator
 from alto._core.split_sentences import SentenceSplitter
 from alto._joined import Coarsening, joined
-from alto._pieces import Pieces, close
+from alto._pieces import Pieces
+from alto._resumable import close
 
 __all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
 
@@ -342,5 +343,6 @@ class _Rests:
             self._closing = True
             reader.cancel()
         await asyncio.wait([reader])
+        self._error = None  # it has frames in its traceback that keep what was read
         if not reader.cancelled():
             reader.result()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from alto._run.replica import Replica
     from alto._run.request import Request
     from alto._run.worker import Worker
-    from alto.model import Path
+    from alto.model import Path, Usage
 
 __all__ = ("Call", "calls_around", "check_outside", "parking_call")
 
@@ -96,6 +96,15 @@ class Call:
             deadline=lane.request.deadline,
             depth=depth,
         )
+
+    def generation_started(self, engine: str, /) -> int:  # noqa: ARG002
+        """See ``CurrentCall``."""
+        return 0
+
+    def generation_ended(
+        self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
+    ) -> None:
+        """See ``CurrentCall``."""
 
     def adopt(self, request: Request) -> None:
         """*request* was started inside this call and must not outlive it."""
