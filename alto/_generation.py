@@ -7,7 +7,6 @@ call that runs, which closes it in the call's own task.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from types import TracebackType
@@ -15,7 +14,8 @@ from typing import Any, Generic, Self, TypeVar, final
 
 import anyio
 
-from alto._aio import Closes, current_call
+from alto._account import Account
+from alto._aio import Closes
 from alto._resumable import Resumable, Steps
 from alto._schema import Reader, Schema
 from alto.errors import Closed, GenerationFailed, InvalidRequest
@@ -371,34 +371,6 @@ class _Values(Generic[T]):
 
 
 @final
-class Account:
-    """Tells the stage call that runs when one generation begins and when it ends."""
-
-    __slots__ = ("_call", "_engine", "_number", "usage")
-
-    def __init__(self, engine: str, /) -> None:
-        self._engine = engine
-        self._call = current_call.get()
-        self._number: int | None = None
-        self.usage: Usage | None = None
-        """What it has cost, once the engine has said so. It is complete then, read on or not."""
-
-    def begin(self) -> None:
-        """The engine is asked now."""
-        if self._call is not None:
-            self._number = self._call.generation_started(self._engine)
-
-    def end(self, error: BaseException | None, /) -> None:
-        """The engine is done with it; see ``CurrentCall.generation_ended``. Not begun: no effect."""
-        call, self._call = self._call, None
-        if call is None or self._number is None:
-            return
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            error = None if self.usage is not None else asyncio.CancelledError()
-        call.generation_ended(self._number, self._engine, self.usage, error)
-
-
-@final
 class _Chunks(Resumable[Chunk]):
     """Iterates an engine's generator, and keeps what it has cost."""
 
@@ -414,7 +386,9 @@ class _Chunks(Resumable[Chunk]):
 
 
 async def _reader(
-    steps: Steps, guard: AsyncGenerator[None, None] | None, account: Account
+    steps: Steps,
+    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept, as there
+    account: Account,
 ) -> AsyncGenerator[Chunk, None]:
     # As that of a Resumable, and keeps the usage.
     advance = steps.source.__anext__

@@ -21,7 +21,7 @@ class Pieces(Resumable[T], AsyncGenerator[T, None]):
     def __init__(self, pieces: AsyncGenerator[T, None]) -> None:
         super().__init__(pieces, "text")
 
-    def asend(self, value: None, /) -> Any:  # noqa: ANN401  # as `__anext__`
+    def asend(self, value: None, /) -> Any:  # noqa: ANN401, ARG002  # as `__anext__`
         """As of any async generator."""
         return self.__anext__()
 

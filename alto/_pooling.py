@@ -8,7 +8,7 @@ from operator import mul
 
 import anyio
 
-from alto._generation import Account
+from alto._account import Account
 from alto.errors import InvalidRequest
 from alto.model import Embedding, EmbedRequest, Usage
 from alto.protocols import Embedder, Engine

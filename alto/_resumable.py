@@ -31,13 +31,14 @@ from contextvars import Context
 from functools import partial
 from itertools import repeat
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, coroutine
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 from weakref import ref
 
+from alto._account import Account
 from alto._aio import Cleanup, current_call, uncut
 from alto.errors import Closed
 
-__all__ = ("Account", "Resumable", "Steps", "close")
+__all__ = ("Resumable", "Steps", "close")
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -47,22 +48,6 @@ async def close(chunks: AsyncIterator[Any], /) -> None:
     aclose = getattr(chunks, "aclose", None)
     if aclose is not None:
         await uncut(aclose)
-
-
-class Account(Protocol):
-    """What hears of the beginning and the end of a reading."""
-
-    def begin(self) -> None:
-        """Note that it is read for the first time."""
-        ...
-
-    def end(self, error: BaseException | None, /) -> None:
-        """Note that there will be no more of it. Called once, also where it has not begun.
-
-        Args:
-            error: None: it is complete. A ``CancelledError``: it was closed or cancelled before.
-        """
-        ...
 
 
 _CLOSED: Final = (
@@ -98,7 +83,13 @@ class _Drive(map):  # type: ignore[type-arg]
     """
 
     __slots__ = ()
-    __await__ = map.__iter__
+
+    if TYPE_CHECKING:
+
+        def __await__(self) -> Generator[Any, Any, Any]: ...
+
+    else:
+        __await__ = map.__iter__
 
 
 @final
@@ -113,8 +104,24 @@ class Steps:
         account: Told of the first read and of the end.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_account", "_begun", "_call", "_callback", "_closed", "_context", "_future", "_thrown",
-                 "cut", "front", "source", "step", "what", "waits_for")  # fmt: skip
+    __slots__ = (
+        "_account",
+        "_asyncio_future_blocking",
+        "_begun",
+        "_call",
+        "_callback",
+        "_closed",
+        "_context",
+        "_future",
+
+        "cut",
+        "front",
+        "guard",
+        "source",
+        "step",
+        "waits_for",
+        "what",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -134,13 +141,14 @@ class Steps:
         """What the step under way gave to the loop when it suspended."""
         self.front: Callable[[], Resumable[Any] | None] = _no_one
         """What it is read through, as long as that is there."""
+        self.guard: Callable[[], AsyncGenerator[None, None] | None] = _no_one
+        """What asyncio closes in the place of the generator."""
         self._begun = self._closed = False
         self._account = account
         self._asyncio_future_blocking = False
         self._future: asyncio.Future[Any] | None = None  # What this stands in for.
         self._callback: Callable[[Any], object] | None = None
         self._context: Context | None = None
-        self._thrown: tuple[type[BaseException], tuple[object, ...]] | None = None
         self._call = current_call.get()
         """The stage call that reads, until the end."""
 
@@ -160,7 +168,7 @@ class Steps:
         elif self.cut:
             self.cut = False
             waits_for = self.waits_for
-            if type(waits_for) is Steps and waits_for._waits:
+            if type(waits_for) is Steps and waits_for.waits:
                 self.step = _Again(self, waits_for)
         current = map(getattr, repeat(self), repeat("step"))
         return _Drive(self._suspends, map(next, current))
@@ -225,24 +233,28 @@ class Steps:
         if isinstance(error, asyncio.CancelledError):  # "it has ended" would say: it is complete
             self._next_read(partial(_refuse, why.format(self.what)))
         self._call = None
+        guard = self.guard()
+        if guard is not None and self.over and not guard.ag_running:  # type: ignore[attr-defined]
+            with suppress(StopAsyncIteration):  # it has nothing to close, so asyncio need not
+                guard.__anext__().__await__().send(None)
         account, self._account = self._account, None
         if account is not None:
             account.end(None if isinstance(error, StopAsyncIteration) else error)
 
-    def _next_read(self, anext: Callable[[], Any]) -> None:
+    def _next_read(self, read: Callable[[], Any]) -> None:
         front = self.front()
         if front is not None:
-            front.__anext__ = anext  # type: ignore[method-assign]
+            front.__anext__ = read  # type: ignore[method-assign]
 
     # -- what asyncio asks of a future
 
     @property
-    def _waits(self) -> bool:
+    def waits(self) -> bool:
+        """Whether what it stands in for is still to come."""
         return self._future is not None and not self._future.done()
 
     def stand_in(self) -> Self:
         """Take the place of the future that the step waits for."""
-        self._thrown = None
         self._asyncio_future_blocking = True
         return self
 
@@ -267,26 +279,30 @@ class Steps:
 
     def done(self) -> bool:
         """As of a future."""
-        return self._thrown is not None or not self._waits
+        return not self.waits
 
     def result(self) -> None:
         """Return, so that the step goes on and sees itself how what it waits for has ended."""
-        if self._thrown is not None:
-            kind, args = self._thrown
-            raise kind(*args)
 
     def cancel(self, msg: object = None) -> bool:
         """Wake the task that waits with a cancellation. The step goes on waiting."""
-        return self._throw(asyncio.CancelledError, () if msg is None else (msg,))
+        return self.throw(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
 
-    def _throw(self, kind: type[BaseException], args: tuple[object, ...]) -> bool:
-        future, callback = self._future, self._callback
+    def throw(self, error: BaseException, /) -> bool:
+        """Wake the task that waits with an error, unless it wakes anyway. The step goes on waiting."""
+        future, callback, context = self._future, self._callback, self._context
         if callback is None or future is None or future.done():
             return False
-        self._thrown = kind, args
-        future.remove_done_callback(self._wake)
-        future.get_loop().call_soon(callback, self, context=self._context)
         self._callback = self._context = None
+        future.remove_done_callback(self._wake)
+        # A future that has ended so takes the place of this one, which may be waited for again.
+        loop = future.get_loop()
+        woken = loop.create_future()
+        if isinstance(error, asyncio.CancelledError):
+            woken.cancel(*error.args)
+        else:
+            woken.set_exception(error)
+        loop.call_soon(callback, woken, context=context)
         return True
 
     # -- its end
@@ -337,7 +353,7 @@ class Steps:
         why = _CLOSED.format(self.what)
         self.step, self.cut = _Refusal(why), True
         if type(waits_for) is Steps:
-            waits_for._throw(Closed, (why,))
+            waits_for.throw(Closed(why))
 
 
 class Resumable(AsyncIterator[T_co], Generic[T_co]):
@@ -386,6 +402,7 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
             self._cleanup.add(steps)
         else:
             self.guard = _guard(steps)
+            steps.guard = ref(self.guard)
             with suppress(StopIteration):
                 self.guard.__anext__().__await__().send(None)
 
@@ -413,7 +430,8 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
 
 
 async def _reader(
-    steps: Steps, guard: AsyncGenerator[None, None] | None
+    steps: Steps,
+    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept, as the next line says
 ) -> AsyncGenerator[Any, None]:
     # It keeps *guard*, since it may be all that is left of whoever reads. `_Chunks` has a copy, for the
     # sake of speed.
