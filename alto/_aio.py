@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 
@@ -17,7 +17,7 @@ __all__ = ("Cleanup", "Closes", "CurrentCall", "LoopLock", "current_call", "uncu
 class Closes(Protocol):
     """What can be closed."""
 
-    async def aclose(self) -> None:
+    def aclose(self) -> Coroutine[Any, Any, None]:
         """Close it, whatever it is doing. Once it is closed, this does nothing."""
         ...
 

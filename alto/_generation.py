@@ -347,7 +347,7 @@ class _Values(Generic[T]):
         """Give the reader one more chunk, or the end. Cancellation: nothing is lost."""
         reader, generation = self._reader, self._generation
         try:
-            chunk = await self._chunks.__anext__()
+            chunk = await anext(self._chunks)
         except StopAsyncIteration:
             completions = self._tally.completions()
             generation._ended(completions)  # noqa: SLF001  # two halves of one

@@ -23,7 +23,7 @@ class Pieces(Resumable[T], AsyncGenerator[T, None]):
 
     def asend(self, value: None, /) -> Any:  # noqa: ANN401, ARG002  # as `__anext__`
         """As of any async generator."""
-        return self.__anext__()
+        return anext(self)
 
     def athrow(self, *error: Any) -> Any:  # noqa: ANN401
         """As of any async generator."""

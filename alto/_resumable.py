@@ -101,27 +101,12 @@ class Steps:
     Args:
         source: The generator.
         what: What is being read, for messages.
-        account: Told of the first read and of the end.
+        account: Notes the first read and the end.
     """
 
-    __slots__ = (
-        "_account",
-        "_asyncio_future_blocking",
-        "_begun",
-        "_call",
-        "_callback",
-        "_closed",
-        "_context",
-        "_future",
-
-        "cut",
-        "front",
-        "guard",
-        "source",
-        "step",
-        "waits_for",
-        "what",
-    )  # fmt: skip
+    __slots__ = ("_account", "_asyncio_future_blocking", "_begun", "_call", "_callback", "_closed", "_context",
+                 "_future", "cut", "front", "guard", "source", "step", "waits_for",
+                 "what")  # fmt: skip
 
     def __init__(
         self,
@@ -174,8 +159,7 @@ class Steps:
         return _Drive(self._suspends, map(next, current))
 
     def _suspends(self, waits_for: Any) -> Any:  # noqa: ANN401  # whatever goes to the loop
-        # The step waits. What this returns goes to the task that drives it.
-        # Where a read within this one has put its own stand-in already, that will do.
+        # The step waits. What this returns goes to the task that drives it. Where a read within this one has put its own stand-in already, that will do.
         if getattr(waits_for, "_asyncio_future_blocking", None) and type(waits_for) is not Steps:
             waits_for._asyncio_future_blocking = False  # noqa: SLF001  # asyncio's protocol
             self._future = waits_for
@@ -365,7 +349,7 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
     Args:
         source: The generator; any other async iterator will do.
         what: What is being read, for messages.
-        account: Told of the first read and of the end.
+        account: Notes the first read and the end.
     """
 
     __slots__ = ("__anext__", "__weakref__", "_cleanup", "guard", "steps")
@@ -596,7 +580,8 @@ def _awaited(waiting: Any) -> Any:  # noqa: ANN401  # as above
     for name in ("ag_await", "cr_await", "gi_yieldfrom"):
         if hasattr(waiting, name):
             return getattr(waiting, name)
-    if isinstance(waiting, _Drive):  # it holds its own steps
-        return None
+    if isinstance(waiting, _Drive):  # a read within this one
+        owners = (getattr(held, "__self__", None) for held in gc.get_referents(waiting))
+        return next((owner.source for owner in owners if type(owner) is Steps), None)
     kinds = (AsyncGeneratorType, CoroutineType, GeneratorType)
     return next((held for held in gc.get_referents(waiting) if isinstance(held, kinds)), None)

@@ -499,6 +499,26 @@ class TestOneReading:
                 with pytest.raises(Closed, match="inside of a `with`"):
                     await anext(reading)
 
+    async def test_a_time_limit_deep_within(self) -> None:
+        """A read within a read is looked into too."""
+
+        async def items() -> AsyncGenerator[int, None]:
+            with anyio.move_on_after(1):
+                await asyncio.sleep(5)
+            yield 1
+
+        def nested() -> Resumable[int]:
+            below = Resumable(items(), "text")
+            return Resumable((n async for n in below), "text")
+
+        assert [n async for n in nested()] == [1]
+        assert asyncio.get_running_loop().time() == 1
+        reading = nested()
+        with pytest.raises(TimeoutError):
+            await by_scope(lambda: anext(reading), 0.5)
+        with pytest.raises(Closed, match="inside of a `with`"):
+            await anext(reading)
+
     async def test_a_source_that_closes_properly_is_resumed(self) -> None:
         """`aclosing` is no time limit, and a generation as a context manager neither."""
 
