@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import anyio
 
-from alto.model import Origin
+from alto.model import Origin, Usage
 
-__all__ = ("Cleanup", "CurrentCall", "LoopLock", "current_call", "uncut")
+__all__ = ("Cleanup", "Closes", "CurrentCall", "LoopLock", "current_call", "uncut")
+
+
+class Closes(Protocol):
+    """What can be closed."""
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        """Close it, whatever it is doing. Once it is closed, this does nothing."""
+        ...
 
 
 class Cleanup:
     """Async generators that one running call has opened, to be closed in that call's own task.
 
     A generator that is left early (``break``) is *abandoned*: it is closed at the call's next
-    checkpoint, a generator still live when the call ends is closed then.
-
-    Invariant: every generator here is suspended or finished, never running.
+    checkpoint, a generator still live when the call ends is closed then. Either may be in the middle of
+    a step, which is cancelled then: a read that was cut leaves its step as it is.
     """
 
     __slots__ = ("_abandoned", "_live")
 
     def __init__(self) -> None:
-        self._live: dict[int, AsyncGenerator[Any, Any]] = {}
-        self._abandoned: list[AsyncGenerator[Any, Any]] = []
+        self._live: dict[int, Closes] = {}
+        self._abandoned: list[Closes] = []
 
-    def add(self, agen: AsyncGenerator[Any, Any], /) -> None:
+    def add(self, agen: Closes, /) -> None:
         """Take responsibility for *agen*."""
         self._live[id(agen)] = agen
 
-    def discard(self, agen: AsyncGenerator[Any, Any], /) -> None:
+    def discard(self, agen: Closes, /) -> None:
         """*agen* ended by itself."""
         self._live.pop(id(agen), None)
 
-    def abandon(self, agen: AsyncGenerator[Any, Any], /) -> None:
+    def abandon(self, agen: Closes, /) -> None:
         """Nobody iterates *agen* any more; close it at the next checkpoint. Sync, any time."""
         if self._live.pop(id(agen), None) is not None:
             self._abandoned.append(agen)
@@ -74,6 +81,11 @@ class CurrentCall(Protocol):
         ...
 
     @property
+    def cancelled(self) -> bool:
+        """Whether nobody needs the call any more, so that a read that was cut is not made again."""
+        ...
+
+    @property
     def priority(self) -> int:
         """The request's priority; lower runs earlier."""
         ...
@@ -86,6 +98,28 @@ class CurrentCall(Protocol):
     @property
     def origin(self) -> Origin | None:
         """Who asks, for engines that schedule; None where nobody knows."""
+        ...
+
+    def generation_started(self, engine: str, /) -> int:
+        """Note that *engine* was asked for a generation, a vector or a score.
+
+        Returns:
+            A number for :meth:`generation_ended`.
+        """
+        ...
+
+    def generation_ended(
+        self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
+    ) -> None:
+        """Note that it has ended; called once for each that was started.
+
+        Args:
+            number: What :meth:`generation_started` gave.
+            engine: The engine's name.
+            usage: What it has cost; None where the engine has not said so.
+            error: None: it is complete. A ``CancelledError``: it was closed, cancelled or left before
+                its end. Else what the engine raised.
+        """
         ...
 
 

@@ -1,19 +1,22 @@
 """Generations: how a stage uses what it has asked an engine for, once, in one of several ways.
 
 A generation has no task of its own. Whoever iterates it drives the engine's generator, in its own
-task; whoever stops leaves it to the stage call that runs, which closes it in the call's own task.
+task; a read that is cut leaves it as it is, and can be made again. Whoever stops leaves it to the stage
+call that runs, which closes it in the call's own task.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, final
 
 import anyio
 
-from alto._aio import Cleanup, current_call
+from alto._account import Account
+from alto._aio import Closes
+from alto._resumable import Resumable, Steps
 from alto._schema import Reader, Schema
 from alto.errors import Closed, GenerationFailed, InvalidRequest
 from alto.model import Chunk, Completion, FinishReason, GenerateRequest, TokenLogprob, Usage
@@ -31,8 +34,11 @@ class Generation:
     Of several samples (``n``) the chunks come interleaved, each with its ``index``;
     :meth:`samples` waits for all of them.
 
+    A read that is cut, by a time limit for example, loses nothing: read on with the same iterator.
+
     As a context manager (``async with llm.generate(...) as chunks``) it is closed on the way out.
-    Without one, a generation that is left early is closed at the stage's next checkpoint.
+    Without one, a generation that is left early is closed at the stage's next checkpoint, or outside of
+    a stage when its iterator is dropped.
     """
 
     __slots__ = ("_chunks", "_completions", "_engine", "_max_tokens", "_n", "_request")
@@ -42,7 +48,7 @@ class Generation:
         self._request: GenerateRequest | None = request
         self._n = request.n
         self._max_tokens = request.max_tokens
-        self._chunks: AsyncGenerator[Chunk, None] | None = None
+        self._chunks: Closes | None = None  # What was opened.
         self._completions: list[Completion] | None = None
 
     def __repr__(self) -> str:
@@ -72,19 +78,25 @@ class Generation:
                 "or keep the chunks you need"
             )
             raise Closed(msg)
-        self._chunks = self._engine.generate(self._request)
+        chunks = self._engine.generate(self._request)
+        self._chunks = chunks
         self._request = None
-        return self._chunks
+        return chunks
 
     def _iterate(self) -> _Chunks:
-        call = current_call.get()
-        return _Chunks(self._open(), None if call is None else call.cleanup)
+        chunks = _Chunks(self._open(), Account(self._engine.name))
+        self._chunks = chunks.steps
+        return chunks
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         """Stream the chunks.
 
         Raises:
-            Closed: It was used or closed before.
+            Closed: It was used or closed before. While iterating: it was closed before its end.
+            RuntimeError: While iterating: another task waits for the next chunk.
+
+        Cancellation of a read: nothing is lost, and the next read of the same iterator goes on, in any
+        task. In a stage call that was itself cancelled the generation is aborted.
         """
         return self._iterate()
 
@@ -106,10 +118,18 @@ class Generation:
             GenerationFailed: The engine ended it without saying why.
         """
         tally = _Tally(self._engine.name, self._n)
+        account = Account(self._engine.name)
         async with aclosing(self._open()) as chunks:
-            async for chunk in chunks:
-                tally.add(chunk)
-        self._completions = tally.completions()
+            account.begin()
+            try:
+                async for chunk in chunks:
+                    tally.add(chunk)
+                self._completions = tally.completions()
+            except BaseException as error:
+                account.end(error)
+                raise
+            account.usage = tally.usage
+            account.end(None)
         return list(self._completions)
 
     async def collect(self) -> Completion:
@@ -180,7 +200,12 @@ class TypedGeneration(Generation, Generic[T]):
             GenerationFailed: The engine ended it without saying why.
         """
         self._needs_one_sample("value")
-        values = [value async for value in _Values[Any](self, self._schema, self._iterate())]
+        reading = _Values[Any](self, self._schema, self._iterate())
+        try:
+            values = [value async for value in reading]
+        except BaseException:
+            await reading.abort()
+            raise
         whole: T = values if self._schema.is_list else values[0]  # type: ignore[assignment]
         return whole
 
@@ -197,6 +222,8 @@ class TypedGeneration(Generation, Generic[T]):
                 the output came to ``max_tokens`` before it was complete.
             OutputError: While iterating, in the same way: the output is not of its type.
             GenerationFailed: While iterating: the engine ended it without saying why.
+
+        Cancellation of a read: nothing is lost; see :meth:`__aiter__`.
         """
         self._needs_one_sample("items")
         if not self._schema.is_list:
@@ -214,7 +241,7 @@ class TypedGeneration(Generation, Generic[T]):
 class _Tally:
     """What the chunks of a generation add up to, sample by sample."""
 
-    __slots__ = ("_engine", "_ids", "_logprobs", "_reasons", "_texts", "_usage")
+    __slots__ = ("_engine", "_ids", "_logprobs", "_reasons", "_texts", "usage")
 
     def __init__(self, engine: str, n: int) -> None:
         self._engine = engine
@@ -222,7 +249,8 @@ class _Tally:
         self._ids: list[list[int]] = [[] for _ in range(n)]
         self._logprobs: list[list[TokenLogprob] | None] = [None] * n
         self._reasons: list[FinishReason | None] = [None] * n
-        self._usage = Usage()
+        self.usage: Usage | None = None
+        """Of all samples, once the last chunk is there."""
 
     def add(self, chunk: Chunk) -> None:
         """One more chunk."""
@@ -240,7 +268,7 @@ class _Tally:
         if chunk.finish_reason is not None:
             self._reasons[index] = chunk.finish_reason
         if chunk.usage is not None:
-            self._usage = chunk.usage
+            self.usage = chunk.usage
 
     def completions(self) -> list[Completion]:
         """Every sample.
@@ -259,7 +287,7 @@ class _Tally:
                     text="".join(self._texts[index]),
                     token_ids=tuple(self._ids[index]),
                     finish_reason=reason,
-                    usage=self._usage,
+                    usage=self.usage or Usage(),
                     logprobs=None if logprobs is None else tuple(logprobs),
                 )
             )
@@ -311,18 +339,15 @@ class _Values(Generic[T]):
                 raise reader.error
             try:
                 await self._read_on()
-            except BaseException:
+            except Exception:
                 self._over = True
                 raise
 
     async def _read_on(self) -> None:
-        """Give the reader one more chunk, or the end.
-
-        Cancellation: the generation is aborted.
-        """
+        """Give the reader one more chunk, or the end. Cancellation: nothing is lost."""
         reader, generation = self._reader, self._generation
         try:
-            chunk = await self._chunks.__anext__()
+            chunk = await anext(self._chunks)
         except StopAsyncIteration:
             completions = self._tally.completions()
             generation._ended(completions)  # noqa: SLF001  # two halves of one
@@ -333,46 +358,57 @@ class _Values(Generic[T]):
             self._tally.add(chunk)
             reader.feed(chunk.text)
         except BaseException:  # a class of the user's that fails as no type may
-            await self._abort()
+            self._over = True
+            await self.abort()
             raise
         if reader.error is not None:
-            await self._abort()
+            await self.abort()
 
-    async def _abort(self) -> None:
+    async def abort(self) -> None:
+        """Abort the generation in the engine. Cancellation: shielded."""
         with anyio.CancelScope(shield=True):
             await self._generation.aclose()
 
 
 @final
-class _Chunks:
-    """Iterates an engine's generator at almost no cost, and notices when it is left early.
+class _Chunks(Resumable[Chunk]):
+    """Iterates an engine's generator, and keeps what it has cost."""
 
-    ``__anext__`` hands out the generator's own awaitable, so a chunk passes no frame of ours.
-    When this object dies, so has the loop that drove it: what the generator then needs is left to
-    the stage call that opened it, which closes it in its own task. Outside of a stage call
-    asyncio's own hook does that.
-    """
+    __slots__ = ("_account",)
 
-    __slots__ = ("_chunks", "_cleanup")
+    def __init__(self, chunks: AsyncGenerator[Chunk, None], account: Account, /) -> None:
+        super().__init__(chunks, "generation", account)
+        self._account = account
 
-    def __init__(self, chunks: AsyncGenerator[Chunk, None], cleanup: Cleanup | None, /) -> None:
-        self._chunks = chunks
-        self._cleanup = cleanup
-        if cleanup is not None:
-            cleanup.add(chunks)
+    def reader(self) -> AsyncGenerator[Chunk, None]:
+        """Read on, until a read is cut."""
+        return _reader(self.steps, self.guard, self._account)
 
-    def __aiter__(self) -> Self:
-        return self
 
-    def __anext__(self) -> Awaitable[Chunk]:
-        return self._chunks.__anext__()
-
-    def __del__(self) -> None:
-        cleanup = self._cleanup
-        if cleanup is None:
-            return
-        chunks = self._chunks
-        if getattr(chunks, "ag_frame", chunks) is None:  # it ended by itself
-            cleanup.discard(chunks)
-        elif not getattr(chunks, "ag_running", False):
-            cleanup.abandon(chunks)  # else: somebody still awaits it; closed when the call ends
+async def _reader(
+    steps: Steps,
+    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept, as there
+    account: Account,
+) -> AsyncGenerator[Chunk, None]:
+    # As that of a Resumable, and keeps the usage.
+    advance = steps.source.__anext__
+    try:
+        yield  # type: ignore[misc]  # see there
+        drive = steps.begin()
+        while True:
+            try:
+                chunk = await drive
+            except BaseException as error:
+                if (passed_on := steps.interrupted(error)) is None:
+                    raise
+                chunk = await passed_on
+            steps.step = None
+            if chunk.usage is not None:
+                account.usage = chunk.usage
+            yield chunk
+            steps.step = advance()
+    except StopAsyncIteration:
+        return
+    except BaseException:
+        steps.left()
+        raise

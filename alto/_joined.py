@@ -8,7 +8,8 @@ from typing import Any, Final, final
 
 from alto._core.coarsening import Coarsening as Decision
 from alto._core.coarsening import Pile
-from alto._pieces import Pieces, close
+from alto._pieces import Pieces
+from alto._resumable import close
 from alto.llm import LLM
 from alto.model import Usage
 from alto.protocols import Engine
@@ -149,8 +150,8 @@ def joined(
     Raises:
         TypeError: At the call: an argument is of another type. While iterating: a piece is no ``str``.
 
-    An error of *pieces* comes through after what is held, and one of *ready* at once. Cancellation: what
-    is held is lost, and *pieces* are closed, as they are when this is left early.
+    An error of *pieces* comes through after what is held, and one of *ready* at once. Cancellation of a
+    read: nothing is lost, and the next read goes on. *pieces* are closed when this is left early.
     """
     _check(pieces, ready, separator)
     return Pieces(_join(pieces, Pile(ready, separator)))

@@ -8,8 +8,9 @@ from operator import mul
 
 import anyio
 
+from alto._account import Account
 from alto.errors import InvalidRequest
-from alto.model import Embedding, EmbedRequest
+from alto.model import Embedding, EmbedRequest, Usage
 from alto.protocols import Embedder, Engine
 
 __all__ = ("Vector", "cosine", "embed_all", "pools")
@@ -40,13 +41,13 @@ async def embed_all(engine: Engine, requests: Sequence[EmbedRequest]) -> list[Em
     """
     embedder = pools(engine)
     if len(requests) == 1:
-        return [await embedder.embed(requests[0])]
+        return [await _embed(embedder, engine.name, requests[0])]
     answers: dict[int, Embedding] = {}
     failed: list[Exception] = []
 
     async def run(index: int, request: EmbedRequest) -> None:
         try:
-            answers[index] = await embedder.embed(request)
+            answers[index] = await _embed(embedder, engine.name, request)
         except Exception as error:  # noqa: BLE001  # raised below, alone and not in a group
             failed.append(error)
             group.cancel_scope.cancel()
@@ -57,6 +58,19 @@ async def embed_all(engine: Engine, requests: Sequence[EmbedRequest]) -> list[Em
     if failed:
         raise failed[0]
     return [answers[index] for index in range(len(requests))]
+
+
+async def _embed(embedder: Embedder, name: str, request: EmbedRequest) -> Embedding:
+    account = Account(name)
+    account.begin()
+    try:
+        answer = await embedder.embed(request)
+    except BaseException as error:
+        account.end(error)
+        raise
+    account.usage = Usage(prompt_tokens=answer.prompt_tokens)
+    account.end(None)
+    return answer
 
 
 def cosine(one: Vector, other: Vector) -> float:

@@ -20,8 +20,10 @@ Errors: at the call ``TypeError`` where the text is no async iterable and ``Valu
 is out of range; while iterating ``TypeError`` where a chunk is no ``str``. An error of the chunks comes
 through after the pieces that were certain by then; the rest is not given.
 
-Cancellation: what was not given is lost, and the iterator of the chunks is closed, as it is
-when the pieces are left early: inside a stage at the stage's next checkpoint, elsewhere by ``aclose``.
+Cancellation of a read: nothing is lost, and the next read goes on, in any task; where the chunks come
+from a generator that waits inside of a ``with``, other than ``aclosing``, it ends, and the next read raises
+``Closed``. When the pieces are left early, the iterator of the chunks is closed: inside a stage at the
+stage's next checkpoint, elsewhere by ``aclose``.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from alto._core.split_json import JsonSplitter
 from alto._core.split_regex import RegexSplitter, Separator
 from alto._core.split_sentences import SentenceSplitter
 from alto._joined import Coarsening, joined
-from alto._pieces import Pieces, close
+from alto._pieces import Pieces
+from alto._resumable import close
 
 __all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
 
@@ -407,5 +410,6 @@ class _Rests:
             self._closing = True
             reader.cancel()
         await asyncio.wait([reader])
+        self._error = None  # it has frames in its traceback that keep what was read
         if not reader.cancelled():
             reader.result()

@@ -85,9 +85,16 @@ class _Call:
     """What a running stage call shows to a handle."""
 
     cleanup: Cleanup = attrs.Factory(Cleanup)
+    cancelled: bool = False
     priority: int = 0
     deadline: float | None = None
     origin: Origin | None = None
+
+    def generation_started(self, engine):
+        return 1
+
+    def generation_ended(self, number, engine, usage, error):
+        pass
 
 
 @contextmanager
@@ -493,6 +500,8 @@ class TestLeaving:
                 task = group.create_task(_use(_ask(engine, list[int]), how))
                 await asyncio.sleep(moment)
                 task.cancel()
+            del task  # it keeps the iterator, in its traceback
+            await asyncio.sleep(0.1)
             assert engine.statistics() == EngineStatistics()
             assert engine.statistics().aborted == 1
 

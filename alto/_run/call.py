@@ -495,7 +495,7 @@ class Call:
             depth=depth,
         )
 
-    def generation_started(self, engine: str) -> int:
+    def generation_started(self, engine: str, /) -> int:
         """Note that an engine was asked for something, and give the number of the pair of events."""
         number = _next_generation()
         if (notify := self.replica.notify_generation) is not None:
@@ -512,7 +512,7 @@ class Call:
         return number
 
     def generation_ended(
-        self, number: int, engine: str, usage: Usage | None, error: BaseException | None
+        self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
     ) -> None:
         """Note that the engine is done with it, or that it was left."""
         if usage is not None:

@@ -22,7 +22,7 @@ from alto._declare.models import engine_of, engines_in, engines_of, with_handles
 from alto._declare.nested import inner_resources, mentioned, own_resources
 from alto._spec import Declaration, NodeSpec, PerReplica
 from alto.errors import Closed, StageError
-from alto.model import Path
+from alto.model import Path, Usage
 from alto.pipeline import Pipeline
 from alto.protocols import Engine
 from alto.testing.group import group
@@ -151,6 +151,7 @@ class _Interpreter:
 class _Call:
     """The call that runs: what handles inside a stage look at, and how it calls pipelines."""
 
+    cancelled = False
     priority = 0
     deadline: float | None = None
     origin = None
@@ -159,6 +160,15 @@ class _Call:
         self.path = path
         self.cleanup = Cleanup()
         self._interpreter = interpreter
+
+    def generation_started(self, engine: str, /) -> int:  # noqa: ARG002
+        """Nobody observes it."""
+        return 0
+
+    def generation_ended(
+        self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
+    ) -> None:
+        """Nobody observes it."""
 
     def interpret(self, declaration: Declaration, inputs: Sequence[object]) -> _Results:
         """What ``inner.stream(x)`` and ``inner.run(x)`` do inside a stage: see `alto._run`."""
