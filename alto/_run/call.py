@@ -363,7 +363,7 @@ class Call:
             async for value in outputs:  # looked at below, where a wait was cut
                 if self.cancelled:
                     break
-                child = (*path, children)
+                child = path + (children,)  # noqa: RUF005  # twice as fast as (*path, children)
                 if is_full(child):
                     waiting = True
                     await self.room(child)
@@ -692,11 +692,13 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
         if notify_call is not None or run.routed:
             call.begin()
         try:
-            resources = own if run.values is None else {**own, **run.values}
-            if generator:
-                yield from call.hand_over_all(fn(*call.args, **resources))
+            if run.values is not None:
+                work = fn(*call.args, **{**own, **run.values})
             else:
-                work = fn(*call.args, **resources)
+                work = fn(*call.args, **own) if own else fn(*call.args)
+            if generator:
+                yield from call.hand_over_all(work)
+            else:
                 if type(work) is not CoroutineType:
                     work = _awaited(work)
                 value = yield from work  # pyright: ignore[reportGeneralTypeIssues]
@@ -713,7 +715,7 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
         if call.untidy:
             yield from call.tidy()
         call.end()
-        run = value = work = resources = call = None  # type: ignore[assignment]  # keep nothing alive
+        run = value = work = call = None  # type: ignore[assignment]  # keep nothing alive
         call = yield ENDED
 
 

@@ -206,7 +206,8 @@ class Worker:
                 queue = self._next()
                 continue
             request = queue.request
-            self.call = call = Call(queue, *start, self)
+            path, args = start
+            self.call = call = Call(queue, path, args, self)
             context = request.context.copy()
             waited_for = context.run(send, call)
             if waited_for is not ENDED:
