@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alto import executors as executors
 from alto import routing as routing
 from alto import text as text
 from alto._app import App as App
@@ -53,6 +54,7 @@ from alto.model import Message as Message
 from alto.model import Origin as Origin
 from alto.model import Path as Path
 from alto.model import Prompt as Prompt
+from alto.model import StageInfo as StageInfo
 from alto.model import StreamedPrompt as StreamedPrompt
 from alto.model import TokenLogprob as TokenLogprob
 from alto.model import Usage as Usage
@@ -71,6 +73,7 @@ from alto.pipeline import pipeline as pipeline
 from alto.protocols import CacheListener as CacheListener
 from alto.protocols import Embedder as Embedder
 from alto.protocols import Engine as Engine
+from alto.protocols import Executor as Executor
 from alto.protocols import Member as Member
 from alto.stream import Group as Group
 from alto.stream import Stream as Stream
@@ -99,6 +102,7 @@ __all__ = (
     "EngineError",
     "EngineStartError",
     "EngineStatistics",
+    "Executor",
     "FinishReason",
     "GenerateRequest",
     "Generation",
@@ -129,6 +133,7 @@ __all__ = (
     "RoutingError",
     "Stage",
     "StageError",
+    "StageInfo",
     "StageStatistics",
     "Stream",
     "StreamHandle",
@@ -140,6 +145,7 @@ __all__ = (
     "WorkerDied",
     "collect",
     "count",
+    "executors",
     "first",
     "merge",
     "per_replica",

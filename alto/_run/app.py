@@ -181,7 +181,6 @@ class App:
         try:
             for request in list(self._requests):
                 request.cancel()
-            self._keepers.abort()
             late = await self._quieten()
             self._close_nodes()
             for scope in self._feeders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import anyio
 
@@ -15,7 +15,7 @@ from alto.protocols import Engine
 if TYPE_CHECKING:
     from alto._spec import Declaration, NodeSpec
 
-__all__ = ("Resources", "engine_of", "runs", "with_handles")
+__all__ = ("Resources", "engine_of", "runs", "with_handles", "wrapped")
 
 _users: Final[dict[int, int]] = {}
 """Apps that use an engine which one of them has started, by its identity; they keep it alive."""
@@ -129,7 +129,11 @@ def runs(engine: Engine) -> bool:
 
 def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, object]:
     """The keyword arguments of a stage; an engine where it asks for an LLM is wrapped in one."""
-    asked = {r.name: r.type for r in spec.stage.resources}
+    return wrapped({r.name: r.type for r in spec.stage.resources}, kwargs)
+
+
+def wrapped(asked: Mapping[str, Any], kwargs: Mapping[str, object]) -> Mapping[str, object]:
+    """The keyword arguments of a stage that has these annotations; engines wrapped as above."""
     return {
         name: LLM(value)
         if isinstance(value, Engine) and LLM in (asked[name], *get_args(asked[name]))

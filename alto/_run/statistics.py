@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from alto._run.app import Installed
     from alto._run.lane import Lane
     from alto._run.node import Node
+    from alto._run.replica import Replica
     from alto._run.request import Request
     from alto._spec import Declaration
 
@@ -34,6 +35,8 @@ class ReplicaStatistics:
     """Whether it gets nothing new, since the stage was scaled down."""
     done: int = attrs.field(default=0, eq=False)
     """Calls that have ended by themselves since it was made; not compared."""
+    abandoned: int = 0
+    """Threads that still run the function of a call that was cancelled."""
 
 
 @attrs.frozen(kw_only=True)
@@ -110,6 +113,7 @@ def _replicas(node: Node, lanes: Collection[Lane]) -> tuple[ReplicaStatistics, .
                 waiting=sum(len(lane.ready) for lane in lanes),
                 bound=sum(len(lane.rows) for lane in lanes),
                 done=node.home.done,
+                abandoned=_abandoned(node.home),
             ),
         )
     live = {load.number for load in node.binding.live}
@@ -121,6 +125,11 @@ def _replicas(node: Node, lanes: Collection[Lane]) -> tuple[ReplicaStatistics, .
             bound=node.binding.loads[number].bound,
             draining=number not in live,
             done=replica.done,
+            abandoned=_abandoned(replica),
         )
         for number, replica in node.replicas.items()
     )
+
+
+def _abandoned(replica: Replica) -> int:
+    return 0 if replica.keeper is None else replica.keeper.abandoned
