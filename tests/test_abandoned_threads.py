@@ -237,6 +237,16 @@ class TestAbandonedThreads:
             threading.Timer(0.05, gate.set).start()
         assert events == ["in", "out"]
 
+    def test_a_loop_that_goes_down_waits_for_no_thread(self, tmp_path: Path) -> None:
+        """A program that leaves its app open ends all the same, with its loop."""
+        path = tmp_path / "program.py"
+        main = BLOCKED[: BLOCKED.index("async def main")] + LEFT_OPEN
+        path.write_text(main, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(path)], capture_output=True, text=True, check=True, timeout=50
+        )
+        assert done.stdout == "ended\n"
+
     def test_a_program_ends_over_a_blocked_thread(self, tmp_path: Path) -> None:
         """The interpreter does not wait for a function that never returns."""
         path = tmp_path / "program.py"
@@ -275,6 +285,21 @@ async def main():
     print("closed", flush=True)
 
 asyncio.run(main())
+"""
+
+
+LEFT_OPEN = """
+kept = []
+
+async def main():
+    app = one.open()
+    await app.__aenter__()
+    kept.extend([app, app.stream(1)])
+    while not [t for t in threading.enumerate() if t.name.startswith("alto blocks")]:
+        await asyncio.sleep(0.01)
+
+asyncio.run(main())
+print("ended")
 """
 
 

@@ -722,6 +722,35 @@ GUARD
 """
 
 
+LEFT_OPEN = """
+import asyncio, pathlib, sys, time
+import alto
+
+@alto.stage(runs_in="process")
+def sleeps(path: str) -> int:
+    pathlib.Path(path).touch()
+    time.sleep(100)
+    return 0
+
+@alto.pipeline
+def one(path: alto.Stream[str]) -> alto.Stream[int]:
+    return sleeps(path)
+
+kept = []
+
+async def main():
+    app = one.open()
+    await app.__aenter__()
+    kept.extend([app, app.stream(sys.argv[1])])
+    while not pathlib.Path(sys.argv[1]).exists():
+        await asyncio.sleep(0.01)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    print("ended")
+"""
+
+
 @pytest.mark.realtime
 @pytest.mark.slow
 class TestPrograms:
@@ -746,6 +775,17 @@ class TestPrograms:
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
         assert done.returncode != 0
         assert "if __name__ ==" in done.stderr
+
+    def test_a_loop_that_goes_down_ends_its_processes(self, tmp_path: Path) -> None:
+        """A program that leaves its app open while a function runs ends with its loop."""
+        path = tmp_path / "program.py"
+        path.write_text(LEFT_OPEN, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(path), str(tmp_path / "began")],
+            capture_output=True, text=True, check=True, timeout=50,
+        )  # fmt: skip
+        assert done.stdout == "ended\n"
+        assert done.stderr == ""
 
     def test_no_process_outlives_a_killed_program(self, tmp_path: Path) -> None:
         """A program that is killed leaves no worker behind."""

@@ -77,6 +77,7 @@ class WorkerProcess:
         """The process, if one has started; it may have died since."""
         self._renewal: asyncio.Task[_Child] | None = None
         """Ends the last process and starts the next one."""
+        self._closed = False
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -104,6 +105,7 @@ class WorkerProcess:
 
     async def _finish(self) -> Exception | None:
         # Returns what was raised while the process gave back what it had made.
+        self._closed = True
         if (renewal := self._renewal) is not None:
             renewal.cancel()
 
@@ -146,7 +148,8 @@ class WorkerProcess:
             finally:
                 if not done.done():
                     child.kill()
-                    self._replace()
+                    if not self._closed:  # As it is where a loop goes down, and cancels everything.
+                        self._replace()
             try:
                 failed, value = pickle.loads(done.result())  # noqa: S301  # from our own process
             except BrokenProcessPool:

@@ -181,13 +181,11 @@ class _Pool(Executor):
         self._threads: dict[int, threading.Thread] = {}
         self._spare = 0
         """Threads that wait for work and have none in the queue."""
-        self._abandoned: set[_Job] = set()
+        self._jobs: set[_Job] = set()
+        """Those that have not ended."""
+        self.abandoned = 0
+        """How many of them are abandoned."""
         self._closed = False
-
-    @property
-    def abandoned(self) -> int:
-        """Jobs that were abandoned and have not ended."""
-        return len(self._abandoned)
 
     def submit(self, fn: Callable[..., T], /, *_: Any, **__: Any) -> Future[T]:  # noqa: ANN401
         """Run a job on a thread of its own."""
@@ -197,6 +195,7 @@ class _Pool(Executor):
                 self._spare -= 1
             else:
                 self._start()
+            self._jobs.add(fn)
         self._work.put(fn)
         return fn.future
 
@@ -212,23 +211,24 @@ class _Pool(Executor):
         with self._lock:
             if not job.ended:
                 job.abandoned = True
-                self._abandoned.add(job)
+                self.abandoned += 1
             return job.abandoned
 
     def close(self) -> int:
-        """End all threads but those of abandoned jobs, which end with those. Returns their number.
+        """End all threads but those that run jobs, which end with those. Returns their number.
 
-        No other job runs any more.
+        All jobs that run were abandoned, unless the loop goes down and cancels everything at once.
         """
         with self._lock:
             self._closed = True
-            busy = {job.thread for job in self._abandoned}
+            # A job whose future can be cancelled has not begun, and never will.
+            busy = {job.thread for job in self._jobs if not job.future.cancel()}
             idle = [thread for thread in self._threads.values() if thread not in busy]
             for _ in idle:
                 self._work.put(None)
         for thread in idle:
             thread.join()
-        return self.abandoned
+        return len(busy)
 
     def _main(self, number: int) -> None:
         while self._serve(self._work.get(), number):
@@ -249,7 +249,8 @@ class _Pool(Executor):
                 error = raised
         with self._lock:
             job.ended = True
-            self._abandoned.discard(job)
+            self._jobs.discard(job)
+            self.abandoned -= job.abandoned
             # Before anybody can know the result, so that the next job finds this thread.
             stays = not self._closed and len(self._threads) <= self._keep + self.abandoned
             if stays:
