@@ -312,7 +312,6 @@ class Host:
                 with contextlib.suppress(asyncio.CancelledError):  # Of a loop that goes down.
                     await self._closing.wait()
             self.close_soon()
-            self._keepers.abort()
             with contextlib.suppress(asyncio.CancelledError):
                 await uncut(self._wait_quiet)
         finally:

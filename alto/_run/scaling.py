@@ -74,11 +74,6 @@ class Keepers:
             if keeper.late_error is not None:
                 self._late_errors.append(keeper.late_error)
 
-    def abort(self) -> None:
-        """Do not wait for calls that cannot be interrupted otherwise: nobody needs them."""
-        for keeper in self._kept:
-            keeper.abort()
-
     def give_up(self) -> None:
         """Give everything back, and make no more."""
         _give_up(self._kept)
