@@ -370,16 +370,19 @@ class Call:
                     waiting = False
                 push(child, value)
                 children += 1
+                if notify is not None:
+                    self.produced(child, value)
+                value = (
+                    None  # The generator may go on for long; what it gave is not to wait for that.
+                )
                 if children == 1:  # From here on it is known where all of them go.
                     is_full, push = run.inlet(path)
                     if request.fresh:  # Let the stages below, and the reader, begin with it.
                         await asyncio.sleep(0)
                 elif clock() >= worker.until or request.first_unread:
                     await asyncio.sleep(0)
-                if notify is not None:
-                    self.produced(child, value)
-                if self.untidy and self.must_close:
-                    await self.cleanup.close_abandoned()
+                if self.untidy and (cleanup := self._cleanup) is not None and cleanup.abandoned:
+                    await cleanup.close_abandoned()
                 if self.cancelled:  # By what it pushed, for example.
                     break  # type: ignore[unreachable]  # the attribute has changed meanwhile
             else:
@@ -567,11 +570,6 @@ class Call:
     def is_here(self) -> bool:
         """Whether its loop runs here: its context may have been copied to another thread."""
         return self.replica.loop is asyncio.get_running_loop()
-
-    @property
-    def must_close(self) -> bool:
-        """Whether the stage's code has left a generation early, which is to be closed now."""
-        return self._cleanup is not None and self._cleanup.pending
 
     # ---- its permit, and its waits
 
