@@ -372,9 +372,7 @@ class Call:
                 children += 1
                 if notify is not None:
                     self.produced(child, value)
-                value = (
-                    None  # The generator may go on for long; what it gave is not to wait for that.
-                )
+                value = None  # noqa: PLW2901  # not to be kept while the generator works on
                 if children == 1:  # From here on it is known where all of them go.
                     is_full, push = run.inlet(path)
                     if request.fresh:  # Let the stages below, and the reader, begin with it.
