@@ -136,7 +136,7 @@ _OWN: Final[Mapping[RunsIn, OwnExecutor]] = {
 
 
 def executor_of(runs_in: RunsIn | Executor) -> Executor:
-    """The executor that ``runs_in=`` names, or is."""
+    """Give the executor that ``runs_in=`` names, or is."""
     return _OWN[runs_in] if isinstance(runs_in, str) else runs_in
 
 

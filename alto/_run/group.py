@@ -211,7 +211,7 @@ class RunGroup(Group[T_co]):
     # ---- what a port asks
 
     def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002  # the interface of a port
-        """Whether a call with another piece must wait. Implements the interface of a port."""
+        """Say whether a call with another piece must wait. Implements the interface of a port."""
         size = len(self.buffer)
         if size < self.capacity:
             return False

@@ -382,7 +382,7 @@ class Host:
         return inner_resources(declaration, self._values)
 
     def named_nodes(self) -> list[tuple[str, Node]]:
-        """The stages, by their names in the statistics."""
+        """Give the stages, by their names in the statistics."""
         return [
             (installed.prefix + node.plan.name, node)
             for installed in self._installed.values()
@@ -480,7 +480,7 @@ class Host:
             self._quiet.set()
 
     def runs_at(self, node: Node) -> list[NodeRun]:
-        """What there is of open requests at a stage."""
+        """Give the runs of open requests at a stage."""
         return [run for request in self._requests for run in request.runs if run.node is node]
 
     def statistics(self) -> AppStatistics:

@@ -27,7 +27,7 @@ __all__ = ("Keeper", "needs_keeper")
 
 
 def needs_keeper(spec: NodeSpec, resources: Mapping[str, object]) -> bool:
-    """Whether a replica of a stage has something of its own."""
+    """Say whether a replica of a stage has something of its own."""
     made = any(isinstance(value, PerReplica) for value in resources.values())
     return made or not isinstance(executor_of(spec.stage.runs_in), Loop)
 

@@ -167,7 +167,7 @@ class NodeRun:
         return self.node.plan.inputs[slot].depth
 
     def rank(self, slot: int) -> int:
-        """Which of the stage's groups parameter *slot* is."""
+        """Give which of the stage's groups parameter *slot* is."""
         return self.node.group_slots.index(slot)
 
     @property
@@ -337,7 +337,7 @@ class NodeRun:
         self.request.check_end()
 
     def is_dropped(self, path: Path) -> bool:
-        """Whether nothing needs what comes in at *path*."""
+        """Say whether nothing needs what comes in at *path*."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
     def release(self, slot: int, ancestor: Path) -> None:

@@ -37,7 +37,7 @@ class Observers:
         self._reported: set[int] = set()
 
     def notifier(self, *kinds: type) -> Notify | None:
-        """What to call with events of *kinds*, or None where no observer wants any of them."""
+        """Give what to call with events of *kinds*, or None where no observer wants any of them."""
         takers = [one for one, wanted in self._observers if not wanted.isdisjoint(kinds)]
         if not takers:
             return None

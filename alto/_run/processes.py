@@ -254,7 +254,7 @@ class _Child:
         return child
 
     def is_alive(self) -> bool:
-        """Whether the process has not ended."""
+        """Say whether the process has not ended."""
         return self._process is None or self._process.is_alive()
 
     def kill(self) -> None:

@@ -114,7 +114,7 @@ def remove_replicas(node: Node, count: int, runs: Sequence[NodeRun]) -> None:
 
 
 def find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -> Node:
-    """The stage of that name.
+    """Find the stage of that name.
 
     Raises:
         ValueError: There is none; the message names those that there are.
@@ -130,7 +130,7 @@ def find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -
 
 
 def unseen(pipeline: str, app: str) -> str:
-    """What to say of a pipeline that open() would have had to know of."""
+    """Give the message for a pipeline that open() would have had to know of."""
     return (
         f"pipeline {pipeline!r}, which a stage of {app!r} calls, has resources of its replicas or "
         f"worker processes, which are made when an app opens, and open() did not see that it would "

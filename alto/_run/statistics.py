@@ -66,7 +66,7 @@ class AppStatistics:
 
 
 def prefix_of(declaration: Declaration, own: Declaration) -> str:
-    """What stands before the names of a pipeline's stages in an app of *own*."""
+    """Give what stands before the names of a pipeline's stages in an app of *own*."""
     return "" if declaration is own else f"{declaration.name}."
 
 

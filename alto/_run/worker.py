@@ -230,7 +230,7 @@ class Worker:
         return False
 
     def is_cancelled(self) -> bool:
-        """Whether its task is to end, by the loop's will. Alto takes its own cancellations back."""
+        """Say whether its task was cancelled by something else than alto, so that it is to end."""
         return self.task is not None and self.task.cancelling() > 0
 
     def _give_up(self, queue: ReadyQueue) -> bool:
