@@ -179,6 +179,11 @@ class CallReplica(Protocol):
     done: int
 
     @property
+    def now(self) -> Callable[[], float]:
+        """The time on the loop's clock."""
+        ...
+
+    @property
     def notify_call(self) -> Notify | None:
         """What to call with events of calls; None: no observer wants them."""
         ...
@@ -328,27 +333,21 @@ class Call:
             self._notify_end(replica.notify_call)
         if self.has_suspended or run.keeps_calls:
             if self.holds and self._since is not None:
-                self._busy += replica.loop.time() - self._since
+                self._busy += replica.now() - self._since
             # A call that fails at once is not quick.
             known = self.done and self._since is not None
             run.call_ended(self, self._busy if known else None)
         queue.ended()
 
-    def begin(self) -> None:
+    def begin(self, run: CallRun) -> None:
         """Note when it began, where that is to be known."""
-        self._started = now = self.replica.loop.time()
-        if self.run.routed:
+        replica = self.worker.replica
+        self._started = now = replica.now()
+        if run.routed:
             self._since = now
-        if (notify := self.replica.notify_call) is not None:
-            notify(
-                CallStarted(
-                    request=self.run.request.id,
-                    stage=self.run.stage,
-                    replica=self.replica.number,
-                    path=self.path,
-                    time=now,
-                )
-            )
+        if (notify := replica.notify_call) is not None:
+            # By position, which is twice as fast as by name.
+            notify(CallStarted(run.request.id, run.stage, replica.number, self.path, now))
 
     async def hand_over_all(self, outputs: Any) -> None:  # noqa: ANN401, C901, PLR0912
         """Hand over what an async generator yields, to its end. One loop, on the path of every item."""
@@ -407,7 +406,7 @@ class Call:
                 request=self.run.request.id,
                 stage=self.run.stage,
                 path=path,
-                time=self.replica.loop.time(),
+                time=self.replica.now(),
                 value=value,
             )
         )
@@ -438,24 +437,17 @@ class Call:
             self.failed(late)
 
     def _notify_end(self, notify: Notify) -> None:
-        now = self.replica.loop.time()
-        outcome: Outcome = "done" if self.done else "cancelled"
-        if self._error is not None:
-            outcome = "failed"
-        outputs = self.outputs if self.replica.generator else int(self.done)
+        replica, run, error = self.worker.replica, self.queue.run, self._error
+        now = replica.now()
+        outcome: Outcome = "failed" if error else "done" if self.done else "cancelled"
+        outputs = self.outputs if replica.generator else int(self.done)
+        # By position, which is twice as fast as by name.
         notify(
             CallEnded(
-                request=self.run.request.id,
-                stage=self.run.stage,
-                replica=self.replica.number,
-                path=self.path,
-                time=now,
-                seconds=now - self._started,
-                outputs=outputs,
-                outcome=outcome,
-                error=self._error,
+                run.request.id, run.stage, replica.number, self.path, now,
+                now - self._started, outputs, outcome, error,
             )
-        )
+        )  # fmt: skip
 
     # ---- what it shows to handles and engines that are used inside it
 
@@ -507,7 +499,7 @@ class Call:
                     request=self.run.request.id,
                     stage=self.run.stage,
                     path=self.path,
-                    time=self.replica.loop.time(),
+                    time=self.replica.now(),
                 )
             )
         return number
@@ -521,7 +513,7 @@ class Call:
         notify = self.replica.notify_generation
         if notify is None:
             return
-        now = self.replica.loop.time()
+        now = self.replica.now()
         left = isinstance(error, asyncio.CancelledError | GeneratorExit)
         outcome: Outcome = "done" if error is None else "cancelled" if left else "failed"
         notify(
@@ -599,12 +591,12 @@ class Call:
         self.holds = False
         self.replica.permits.gave()
         if self._since is not None:
-            self._busy += self.replica.loop.time() - self._since
+            self._busy += self.replica.now() - self._since
 
     def _has(self) -> None:
         self.holds = True
         if self._since is not None:
-            self._since = self.replica.loop.time()
+            self._since = self.replica.now()
 
     async def _take_permit(self) -> None:
         # Unless another task of the call still waits. A task that the call has left behind gets none.
@@ -686,7 +678,7 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
         set_call(call)
         run = call.queue.run
         if notify_call is not None or run.routed:
-            call.begin()
+            call.begin(run)
         try:
             if run.values is not None:
                 work = fn(*call.args, **{**own, **run.values})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -34,7 +35,7 @@ from alto._run.resources import Resources
 from alto._run.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
 from alto._run.statistics import AppStatistics, prefix_of, statistics_of
 from alto._run.values import values_of_request
-from alto._run.worker import Worker, clock_of
+from alto._run.worker import Worker, clock_of, has_real_time
 from alto._run.worker_tasks import WorkerTasks
 from alto._spec import Declaration
 from alto.errors import Closed, Overloaded, ResourceError
@@ -113,6 +114,7 @@ class Host:
 
     loop: asyncio.AbstractEventLoop
     clock: Any
+    now: Any
     context: contextvars.Context
 
     def __init__(
@@ -194,6 +196,7 @@ class Host:
             raise RuntimeError(msg) from error
         self._state, self._opening = "opening", anyio.CancelScope()
         self.loop, self.clock = loop, clock_of(loop)
+        self.now = time.monotonic if has_real_time(loop) else loop.time
         self.context = contextvars.copy_context()
         self._opened, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # Past the program's task factory: an eager one would run it within this very step.

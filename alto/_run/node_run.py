@@ -66,6 +66,7 @@ class NodeRun:
         "routed",
         "rows",
         "sole",
+        "stage",
         "stalled",
         "suspended",
         "unplaced",
@@ -76,6 +77,8 @@ class NodeRun:
         self.request = request
         self.node = node
         self.index: int = node.plan.index
+        self.stage: str = node.full_name
+        """Name of the stage, with its pipeline's."""
         self.values = values
         """Resources that the stage gets for this request alone; None: none."""
         self.capacity: int = request.capacity
@@ -126,11 +129,6 @@ class NodeRun:
             self.is_full = targets[0].is_full
 
     # ---- what it is, to those that see little of it
-
-    @property
-    def stage(self) -> str:
-        """Name of the stage, with its pipeline's."""
-        return self.node.full_name
 
     @property
     def name(self) -> str:
