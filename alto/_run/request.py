@@ -350,6 +350,7 @@ class Request:
         self.fresh = self.first_unread = False
         for run in self._runs:
             self.drop_soon(run, ())
+        self.sink.stop()
         self.sink.room.wake_all()
         self.check_end()
 
@@ -375,6 +376,7 @@ class Request:
             run.close()
         if self._ended is not None:
             self._ended.set()
+        self.sink.let_go()
         self.sink.wake()
         if self.parent is not None:
             self.parent.disown(self)

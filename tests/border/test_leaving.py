@@ -26,7 +26,6 @@ class Kept:
 
 @pytest.fixture(autouse=True)
 def _collector_off() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     yield
     Kept.errors.clear()
@@ -382,19 +381,72 @@ async def test_an_iterator_by_hand_is_left_when_its_task_ends() -> None:
             with anyio.move_on_after(0.1):
                 await anext(iterator)
         await asyncio.sleep(100)
-        assert await anext(iterator) == 2
+        assert await anext(iterator) == 3
         with anyio.move_on_after(0.1):
             while True:
                 await anext(iterator)
+        await asyncio.sleep(100)
 
     async with endless.open() as app:
         fresh = app.statistics()
         task = asyncio.ensure_future(by_hand(app))
-        await asyncio.sleep(50)
-        assert app.statistics().open_requests == 1
+        for _ in range(2):
+            await asyncio.sleep(75)
+            assert app.statistics().open_requests == 1
         await task
         await turns()
         assert app.statistics() == fresh
+
+
+async def test_an_iterator_that_one_task_makes_and_another_reads() -> None:
+    """The end of the one leaves nothing, and the other may read on after any pause."""
+
+    async def make(app: alto.App[int, int]) -> AsyncIterator[int]:
+        iterator = aiter(app.stream(1))
+        assert await anext(iterator) == 1
+        with anyio.move_on_after(0.1):
+            await anext(iterator)
+        await asyncio.sleep(100)
+        assert await anext(iterator) == 2
+        return iterator
+
+    async with endless.open() as app:
+        fresh = app.statistics()
+        iterator = await asyncio.ensure_future(make(app))
+        await asyncio.sleep(100)
+        assert await anext(iterator) == 3
+        with anyio.move_on_after(0.1):
+            while True:
+                await anext(iterator)
+        await asyncio.sleep(100)
+        assert await anext(iterator) > 3
+        del iterator
+        await turns()
+        assert app.statistics() == fresh
+
+
+async def test_a_cancelled_task_that_takes_its_time_has_left_at_once() -> None:
+    """Cleaning up in the reader's task does not keep the request going, iterator or not."""
+    iterators: list[AsyncIterator[int]] = []
+
+    async def by_hand(app: alto.App[int, int]) -> None:
+        iterators.append(aiter(app.stream(1)))
+        try:
+            while True:
+                await anext(iterators[0])
+        finally:
+            await asyncio.sleep(100)
+
+    async with endless.open() as app:
+        fresh = app.statistics()
+        task = asyncio.ensure_future(by_hand(app))
+        await asyncio.sleep(2.5)
+        task.cancel()
+        await turns()
+        assert app.statistics() == fresh
+        assert not task.done()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 # ---- warnings
@@ -464,6 +516,12 @@ async def read_one(handle: Any) -> None:
     await asyncio.sleep(0.1)
 
 
+async def read_none(handle: Any) -> None:
+    """A read that was cut."""
+    with anyio.move_on_after(2.5):
+        await anext(handle)
+
+
 async def read_all(handle: Any) -> None:
     """All, but for the end."""
     for _ in range(3):
@@ -488,6 +546,7 @@ DROPS = [
     ("failing", end, None),
     ("failing", close, None),
     ("map", drop, "results of app.map"),
+    ("endless map", read_none, "results of app.map"),
     ("map", drop_late, "results of app.map"),
     ("map", read_one, "results of app.map"),
     ("map", read_all, "results of app.map"),
@@ -501,12 +560,13 @@ DROPS = [
 @pytest.mark.parametrize(("what", "use", "message"), DROPS)
 async def test_what_a_dropped_handle_warns_of(what: str, use: Any, message: str | None) -> None:
     """Exactly a handle that was neither read to its end, left nor closed."""
-    pipeline: Any = {"endless": endless, "failing": failing}.get(what, quick)
+    kinds: dict[str, Any] = {"endless": endless, "endless map": endless, "failing": failing}
+    pipeline = kinds.get(what, quick)
     async with pipeline.open() as app:
         fresh = app.statistics()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            handle = app.map([1, 2, 3, 4]) if what == "map" else app.stream(1)
+            handle = app.map([1, 2, 3, 4]) if "map" in what else app.stream(1)
             await use(handle)
             del handle
             await turns()
