@@ -116,6 +116,11 @@ class MapApp(Protocol):
     """The app, as its maps see it."""
 
     @property
+    def state(self) -> str:
+        """``open``, ``draining`` or ``closed``."""
+        ...
+
+    @property
     def has_room(self) -> bool:
         """Whether another request may start."""
         ...
@@ -224,6 +229,15 @@ class _Feeding:
             except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
                 self.exhausted, self.error = True, error
                 self.close_source()
+
+    def source_failed(self, error: Exception) -> None:
+        """Raise *error* to the reader; where the map was left, to the loop's handler."""
+        if self.closed:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"the inputs of a map that was left: {error!r}", "exception": error}
+            )
+        else:
+            self.error = error
 
     async def wait_fed(self) -> None:
         """Wait until nothing is pulled from the inputs any more."""
@@ -350,6 +364,8 @@ class MapHandle(Generic[In, R]):
         if feeding is None or reads is None or feeding.closed or reads.left or reads.finished:
             return
         reads.stop_soon()
+        if feeding.app.state == "closed":
+            return
         if feeding.running or feeding.finished or not feeding.exhausted or feeding.error:
             warnings.warn(
                 "the results of app.map(...) were never read to their end, and what still ran is "
@@ -442,18 +458,18 @@ async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
     # once, so that the source can clean up undisturbed.
     assert feeding.fed is not None
     try:
-        await _pull(feeding, source)
+        try:
+            await _pull(feeding, source)
+        finally:
+            await _close(source)
     except asyncio.CancelledError:
         feeding.error = Closed("the app was closed before all inputs of this map were taken")
         raise
     except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
-        feeding.error = error
+        feeding.source_failed(error)
     finally:
         feeding.exhausted = True
-        try:
-            await _close(source)
-        finally:
-            feeding.fed.set()
+        feeding.fed.set()
         feeding.wake()
 
 
