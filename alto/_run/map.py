@@ -60,9 +60,9 @@ class Succeeded(Generic[In, R]):
     """What its generations have cost; not compared."""
 
     ok: Literal[True] = attrs.field(init=False, repr=False, default=True)
-    """True: narrows a :data:`Result` for type checkers, as ``isinstance`` does."""
+    """True: it did not fail. Pyright narrows by ``result.ok is True``, not by ``result.ok`` alone."""
     error: None = attrs.field(init=False, repr=False, default=None)
-    """None: it did not fail."""
+    """None: it did not fail. ``result.error is None`` narrows a :data:`Result` for type checkers."""
 
     def unwrap(self) -> list[R]:
         """Return the results; of a request that failed, the error is raised."""
@@ -87,7 +87,7 @@ class Failed(Generic[In]):
     """What its generations have cost; not compared."""
 
     ok: Literal[False] = attrs.field(init=False, repr=False, default=False)
-    """False: narrows a :data:`Result` for type checkers, as ``isinstance`` does."""
+    """False: it failed."""
     values: None = attrs.field(init=False, repr=False, default=None)
     """None: it has no results."""
 
@@ -97,7 +97,8 @@ class Failed(Generic[In]):
 
 
 Result: TypeAlias = Succeeded[In, R] | Failed[In]
-"""What became of one input of ``app.map``."""
+"""What became of one input of ``app.map``: both type checkers tell the two apart by ``isinstance``, by
+``match``, and by ``result.error is None``."""
 
 
 @attrs.frozen(kw_only=True)

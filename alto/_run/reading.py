@@ -102,12 +102,15 @@ class Reading(AsyncIterator[R_co]):
 
     async def __anext__(self) -> R_co:
         state = self._state
-        del self  # Or a traceback that somebody keeps would keep the iterator of a loop that is left.
+        del (
+            self
+        )  # Or a traceback that somebody keeps would keep the iterator of a loop that is left.
         try:
-            return await state.handle.__anext__()
+            result: R_co = await state.handle.__anext__()
         except asyncio.CancelledError:
             state.cut()
             raise
+        return result
 
     async def aclose(self) -> None:
         """Leave the handle, and wait until nothing of its request runs."""

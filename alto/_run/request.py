@@ -274,6 +274,8 @@ class Request:
             self.error.add_note(f"while stopping, also: {error}")
             return
         if self.stopping:  # Cancelled before: the error is not asked for.
+            if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+                return  # It ends the program by itself.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"while a cancelled request was stopping: {error}", "exception": error}
             )

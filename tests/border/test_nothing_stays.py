@@ -100,6 +100,36 @@ async def call(n: int) -> Thing:
     return thing
 
 
+@alto.stage
+async def impatient(group: alto.Group[Thing]) -> Thing:
+    """Its own time is over while it reads."""
+    async with asyncio.timeout(0.5):
+        await group.list()
+    raise LookupError
+
+
+@alto.stage
+async def careful(n: int) -> Thing:
+    """Takes its time to clean up."""
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(1)
+    return Thing(n)
+
+
+@alto.pipeline
+def limited(n: alto.Stream[int]) -> alto.Stream[Thing]:
+    """A time limit in a stage."""
+    return impatient(forever(n))
+
+
+@alto.pipeline
+def cleaning(n: alto.Stream[int]) -> alto.Stream[Thing]:
+    """Ends late."""
+    return careful(n)
+
+
 @alto.pipeline
 def joined(n: alto.Stream[int]) -> alto.Stream[Thing]:
     """Items, a join and a group."""
@@ -221,6 +251,16 @@ async def by_cancel(app: Any) -> Any:
     return task
 
 
+async def by_two_cancels(app: Any) -> Any:
+    """The second while the request cleans up."""
+    task = asyncio.ensure_future(app.run(1))
+    for _ in range(2):
+        await asyncio.sleep(0.25)
+        task.cancel()
+    await asyncio.wait({task})
+    return task
+
+
 async def by_streams_cancel(app: Any) -> Any:
     """The same for a reader."""
     task = asyncio.ensure_future(read(app.stream(1)))
@@ -255,6 +295,7 @@ USES: list[tuple[Use, Any, int]] = [
     (by_failing_run, failing, 1),  # That of the frame in the error's traceback.
     (by_failing_stream, failing, 1),
     (by_failing_map, failing, 2),
+    (by_two_cancels, cleaning, 0),
     (by_deadline, joined, 0),
     (by_deadline, endless, 0),
     (by_deadline, nested, 0),
@@ -286,8 +327,11 @@ async def test_what_the_caller_has_is_all_there_is(use: Use, pipeline: Any, resu
         assert len(Thing.alive) == 0
 
 
-@pytest.mark.parametrize(("use", "pipeline", "results"), USES)
-async def test_a_request_leaves_no_cycle(use: Use, pipeline: Any, results: int) -> None:
+@pytest.mark.parametrize(
+    ("use", "pipeline"),
+    [*((use, pipeline) for use, pipeline, _ in USES), (by_failing_run, limited)],
+)
+async def test_a_request_leaves_no_cycle(use: Use, pipeline: Any) -> None:
     """The collector finds nothing at all: not in alto, and not of the program's."""
     async with pipeline.open() as app:
         for _ in range(2):
@@ -304,7 +348,6 @@ async def test_a_request_leaves_no_cycle(use: Use, pipeline: Any, results: int) 
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
-        assert results >= 0
         assert kinds == {}
 
 
