@@ -104,7 +104,7 @@ def check_quiet(said: str, tracebacks: int) -> None:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     """Start the program where the tests are."""
-    return subprocess.Popen(  # noqa: S603  # this Python
+    return subprocess.Popen(  # this Python
         [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import anyio
 import pytest
@@ -21,7 +21,7 @@ Way: TypeAlias = Callable[[Make], Awaitable[None]]
 class Kept:
     """Errors with their tracebacks, which have the frames of whoever read."""
 
-    errors: list[BaseException] = []
+    errors: ClassVar[list[BaseException]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -346,28 +346,26 @@ async def test_a_block_may_leave_a_loop_and_read_on() -> None:
                 assert result == 3
                 break
         assert app.statistics() == fresh
-    async with slow.open() as app:
-        async with app.map([0, 0, 0]) as records:
-            async for record in records:
-                assert record.index == 0
-                break
-            assert [record.index for record in await records.list()] == [1, 2]
+    async with slow.open() as app, app.map([0, 0, 0]) as records:
+        async for record in records:
+            assert record.index == 0
+            break
+        assert [record.index for record in await records.list()] == [1, 2]
 
 
 async def test_direct_reads_leave_nothing() -> None:
     """`anext(handle)` in a task that is cancelled can be made again, by any other."""
-    async with endless.open() as app:
-        async with contextlib.aclosing(app.stream(1)) as handle:
-            for expected in (1, 2, 3):
-                task = asyncio.ensure_future(anext(handle))
-                await asyncio.sleep(0.5)
-                task.cancel()
-                await asyncio.wait({task})
-                await turns()
-                if task.cancelled():
-                    assert await anext(handle) == expected
-                else:
-                    assert task.result() == expected
+    async with endless.open() as app, contextlib.aclosing(app.stream(1)) as handle:
+        for expected in (1, 2, 3):
+            task = asyncio.ensure_future(anext(handle))
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await asyncio.wait({task})
+            await turns()
+            if task.cancelled():
+                assert await anext(handle) == expected
+            else:
+                assert task.result() == expected
 
 
 async def test_an_iterator_by_hand_is_left_when_its_task_ends() -> None:

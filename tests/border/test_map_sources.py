@@ -175,7 +175,7 @@ async def test_a_plain_generator_is_closed(way: str) -> None:
         kinds = []
         with pytest.raises(alto.Closed, match="is closed"):
             async for record in records:
-                kinds.append(type(record.error))  # noqa: PERF401  # the loop raises
+                kinds.append(type(record.error))  # the loop raises
         assert kinds == [type(None), *[alto.RequestCancelled] * 2]
     else:
         with pytest.warns(ResourceWarning, match="never read to their end"):

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import anyio
 import pytest
@@ -21,7 +21,7 @@ Use: TypeAlias = Callable[[Any], Awaitable[Any]]
 class Thing:
     """Counts those that there are."""
 
-    alive: weakref.WeakSet[Thing] = weakref.WeakSet()
+    alive: ClassVar[weakref.WeakSet[Thing]] = weakref.WeakSet()
 
     def __init__(self, number: int) -> None:
         self.number = number
