@@ -135,7 +135,10 @@ async def uncut(wait: Callable[[], Awaitable[None]], /) -> None:
             else:
                 break
     if late is not None:
-        raise late
+        try:
+            raise late
+        finally:
+            late = None  # Its traceback has this frame.
 
 
 class LoopLock:

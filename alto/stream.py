@@ -113,7 +113,8 @@ class Group(AsyncIterable[T_co]):
 
     An async iterable that may be iterated once. It ends when the group is complete, that is, when
     every stage above has given all the parent's pieces; an empty group ends at once. Pieces come in
-    ancestry order, or with ``@stage(order="arrival")`` as they are made.
+    ancestry order, or with ``@stage(order="arrival")`` as they are made. ``await anext(group)`` gives a
+    single piece; with a time limit around it, it may be made again and loses nothing.
 
     Leaving the iteration early (``break``) cancels what only this group was waiting for, down to
     the engine's generation.
@@ -154,7 +155,19 @@ class Group(AsyncIterable[T_co]):
         Raises:
             Closed: It was iterated before, or its call has ended.
 
-        Cancellation: no piece is lost; the group is left.
+        Cancellation: no piece is lost; the group is left when the iteration is.
+        """
+        ...
+
+    @abstractmethod
+    async def __anext__(self) -> T_co:
+        """Give the next piece: ``await anext(group)``.
+
+        Raises:
+            Closed: An iteration over it was left, or its call has ended.
+            RuntimeError: Another task reads it at this moment.
+
+        Cancellation: no piece is lost; the read can be made again.
         """
         ...
 

@@ -508,7 +508,7 @@ def test_handles_are_not_made_by_hand() -> None:
     with pytest.raises(TypeError, match=r"app\.stream"):
         alto.StreamHandle(1)
     with pytest.raises(TypeError, match=r"app\.map"):
-        alto.MapHandle(1, None)
+        alto.MapHandle(1)
 
 
 @pytest.mark.realtime

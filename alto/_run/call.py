@@ -331,6 +331,7 @@ class Call:
             replica.done += 1
         if replica.notify_call is not None:
             self._notify_end(replica.notify_call)
+        self._error = None  # Its traceback may have frames that have this call.
         if self.has_suspended or run.keeps_calls:
             if self.holds and self._since is not None:
                 self._busy += replica.now() - self._since
@@ -397,6 +398,7 @@ class Call:
         self.closing = True
         if not self.done:
             await self._close(outputs, thrown)
+        thrown = None  # Its traceback has this frame.
 
     def produced(self, path: Path, value: object) -> None:
         """Show an item that was handed over to the observers that want it."""

@@ -110,6 +110,12 @@ class GroupedCall:
             self.offered = True
             self.run.begin(self)
 
+    def leave(self) -> None:
+        """Leave its groups, and let go of them: its call has ended, or will not be made."""
+        groups, self.groups = self.groups, ()
+        for group in groups:
+            group.leave()
+
     def starves(self) -> None:
         """Let in whatever waits for room: a read waits, so no group of this call is full now."""
         self.starving += 1

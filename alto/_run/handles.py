@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import sys
 import warnings
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Final, Generic, NoReturn, Self, TypeVar, final
+from typing import Generic, NoReturn, Self, TypeVar, final
 
 from alto._aio import uncut
 from alto._run.call import check_outside, wait
+from alto._run.reading import Reading, Reads
 from alto._run.request import Request, RequestUsage
 from alto.errors import Closed
 
 __all__ = ("StreamHandle",)
 
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-
-_TURNS: Final = 8 if sys.version_info < (3, 12) else 1
-"""Turns of the event loop that a reader whose read was cut has to read on. Python 3.11's
-``asyncio.wait_for`` reads in a task of its own, so its caller goes on some turns later."""
 
 
 @final
@@ -33,32 +26,28 @@ class StreamHandle(Generic[R]):
     and nothing of the request runs any more. A failed request first gives the results it had, then
     raises. Made by ``app.stream``.
 
-    Leaving is leaving: when the loop over it is left, by ``break``, an error, or a cancelled task,
-    the request is cancelled, down to the engine's generation; so it is by ``aclose``, and by the end
-    of ``async with app.stream(x) as results:``, which also waits until nothing of it runs.
+    Leaving is leaving: when a loop over it is left, by ``break``, an error, or a cancelled task, the
+    request is cancelled, down to the engine's generation; so it is by ``aclose``, and by the end of
+    ``async with app.stream(x) as results:``, which also waits until nothing of it runs. Inside such a
+    block a loop may be left and the rest be read by another.
 
     A read that was cut is not the end: a read with a time limit, ``wait_for(anext(handle), 1)``, may
-    be made again and loses nothing. In a loop over the handle it must be made again at once.
+    be made again and loses nothing.
 
     A handle that is dropped before it was read to its end, left or closed warns with
     ``ResourceWarning``, and its request is cancelled.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_entered", "_finished", "_left", "_loop", "_reading",
-                 "_reads", "_request")  # fmt: skip
+    __slots__ = ("__weakref__", "_closed", "_reading", "_reads", "_request")
 
     def __init__(self, request: object, /) -> None:
         if not isinstance(request, Request):
             msg = "a StreamHandle is made by app.stream(...), never by hand"
             raise TypeError(msg)
         self._request = request
-        self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._entered = False  # By `async with`, whose end closes it.
-        self._left = False
-        self._finished = False
         self._reading = False
-        self._reads = 0
+        self._reads = Reads(request.cancel)
 
     def __repr__(self) -> str:
         request = self._request
@@ -83,33 +72,39 @@ class StreamHandle(Generic[R]):
 
     def __aiter__(self) -> AsyncIterator[R]:
         """Read the results, each of which is handed out once; leaving cancels the request."""
-        return _Reading(self)
+        return Reading(self, self._reads)
 
     async def __anext__(self) -> R:
         """Give the next result.
 
         Raises:
             RequestError: The request failed; all results it had have been handed out.
-            Closed: The handle was closed, or its app was.
+            Closed: The handle was closed or left, or its app was closed.
             RuntimeError: Another task reads it at this moment.
 
         Cancellation: nothing is lost, and the request goes on: the read can be made again.
         """
-        sink = self._request.sink
-        self._reads += 1
-        while not self._closed:
+        sink, reads = self._request.sink, self._reads
+        reads.count += 1
+        while not (self._closed or reads.left):
             if sink.buffer:
                 result: R = sink.take()
                 return result
             if self._request.ended:
                 raise self._end()
             await self._more()
-        msg = "this stream was closed; call app.stream(...) again for a new one"
+        if self._closed:
+            msg = "this stream was closed; call app.stream(...) again for a new one"
+        else:
+            msg = (
+                "a loop over this stream was left, and so its request was cancelled; to leave a loop "
+                "and read on, use `async with app.stream(...) as results:`"
+            )
         raise Closed(msg)
 
     async def __aenter__(self) -> Self:
         """Hold it; the request is cancelled when the block is left."""
-        self._entered = True
+        self._reads.held = True
         return self
 
     async def __aexit__(
@@ -146,49 +141,32 @@ class StreamHandle(Generic[R]):
         """
         return [result async for result in self]
 
-    def leave(self, *, later: bool = False) -> None:
-        """Cancel the request, since a loop over the handle was left; *later* unless it is read on."""
-        if self._entered or self._request.ended or self._request.stopping:
-            return
-        if later:
-            self._loop.call_soon(self._look, self._reads, _TURNS)
-        else:
-            self._left = True
-            self._request.cancel()
-
-    def _look(self, reads: int, turns: int) -> None:
-        # Cancel unless a read was begun since. Runs on, turn by turn, while there is time for that.
-        if self._reads != reads or self._entered:
-            return
-        if turns:
-            self._loop.call_soon(self._look, reads, turns - 1)
-        else:
-            self.leave()
-
     def __del__(self) -> None:
-        # May run anywhere, also inside a machine's step: act in a step of its own.
-        request = getattr(self, "_request", None)
-        if request is None or request.ended or request.stopping:
+        request, reads = getattr(self, "_request", None), getattr(self, "_reads", None)
+        if request is None or reads is None or self._closed or reads.left or reads.finished:
             return
-        with contextlib.suppress(RuntimeError):  # The loop is closed: so is the request.
-            self._loop.call_soon_threadsafe(request.cancel)
-        if not self._left:
-            warnings.warn(
-                f"the results of app.stream(...) of {request.declaration.name!r} were never read to "
-                f"their end, and the request is cancelled; use `async with app.stream(...) as results:`",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-
-    def dropped(self) -> None:
-        """Note that a loop over the handle is no more: dropping the handle too is leaving it."""
-        self._left = True
+        if not (request.ended or request.stopping):
+            reads.stop_soon()
+            became = "and the request is cancelled"
+        elif request.error is not None:
+            became = f"and the request had failed: {request.error}"
+        elif request.sink.held:
+            became = "and are lost"
+        else:
+            return
+        name = request.declaration.name
+        warnings.warn(
+            f"the results of app.stream(...) of {name!r} were never read to their end, {became}; "
+            f"use `async with app.stream(...) as results:`",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
 
     def _end(self) -> Exception:
         request = self._request
-        if not self._finished:
-            self._finished = True
+        if not self._reads.finished:
+            self._reads.finished = True
             if request.stopping:
                 return request.take_error()
         return StopAsyncIteration()
@@ -204,33 +182,3 @@ class StreamHandle(Generic[R]):
         finally:
             self._reading = False
             sink.waiting = False
-
-
-@final
-class _Reading(AsyncIterator[R_co]):
-    """One loop over a handle, which leaves the handle when a read of it is cut."""
-
-    __slots__ = ("_handle",)
-
-    def __init__(self, handle: StreamHandle[R_co]) -> None:
-        self._handle = handle
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> R_co:
-        handle = self._handle
-        try:
-            return await handle.__anext__()
-        except asyncio.CancelledError:
-            handle.leave(later=True)
-            raise
-
-    async def aclose(self) -> None:
-        """Leave the handle, and wait until nothing of its request runs."""
-        await self._handle.aclose()
-
-    def __del__(self) -> None:
-        handle = getattr(self, "_handle", None)
-        if handle is not None:
-            handle.dropped()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
+import warnings
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -32,6 +32,7 @@ import attrs
 from alto._aio import uncut
 from alto._run.call import check_outside, wait
 from alto._run.feeder import Feeder
+from alto._run.reading import Reading, Reads
 from alto._run.request import Request, RequestUsage
 from alto.errors import AltoError, Closed
 
@@ -59,9 +60,9 @@ class Succeeded(Generic[In, R]):
     """What its generations have cost; not compared."""
 
     ok: Literal[True] = attrs.field(init=False, repr=False, default=True)
-    """True: narrows a :data:`Result` for type checkers, as ``isinstance`` does."""
+    """True: it did not fail. Pyright narrows by ``result.ok is True``, not by ``result.ok`` alone."""
     error: None = attrs.field(init=False, repr=False, default=None)
-    """None: it did not fail."""
+    """None: it did not fail. ``result.error is None`` narrows a :data:`Result` for type checkers."""
 
     def unwrap(self) -> list[R]:
         """Return the results; of a request that failed, the error is raised."""
@@ -86,7 +87,7 @@ class Failed(Generic[In]):
     """What its generations have cost; not compared."""
 
     ok: Literal[False] = attrs.field(init=False, repr=False, default=False)
-    """False: narrows a :data:`Result` for type checkers, as ``isinstance`` does."""
+    """False: it failed."""
     values: None = attrs.field(init=False, repr=False, default=None)
     """None: it has no results."""
 
@@ -96,7 +97,8 @@ class Failed(Generic[In]):
 
 
 Result: TypeAlias = Succeeded[In, R] | Failed[In]
-"""What became of one input of ``app.map``."""
+"""What became of one input of ``app.map``: both type checkers tell the two apart by ``isinstance``, by
+``match``, and by ``result.error is None``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -113,6 +115,11 @@ class Progress:
 
 class MapApp(Protocol):
     """The app, as its maps see it."""
+
+    @property
+    def state(self) -> str:
+        """``open``, ``draining`` or ``closed``."""
+        ...
 
     @property
     def has_room(self) -> bool:
@@ -142,6 +149,7 @@ class _Feeding:
     ) -> None:
         self.app = app
         self.start = start
+        self.source: Iterator[object] | None = None  # What is pulled by the reader, not by a task.
         self.concurrency = concurrency
         self.ordered = ordered
         self.report = report
@@ -204,6 +212,33 @@ class _Feeding:
         if self.feeder is not None:
             self.feeder.cancel()
         self.wake()
+        self.close_source()
+
+    def close_source(self) -> None:
+        # Of a plain generator: an async one is closed by the task that pulls.
+        source, self.source = self.source, None
+        if (close := getattr(source, "close", None)) is not None:
+            close()
+
+    def refill(self) -> None:
+        """Start what may run, of a plain iterable."""
+        while self.source is not None and not self.exhausted and self.has_room:
+            try:
+                start_one(self, next(self.source))
+            except StopIteration:
+                self.exhausted = True
+            except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
+                self.exhausted, self.error = True, error
+                self.close_source()
+
+    def source_failed(self, error: Exception) -> None:
+        """Raise *error* to the reader; where the map was left, to the loop's handler."""
+        if self.closed:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"the inputs of a map that was left: {error!r}", "exception": error}
+            )
+        else:
+            self.error = error
 
     async def wait_fed(self) -> None:
         """Wait until nothing is pulled from the inputs any more."""
@@ -217,21 +252,28 @@ class MapHandle(Generic[In, R]):
 
     At most *concurrency* requests run at once, and at most twice as many are running or done and
     not taken, so neither a slow reader nor an endless input fills memory. A failed input becomes
-    a :class:`Failed` record; the others go on. Leaving the loop early and dropping the handle
-    cancels what still runs, and closes the inputs.
+    a :class:`Failed` record; the others go on.
 
-    Cancellation: cancelling the task that reads loses no result; the read can be made again.
+    Leaving is leaving: when a loop over it is left, by ``break``, an error, or a cancelled task, what
+    still runs is cancelled and the inputs are closed; so it is by ``aclose``, and by the end of
+    ``async with app.map(xs) as results:``, which also waits until nothing runs. Inside such a block a
+    loop may be left and the rest be read by another.
+
+    Cancellation: a read that was cut, ``wait_for(anext(handle), 1)``, loses no result, and can be made
+    again.
+
+    A handle that is dropped before it was read to its end, left or closed warns with
+    ``ResourceWarning``; what still runs is cancelled.
     """
 
-    __slots__ = ("_feeding", "_loop", "_source")
+    __slots__ = ("_feeding", "_reads")
 
-    def __init__(self, feeding: object, source: Iterator[object] | None, /) -> None:
+    def __init__(self, feeding: object, /) -> None:
         if not isinstance(feeding, _Feeding):
             msg = "a MapHandle is made by app.map(...), never by hand"
             raise TypeError(msg)
         self._feeding = feeding
-        self._loop = asyncio.get_running_loop()
-        self._source = source
+        self._reads = Reads(feeding.cancel)
 
     def __repr__(self) -> str:
         feeding = self._feeding
@@ -246,28 +288,36 @@ class MapHandle(Generic[In, R]):
         msg = "the results of app.map(...) come over time: read them with `async for`"
         raise TypeError(msg)
 
-    def __aiter__(self) -> Self:
-        """Read the results, each of which is handed out once."""
-        return self
+    def __aiter__(self) -> AsyncIterator[Result[In, R]]:
+        """Read the results, each of which is handed out once; leaving cancels what runs."""
+        return Reading(self, self._reads)
 
     async def __anext__(self) -> Result[In, R]:
         """Give the next result.
 
         Raises:
-            Closed: The handle or its app was closed.
+            Closed: The handle was closed or left, or its app was closed.
             BaseException: What the iterable of inputs raised, after the results of those before.
+            RuntimeError: Another task reads it at this moment.
         """
-        feeding = self._feeding
+        feeding, reads = self._feeding, self._reads
+        reads.count += 1
         while True:
-            if feeding.closed:
+            if feeding.closed or reads.left:
                 msg = "this map was closed; call app.map(...) again for a new one"
+                if reads.left:
+                    msg = (
+                        "a loop over this map was left, and so what ran was cancelled; to leave a loop "
+                        "and read on, use `async with app.map(...) as results:`"
+                    )
                 raise Closed(msg)
-            self._refill()
+            feeding.refill()
             if (result := feeding.pop()) is not None:
-                self._refill()
+                feeding.refill()
                 feeding.wake()
                 return result
             if feeding.exhausted and not feeding.running:
+                reads.finished = True
                 if (error := feeding.error) is not None:
                     feeding.error = None
                     raise error
@@ -276,6 +326,7 @@ class MapHandle(Generic[In, R]):
 
     async def __aenter__(self) -> Self:
         """Hold it; what runs is cancelled when the block is left."""
+        self._reads.held = True
         return self
 
     async def __aexit__(
@@ -302,35 +353,28 @@ class MapHandle(Generic[In, R]):
         feeding = self._feeding
         requests = [request for request, _ in feeding.running.values()]
         check_outside(requests, "map")
-        feeding.cancel()
-        self._close_source()
-        for request in requests:
-            await uncut(request.wait_ended)
-        await uncut(feeding.wait_fed)
+        try:
+            feeding.cancel()
+        finally:
+            for request in requests:
+                await uncut(request.wait_ended)
+            await uncut(feeding.wait_fed)
 
     def __del__(self) -> None:
-        feeding = getattr(self, "_feeding", None)
-        if feeding is not None and (feeding.running or not feeding.exhausted):
-            with contextlib.suppress(RuntimeError):  # The loop is closed: so are the requests.
-                self._loop.call_soon_threadsafe(feeding.cancel)
-
-    def _close_source(self) -> None:
-        # Of a plain generator: an async one is closed by the task that pulls.
-        source, self._source = self._source, None
-        if (close := getattr(source, "close", None)) is not None:
-            close()
-
-    def _refill(self) -> None:
-        feeding, source = self._feeding, self._source
-        while source is not None and not feeding.exhausted and feeding.has_room:
-            try:
-                value = next(source)
-            except StopIteration:
-                feeding.exhausted = True
-            except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
-                feeding.exhausted, feeding.error = True, error
-            else:
-                _start_one(feeding, value)
+        feeding, reads = getattr(self, "_feeding", None), getattr(self, "_reads", None)
+        if feeding is None or reads is None or feeding.closed or reads.left or reads.finished:
+            return
+        reads.stop_soon()
+        if feeding.app.state == "closed":
+            return
+        if feeding.running or feeding.finished or not feeding.exhausted or feeding.error:
+            warnings.warn(
+                "the results of app.map(...) were never read to their end, and what still ran is "
+                "cancelled; use `async with app.map(...) as results:`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     async def _more(self) -> None:
         feeding = self._feeding
@@ -360,15 +404,18 @@ def map_requests(
     if isinstance(source, AsyncIterable):
         feeding.fed = asyncio.Event()
         feeding.feeder = app.spawn(_feed, feeding, aiter(source))
-        return MapHandle(feeding, None)
-    return MapHandle(feeding, iter(source))
+    else:
+        feeding.source = iter(source)
+    return MapHandle(feeding)
 
 
-def _start_one(feeding: _Feeding, value: object) -> None:
+def start_one(feeding: _Feeding, value: object) -> None:
     index = feeding.started
     feeding.started += 1
     try:
         request = feeding.start(value)
+    except Closed:  # Its app: nothing can be started any more, so that is the end of the map.
+        raise
     except AltoError as error:
         feeding.done(index, Failed(index=index, input=value, error=error))
         return
@@ -412,18 +459,18 @@ async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
     # once, so that the source can clean up undisturbed.
     assert feeding.fed is not None
     try:
-        await _pull(feeding, source)
+        try:
+            await _pull(feeding, source)
+        finally:
+            await _close(source)
     except asyncio.CancelledError:
         feeding.error = Closed("the app was closed before all inputs of this map were taken")
         raise
     except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
-        feeding.error = error
+        feeding.source_failed(error)
     finally:
         feeding.exhausted = True
-        try:
-            await _close(source)
-        finally:
-            feeding.fed.set()
+        feeding.fed.set()
         feeding.wake()
 
 
@@ -436,7 +483,7 @@ async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
             value = await anext(source)
         except StopAsyncIteration:
             return
-        _start_one(feeding, value)
+        start_one(feeding, value)
 
 
 async def _close(source: AsyncIterator[object]) -> None:

@@ -323,8 +323,7 @@ class NodeRun:
         self.suspended.pop(call.path, None)
         if self._group_ports and (row := self.rows.pop(call.path, None)) is not None:
             # What only its groups waited for is cancelled.
-            for group in row.groups:
-                group.leave()
+            row.leave()
             if row.replica is not None:
                 self.node.release(self, call.path)
         if self.routed:
@@ -369,7 +368,7 @@ class NodeRun:
             row = self.rows[path]
             for group in row.groups:
                 group.dropped = True
-                group.leave()
+            row.leave()
             if path not in running:  # A running call's row goes when the call has ended.
                 del self.rows[path]
                 if row.replica is not None:
@@ -418,6 +417,7 @@ class NodeRun:
         for path, row in self.rows.items():
             for group in row.groups:
                 group.left = True
+            row.groups = ()
             if row.replica is not None:
                 self.node.release(self, path)
         self._targets = self._counts_to = ()

@@ -274,6 +274,8 @@ class Request:
             self.error.add_note(f"while stopping, also: {error}")
             return
         if self.stopping:  # Cancelled before: the error is not asked for.
+            if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+                return  # It ends the program by itself.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"while a cancelled request was stopping: {error}", "exception": error}
             )
@@ -350,6 +352,7 @@ class Request:
         self.fresh = self.first_unread = False
         for run in self._runs:
             self.drop_soon(run, ())
+        self.sink.stop()
         self.sink.room.wake_all()
         self.check_end()
 
@@ -375,6 +378,7 @@ class Request:
             run.close()
         if self._ended is not None:
             self._ended.set()
+        self.sink.let_go()
         self.sink.wake()
         if self.parent is not None:
             self.parent.disown(self)

@@ -139,11 +139,36 @@ class Sink:
         if self.changed is not None:
             self.changed.set()
 
+    def stop(self) -> None:
+        """Drop the list, which is given whole or not at all. What a reader can read stays."""
+        if self._kept is not None:
+            self._kept = []
+
+    def let_go(self) -> None:
+        """Forget the request, which has ended: its handle would keep it, and it keeps this."""
+        self.request = _ended
+
     def clear(self) -> None:
         """Drop what has not been read."""
         self.buffer.clear()
         self._order = None
         self._kept = None if self._kept is None else []
+
+
+class _Ended:
+    """Stands for all requests that have ended."""
+
+    capacity = 1
+    max_held = 1
+    stopping = True
+    fresh = False
+    first_unread = False
+
+    def fail(self, error: RequestError) -> None:
+        """Nothing takes an error any more."""
+
+
+_ended = _Ended()
 
 
 def _path(result: tuple[Path, Any]) -> Path:

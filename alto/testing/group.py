@@ -24,10 +24,11 @@ def group(pieces: Iterable[T] | AsyncIterable[T], /) -> Group[T]:
 
 @final
 class _Pieces(Group[T_co]):
-    __slots__ = ("_iterated", "_pieces")
+    __slots__ = ("_iterated", "_pieces", "_reading")
 
     def __init__(self, pieces: Iterable[T_co] | AsyncIterable[T_co]) -> None:
         self._pieces = pieces
+        self._reading: AsyncIterator[T_co] | None = None
         self._iterated = False
 
     def __aiter__(self) -> AsyncIterator[T_co]:
@@ -38,9 +39,16 @@ class _Pieces(Group[T_co]):
             )
             raise Closed(msg)
         self._iterated = True
-        if isinstance(self._pieces, AsyncIterable):
-            return aiter(self._pieces)
-        return _each(self._pieces)
+        return self._read()
+
+    async def __anext__(self) -> T_co:
+        return await anext(self._read())
+
+    def _read(self) -> AsyncIterator[T_co]:
+        if self._reading is None:
+            pieces = self._pieces
+            self._reading = aiter(pieces if isinstance(pieces, AsyncIterable) else _each(pieces))
+        return self._reading
 
 
 async def _each(pieces: Iterable[T]) -> AsyncIterator[T]:

@@ -291,6 +291,11 @@ async def use(questions: list[str], pairs: AsyncIterator[tuple[str, int]]) -> No
         async for result in results:
             assert_type(result, alto.Result[str, Verdict])
             assert_type(result.input, str)
+            assert_type(result.index, int)
+            assert_type(result.seconds, float)
+            assert_type(result.usage.output_tokens, int)
+            assert_type(result.unwrap(), list[Verdict])
+            told_apart(result)
         assert_type(app.statistics(), alto.AppStatistics)
     async with choose.open(index=Index()) as second:
         assert_type(second, alto.App[str, int, float])
@@ -298,6 +303,39 @@ async def use(questions: list[str], pairs: AsyncIterator[tuple[str, int]]) -> No
         assert_type(second.map(pairs), alto.MapHandle[tuple[str, int], float])
     async with nested.open() as third:
         assert_type(third.map([("a", 1, b"")]), alto.MapHandle[tuple[str, int, bytes], Verdict])
+
+
+def told_apart(result: alto.Result[str, Verdict]) -> None:
+    if isinstance(result, alto.Succeeded):
+        assert_type(result.values, list[Verdict])
+    else:
+        assert_type(result, alto.Failed[str])
+    match result:
+        case alto.Succeeded(values=values):
+            assert_type(values, list[Verdict])
+        case alto.Failed(error=error):
+            assert_type(error, alto.AltoError)
+    if result.ok is True:  # pyright does not narrow by a bare `if result.ok:`, as mypy does.
+        assert_type(result.values, list[Verdict])
+    else:
+        assert_type(result.error, alto.AltoError)
+    if result.error is None:
+        assert_type(result.values, list[Verdict])
+    else:
+        assert_type(result.error, alto.AltoError)
+    if result.values is not None:
+        assert_type(result.values, list[Verdict])
+        assert_type(result.error, None)
+    else:
+        assert_type(result.error, alto.AltoError)
+
+
+async def read_by_hand(words: alto.Group[str], app: alto.App[str, Verdict]) -> None:
+    assert_type(await anext(words), str)
+    assert_type(await anext(app.stream("Who?")), Verdict)
+    assert_type(await anext(aiter(app.stream("Who?"))), Verdict)
+    assert_type(await anext(app.map(["Who?"])), alto.Result[str, Verdict])
+    assert_type([one async for one in app.map(["Who?"])], list[alto.Result[str, Verdict]])
 
 
 @alto.stage
