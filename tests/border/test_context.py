@@ -13,7 +13,6 @@ from itertools import count as counting
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import attrs
 import pytest
 
@@ -200,7 +199,7 @@ async def test_functions_of_operators_see_their_request() -> None:
     assert (alice.result(), bob.result()) == (["alice"], ["bob"])
 
 
-async def test_what_a_call_sets_is_seen_by_what_it_starts() -> None:
+async def test_what_a_call_sets_is_seen_by_what_it_starts() -> None:  # noqa: C901  # all ways
     """Tasks, threads, pipelines that it runs or streams, and the engine see it; the caller does not."""
     seen: dict[str, str] = {}
 
@@ -340,7 +339,7 @@ async def test_the_context_of_the_one_who_starts_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("how", ["whole", "left", "cancelled", "fails", "dropped", "full"])
-async def test_a_token_is_reset_where_it_was_set(how: str) -> None:
+async def test_a_token_is_reset_where_it_was_set(how: str) -> None:  # noqa: C901  # all ways
     """All steps of a generator, its clean-up included, run in one context, however it is left."""
     reset: list[str] = []
 
@@ -465,7 +464,7 @@ class Tracer:
 class Traced:
     """A pipeline whose stages all open spans, in every way."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: C901  # seven stages
         tracer = self.tracer = Tracer()
 
         @alto.stage(concurrency=3)

@@ -126,11 +126,11 @@ def test_nothing_leaks_from_call_to_call_or_from_request_to_request(
             results[number] = await ask(app, number, case.inputs[number], hows[number], limit)
 
         with watch.on():
-            async with case.pipeline.open(capacity=case.capacity) as app:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(case.scale, app)
-                    for number in range(len(case.inputs)):
-                        tasks.start_soon(one, number)
+            opened = case.pipeline.open(capacity=case.capacity)
+            async with opened as app, anyio.create_task_group() as tasks:
+                tasks.start_soon(case.scale, app)
+                for number in range(len(case.inputs)):
+                    tasks.start_soon(one, number)
         for number, result in results.items():
             if isinstance(result, RequestError):
                 assert isinstance(result.root_cause, Broken)
@@ -163,4 +163,3 @@ async def test_the_watch_sees_a_leak() -> None:
     with being("r1"):
         watch.begins("second")
     assert len(watch.faults) == 2
-

@@ -117,7 +117,9 @@ async def test_everything_that_names_a_request_says_the_same() -> None:
     assert {event.parent for event in started} - {None} <= {event.request for event in started}
     assert [event.pipeline for event in started if event.parent is None] == ["p", "p"]
     inner = [event for event in started if event.parent in roots]
-    assert [(event.pipeline, event.parent_stage) for event in inner] == [("deep", "p.calls_deep")] * 3
+    assert [(event.pipeline, event.parent_stage) for event in inner] == [
+        ("deep", "p.calls_deep")
+    ] * 3
     assert {event.parent_path for event in inner} == {(0,), (1,)}
     known = {event.request for event in started}
     assert len(known) == len(started) == 2 + 3 + 3

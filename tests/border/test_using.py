@@ -196,12 +196,11 @@ async def test_engines_in_containers_are_wrapped_too() -> None:
     def several(prompt: alto.Stream[str]) -> alto.Stream[list[str]]:
         return best(prompt)
 
-    async with engine("a") as a, engine("b") as b:
-        async with several.open(models={"x": a}) as app:
-            assert await app.using(models={"x": b, "y": a}).run("?") == [["b", "a"]]
-            assert await app.run("?") == [["a"]]
-            with pytest.raises(alto.ResourceError, match="engine 'c' is not running"):
-                app.using(models={"x": a, "y": engine("c")})
+    async with engine("a") as a, engine("b") as b, several.open(models={"x": a}) as app:
+        assert await app.using(models={"x": b, "y": a}).run("?") == [["b", "a"]]
+        assert await app.run("?") == [["a"]]
+        with pytest.raises(alto.ResourceError, match="engine 'c' is not running"):
+            app.using(models={"x": a, "y": engine("c")})
 
 
 async def test_what_bind_has_fixed_stays() -> None:
@@ -326,7 +325,10 @@ def _made_per_replica() -> Any:
         ({"index": "x"}, r"resource 'index' must be .*Index, not str"),
         ({"index": None}, r"resource 'index' must be .*Index, not NoneType"),
         ({"sep": 3}, r"stage 'whole': resource 'sep' must be str, not int"),
-        ({"index": _made_per_replica()}, r"using\(index=...\): per_replica\(...\) makes a resource"),
+        (
+            {"index": _made_per_replica()},
+            r"using\(index=...\): per_replica\(...\) makes a resource",
+        ),
     ],
 )
 async def test_what_does_not_fit_is_refused_at_once(values: dict[str, Any], message: str) -> None:
