@@ -6,6 +6,7 @@ No real time: the workers' clock is one that the stages move, by what their code
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,7 +16,6 @@ import alto
 from alto._run import host as host_module
 from alto._run.worker import Worker, clock_of
 from alto.testing import VirtualClockLoop
-import itertools
 
 SLICE = 0.005
 """Seconds after which a worker gives the loop back."""
@@ -249,6 +249,39 @@ async def test_the_first_of_many_that_wait_is_read_first(work: Work, kind: str, 
                 work.log.append(f"read{k}")
         assert work.log.index("read0") == work.log.index("last0") + 1
         assert len(work.log) == 80 if kind == "each" else 40
+
+
+async def test_the_loop_is_given_back_among_many_calls_that_wait(work: Work) -> None:
+    """Also where a stage has hundreds of calls before it, none of which suspends."""
+    gate, turns = asyncio.Event(), [0.0]
+
+    @alto.stage
+    async def gen(n: int) -> AsyncIterator[int]:
+        for k in range(n):
+            yield k
+
+    @alto.stage(concurrency=1)
+    async def last(k: int) -> int:
+        if not k:
+            await gate.wait()
+        work.on(f"last{k}")
+        return k
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        return last(gen(n))
+
+    work.each = 0.001
+    async with p.open(capacity=1000) as app:
+        asked = asyncio.ensure_future(app.run(300))
+        while app.statistics().stages["last"].waiting < 299:  # noqa: ASYNC110  # nothing says so
+            await asyncio.sleep(1)
+        gate.set()
+        while not asked.done():
+            await asyncio.sleep(0)
+            turns.append(work.now)
+        assert await asked == list(range(300))
+    assert max(after - before for before, after in pairwise(turns)) <= SLICE + work.each + 1e-9
 
 
 async def test_an_open_generator_lets_the_reader_go_first(work: Work) -> None:
