@@ -370,14 +370,14 @@ class Call:
                     waiting = False
                 push(child, value)
                 children += 1
+                if notify is not None:  # Before any pause, which may be cut.
+                    self.produced(child, value)
                 if children == 1:  # From here on it is known where all of them go.
                     is_full, push = run.inlet(path)
                     if request.fresh:  # Let the stages below, and the reader, begin with it.
                         await asyncio.sleep(0)
                 elif clock() >= worker.until or request.first_unread:
                     await asyncio.sleep(0)
-                if notify is not None:
-                    self.produced(child, value)
                 if self.untidy and self.must_close:
                     await self.cleanup.close_abandoned()
                 if self.cancelled:  # By what it pushed, for example.
@@ -391,6 +391,8 @@ class Call:
         if waiting and not self.cancelled and isinstance(thrown, asyncio.CancelledError):
             # A time limit of the stage struck at its `yield`, while the output waited for room.
             push((*path, children), value)
+            if notify is not None:
+                self.produced((*path, children), value)
             children += 1
             thrown = await self._interrupted(outputs, thrown, children)
         self.outputs = children
@@ -497,6 +499,8 @@ class Call:
 
     def generation_started(self, engine: str, /) -> int:
         """Note that an engine was asked for something, and give the number of the pair of events."""
+        if self.ended:  # By a task that the stage has left behind: outside of every call.
+            return _UNTOLD
         number = _next_generation()
         if (notify := self.replica.notify_generation) is not None:
             notify(
@@ -518,7 +522,7 @@ class Call:
         if usage is not None:
             self.run.request.add_usage(usage)
         notify = self.replica.notify_generation
-        if notify is None:
+        if notify is None or number == _UNTOLD:
             return
         now = self.replica.loop.time()
         left = isinstance(error, asyncio.CancelledError | GeneratorExit)
@@ -721,6 +725,7 @@ async def _awaited(work: Any) -> Any:  # noqa: ANN401  # what a stage's function
     return await work
 
 
+_UNTOLD: Final = 0
 _generations = iter(range(1, 2**63))
 
 
