@@ -353,9 +353,9 @@ async def test_engines_are_told_of_when_apps_start_and_stop_them() -> None:
     def q(k: alto.Stream[int]) -> alto.Stream[int]:
         return both(k)
 
-    async with Scripted({}, name="mine") as mine:
-        async with q.open(a=Scripted({}, name="new"), b=mine, observers=[recorded]):
-            await asyncio.sleep(5)
+    mine = Scripted({}, name="mine")
+    async with mine, q.open(a=Scripted({}, name="new"), b=mine, observers=[recorded]):
+        await asyncio.sleep(5)
     assert recorded.events == [
         EngineStarted(engine="new", time=0), EngineStopped(engine="new", time=5)
     ]  # fmt: skip
