@@ -235,6 +235,60 @@ async def test_what_is_told_of_a_failure() -> None:
     assert (ended.outcome, ended.error, ended.time) == ("failed", caught.value, 5)
 
 
+@pytest.mark.parametrize("how", ["left", "cut", "late", "closed"])
+async def test_what_is_told_of_a_request_that_is_stopped(how: str) -> None:
+    """Cancelled, and so are its calls; where its time was over it has failed."""
+    recorded = RecordedEvents()
+    app = await p.open(observers=[recorded])
+    if how == "cut":
+        with anyio.move_on_after(2.25):
+            await app.run(9)
+    elif how == "late":
+        with pytest.raises(alto.DeadlineExceeded):
+            await app.run(9, timeout=2.25)
+    else:
+        async with app.stream(9) as results:
+            await asyncio.sleep(2.25)
+            if how == "closed":
+                await app.aclose()
+            results.cancel()
+    await app.aclose()
+    recorded.check()
+    [ended] = recorded.of(RequestEnded)
+    assert ended.outcome == ("failed" if how == "late" else "cancelled")
+    assert ended.time == 2.25
+    assert isinstance(ended.error, alto.DeadlineExceeded) == (how == "late")
+    cut = [event.stage for event in recorded.of(CallEnded) if event.outcome == "cancelled"]
+    assert sorted(cut) == ["p.odd", "p.parts", "p.total"]
+
+
+async def test_an_item_that_is_handed_over_as_its_generator_is_struck_is_told() -> None:
+    """A time limit of the stage strikes at its `yield`: the item is not lost, and not untold."""
+    recorded = RecordedEvents(ALL)
+
+    @alto.stage
+    async def limited(n: int) -> AsyncIterator[int]:
+        with anyio.move_on_after(5):
+            for k in range(n):
+                yield k  # noqa: ASYNC119  # what this test is about
+
+    @alto.stage(concurrency=1)
+    async def slow(k: int) -> int:
+        await asyncio.sleep(2)
+        return k
+
+    @alto.pipeline
+    def q(n: alto.Stream[int]) -> alto.Stream[int]:
+        return slow(limited(n))
+
+    async with q.open(capacity=1, observers=[recorded]) as app:
+        results = await app.run(100)
+    made = [event.value for event in recorded.of(ItemProduced) if event.stage == "q.limited"]
+    assert made == results == list(range(len(results)))
+    agree(recorded)
+    recorded.check()
+
+
 @pytest.mark.parametrize("kinds", [(), (RequestEnded,), (CallStarted, ItemProduced), ALL, None])
 async def test_an_observer_gets_what_it_wants_and_nothing_else(kinds: Any) -> None:
     """``wants`` names the kinds; without it all but ``ItemProduced`` come."""
