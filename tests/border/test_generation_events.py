@@ -63,6 +63,12 @@ async def _left(llm: alto.LLM) -> None:
         break
 
 
+async def _left_at_the_end(llm: alto.LLM) -> None:
+    async for chunk in llm.generate("p q", max_tokens=9):
+        if chunk.finish_reason is not None:
+            break
+
+
 async def _closed(llm: alto.LLM) -> None:
     async with llm.generate("p q", max_tokens=9) as chunks:
         async for _ in chunks:
@@ -103,6 +109,7 @@ WAYS: dict[str, tuple[Callable[[alto.LLM], Any], list[str]]] = {
     "chunks": (_chunks, ["done"]),
     "samples": (_samples, ["done"]),
     "left": (_left, ["cancelled"]),
+    "left at the end": (_left_at_the_end, ["done"]),
     "closed": (_closed, ["cancelled"]),
     "cut reads": (_cut, ["done"]),
     "cut text": (_cut_text, ["cancelled"]),
