@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alto import events as events
+from alto import executors as executors
 from alto import routing as routing
 from alto import text as text
 from alto._run import App as App
@@ -58,6 +59,7 @@ from alto.model import Message as Message
 from alto.model import Origin as Origin
 from alto.model import Path as Path
 from alto.model import Prompt as Prompt
+from alto.model import StageInfo as StageInfo
 from alto.model import StreamedPrompt as StreamedPrompt
 from alto.model import TokenLogprob as TokenLogprob
 from alto.model import Usage as Usage
@@ -78,6 +80,7 @@ from alto.pipeline import pipeline as pipeline
 from alto.protocols import CacheListener as CacheListener
 from alto.protocols import Embedder as Embedder
 from alto.protocols import Engine as Engine
+from alto.protocols import Executor as Executor
 from alto.protocols import Member as Member
 from alto.protocols import Observer as Observer
 from alto.stream import Group as Group
@@ -107,6 +110,7 @@ __all__ = (
     "EngineError",
     "EngineStartError",
     "EngineStatistics",
+    "Executor",
     "Failed",
     "FinishReason",
     "GenerateRequest",
@@ -142,6 +146,7 @@ __all__ = (
     "RoutingError",
     "Stage",
     "StageError",
+    "StageInfo",
     "StageStatistics",
     "Stream",
     "StreamHandle",
@@ -155,6 +160,7 @@ __all__ = (
     "collect",
     "count",
     "events",
+    "executors",
     "first",
     "merge",
     "outputs",

@@ -30,11 +30,12 @@ class Cleanup:
     a step, which is cancelled then: a read that was cut leaves its step as it is.
     """
 
-    __slots__ = ("_abandoned", "_live")
+    __slots__ = ("_live", "abandoned")
 
     def __init__(self) -> None:
         self._live: dict[int, Closes] = {}
-        self._abandoned: list[Closes] = []
+        self.abandoned: list[Closes] = []
+        """Those that were abandoned and wait to be closed; to be read only."""
 
     def add(self, agen: Closes, /) -> None:
         """Take responsibility for *agen*."""
@@ -47,23 +48,13 @@ class Cleanup:
     def abandon(self, agen: Closes, /) -> None:
         """Nobody iterates *agen* any more; close it at the next checkpoint. Sync, any time."""
         if self._live.pop(id(agen), None) is not None:
-            self._abandoned.append(agen)
-
-    @property
-    def pending(self) -> bool:
-        """Whether an abandoned generator waits to be closed."""
-        return bool(self._abandoned)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to close at all."""
-        return not self._abandoned and not self._live
+            self.abandoned.append(agen)
 
     async def close_abandoned(self) -> None:
         """Close what was abandoned. Cancellation: shielded."""
         with anyio.CancelScope(shield=True):
-            while self._abandoned:
-                await self._abandoned.pop().aclose()
+            while self.abandoned:
+                await self.abandoned.pop().aclose()
 
     async def close_all(self) -> None:
         """Close everything. Cancellation: shielded."""

@@ -96,7 +96,7 @@ class _Drive(map):  # type: ignore[type-arg]
 class Steps:
     """The steps of one async generator, of which at most one is under way.
 
-    It is also what a task waits for while a step waits: it speaks the language of a future.
+    It is also what a task waits for while a step waits: it implements the interface of a future.
 
     Args:
         source: The generator.

@@ -5,22 +5,43 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, overload
 
 import attrs
 
 from alto._core.binding import Router
 from alto._core.graph import Plan
 from alto.errors import ResourceError
+from alto.model import StageInfo
+from alto.protocols import Executor
 
-__all__ = ("Declaration", "GroupOrder", "InputSpec", "NodeSpec", "ParamSpec", "PerReplica",
-           "ResourceSpec", "RunsIn", "StageSpec", "per_replica")  # fmt: skip
+__all__ = ("Declaration", "GroupOrder", "InputSpec", "NodeSpec", "OwnExecutor", "ParamSpec",
+           "PerReplica", "ResourceSpec", "RunsIn", "StageSpec", "per_replica")  # fmt: skip
 
 GroupOrder: TypeAlias = Literal["ancestry", "arrival"]
 """How pieces of a group, or results of a request, are handed out."""
 
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
-"""Where the function of a stage runs."""
+"""Short names of alto's own executors: where the function of a stage runs."""
+
+
+class OwnExecutor:
+    """An executor of alto's own: declarations know what functions it takes."""
+
+    __slots__ = ()
+    short: ClassVar[RunsIn]
+    """Its short name."""
+
+    def __init_subclass__(cls, short: RunsIn | None = None) -> None:
+        if short is not None:  # attrs makes a class anew, for its slots.
+            cls.short = short
+
+    def replica(
+        self, stage: StageInfo, number: int, resources: Mapping[str, object], /
+    ) -> AbstractAsyncContextManager[Callable[..., Any]]:
+        """Make a replica; see :class:`alto.Executor`."""
+        raise NotImplementedError
+
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -148,8 +169,10 @@ class StageSpec:
     """How many instances of it there are when it is opened."""
     router: Router | None = None
     """Which of them gets what; None: ``LeastWork``."""
-    runs_in: RunsIn = "loop"
-    """Where its function runs; elsewhere than in the loop it is a plain one."""
+    runs_in: RunsIn | Executor = "loop"
+    """Where its function runs."""
+    plain: bool = False
+    """Whether it is a plain function, neither a coroutine function nor a generator."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

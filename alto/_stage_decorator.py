@@ -23,12 +23,14 @@ import attrs
 from alto._core.binding import Router
 from alto._declare.options import stage_options
 from alto._declare.source import local_names, stage_source
+from alto._run.executors import Loop, Process, Thread
 from alto._spec import GroupOrder, RunsIn
 from alto._stage import Stage
 from alto.errors import GraphError
+from alto.protocols import Executor
 from alto.stream import Group
 
-__all__ = ("PlainStageDecorator", "StageDecorator", "stage")
+__all__ = ("AnyStageDecorator", "PlainStageDecorator", "StageDecorator", "stage")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -67,7 +69,9 @@ class StageDecorator:
     that lives as long as the replica and has resources of its own: those given are pickled to it,
     those of :func:`alto.per_replica` are made there. A process that dies is replaced, and the call
     that it ran is run once more; a second death fails the request with :class:`alto.WorkerDied` as
-    the cause. Nothing can interrupt such a function: a cancelled call ends when it returns.
+    the cause. Nothing can interrupt such a function, but a call that is cancelled returns at once:
+    its thread is abandoned until the function returns, its process is killed and replaced. An
+    executor of your own, see :class:`alto.Executor`, runs functions of any kind, anywhere.
 
     Args:
         concurrency: Most calls that run at once in each replica, over all requests; by default 32,
@@ -81,7 +85,7 @@ class StageDecorator:
         router: Which replica gets an item or a group, see :mod:`alto.routing`; by default
             ``LeastWork()``. Each open pipeline works with a copy.
         runs_in: ``"loop"``: an async function, in the event loop; ``"thread"``, ``"process"``: a
-            plain one.
+            plain one. Or an executor: one of :mod:`alto.executors`, or of your own.
 
     Raises:
         GraphError: No stage can be made of the function; the message names the stage, the
@@ -91,7 +95,7 @@ class StageDecorator:
     def __init__(
         self, *, concurrency: int | None = None, order: GroupOrder = "ancestry",
         name: str | None = None, replicas: int = 1, router: Router | None = None,
-        runs_in: RunsIn = "loop",
+        runs_in: RunsIn | Executor = "loop",
     ) -> None:  # fmt: skip
         self._options = stage_options(
             concurrency=concurrency, order=order, name=name, replicas=replicas, router=router,
@@ -621,15 +625,21 @@ class StageDecorator:
     @overload
     def __call__(self, fn: AsyncFunction[Concatenate[A, P], R], /) -> Stage[A, R]: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # alto's own are executors too
         self, /, *, concurrency: int = ..., order: GroupOrder = ..., name: str | None = ...,
-        replicas: int = ..., router: Router | None = ..., runs_in: Literal["loop"] = ...,
+        replicas: int = ..., router: Router | None = ...,
+        runs_in: Literal["loop"] | Loop = ...,
     ) -> StageDecorator: ...  # fmt: skip
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # alto's own are executors too
         self, /, *, concurrency: int = ..., name: str | None = ..., replicas: int = ...,
-        router: Router | None = ..., runs_in: Literal["thread", "process"],
+        router: Router | None = ..., runs_in: Literal["thread", "process"] | Thread | Process,
     ) -> PlainStageDecorator: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, /, *, concurrency: int = ..., order: GroupOrder = ..., name: str | None = ...,
+        replicas: int = ..., router: Router | None = ..., runs_in: Executor,
+    ) -> AnyStageDecorator: ...  # fmt: skip
     def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: the overloads say.
         """Make a stage of *fn*, or with options a decorator; see the class."""
         if options:
@@ -664,6 +674,44 @@ class PlainStageDecorator(Protocol):
     def __call__(self, fn: Callable[Concatenate[A, B, C, D, P], R], /) -> Stage[A, B, C, D, R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[A, B, C, P], R], /) -> Stage[A, B, C, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[A, B, P], R], /) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[A, P], R], /) -> Stage[A, R]: ...
+    def __call__(self, fn: Any, /) -> Any:  # Any: the overloads say.
+        """Make a stage of *fn*."""
+        ...
+
+
+class AnyStageDecorator(Protocol):
+    """Makes a stage of a function of any kind: ``@stage(runs_in=MyExecutor())``.
+
+    Static checks know its parameters one by one up to two; see :class:`StageDecorator`.
+    """
+
+    # An async function is a function too: the first overload that fits is meant.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: AsyncFunction[Concatenate[Any, Any, Any, P], R], /
+    ) -> Stage[Any, Any, Any, *tuple[Any, ...], R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: AsyncFunction[Concatenate[Group[A], Group[B], P], R], /
+    ) -> Stage[A, B, R]: ...
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[Group[A], B, P], R], /) -> Stage[A, B, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, Group[B], P], R], /) -> Stage[A, B, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, B, P], R], /) -> Stage[A, B, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[Group[A], P], R], /) -> Stage[A, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: AsyncFunction[Concatenate[A, P], R], /) -> Stage[A, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[Any, Any, Any, P], R], /
+    ) -> Stage[Any, Any, Any, *tuple[Any, ...], R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[A, B, P], R], /) -> Stage[A, B, R]: ...
     @overload

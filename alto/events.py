@@ -22,13 +22,14 @@ for a call and what it does, and for an inner request and the call that started 
 exactly one end, whatever fails or is cancelled, as long as the event loop runs.
 
 Times are seconds on the event loop's clock (``loop.time()``).
+
+They are named tuples, since a frozen class of attrs takes three times as long to build and there may be
+two for each item. Use their fields by name: later versions may add some.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
-
-import attrs
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from alto.model import Path, Usage
 
@@ -52,8 +53,7 @@ Outcome: TypeAlias = Literal["done", "failed", "cancelled"]
 """How something ended: by itself, with an error, or because nothing needed it any more."""
 
 
-@attrs.frozen(kw_only=True)
-class RequestStarted:
+class RequestStarted(NamedTuple):
     """A request was accepted. Of an inner request ``parent`` names the call that started it."""
 
     request: str
@@ -74,8 +74,7 @@ class RequestStarted:
     """When its time is over, in seconds on the loop's clock; None: never."""
 
 
-@attrs.frozen(kw_only=True)
-class RequestEnded:
+class RequestEnded(NamedTuple):
     """Nothing of a request runs any more."""
 
     request: str
@@ -90,8 +89,7 @@ class RequestEnded:
     """With what it failed."""
 
 
-@attrs.frozen(kw_only=True)
-class CallStarted:
+class CallStarted(NamedTuple):
     """A stage call has a permit and begins. ``(request, stage, path)`` names it."""
 
     request: str
@@ -106,8 +104,7 @@ class CallStarted:
     """When, in seconds on the loop's clock."""
 
 
-@attrs.frozen(kw_only=True)
-class CallEnded:
+class CallEnded(NamedTuple):
     """A stage call has ended, its clean-up included. It has the fields of its ``CallStarted``."""
 
     request: str
@@ -130,8 +127,7 @@ class CallEnded:
     """What it raised."""
 
 
-@attrs.frozen(kw_only=True)
-class ItemProduced:
+class ItemProduced(NamedTuple):
     """A call handed an item over. Made only where an observer names this class in ``wants``."""
 
     request: str
@@ -142,12 +138,11 @@ class ItemProduced:
     """Ancestry of the item."""
     time: float
     """When, in seconds on the loop's clock."""
-    value: Any = attrs.field(repr=False)
+    value: Any
     """The item itself. An observer that keeps it keeps it alive."""
 
 
-@attrs.frozen(kw_only=True)
-class GroupCompleted:
+class GroupCompleted(NamedTuple):
     """All pieces of a group have arrived; they may not have been read yet."""
 
     request: str
@@ -162,8 +157,7 @@ class GroupCompleted:
     """When, in seconds on the loop's clock."""
 
 
-@attrs.frozen(kw_only=True)
-class GenerationStarted:
+class GenerationStarted(NamedTuple):
     """A stage call asked an engine for a generation, a vector or a score."""
 
     generation: int
@@ -180,8 +174,7 @@ class GenerationStarted:
     """When, in seconds on the loop's clock."""
 
 
-@attrs.frozen(kw_only=True)
-class GenerationEnded:
+class GenerationEnded(NamedTuple):
     """An engine is done with what a stage call asked for, or the call has left it."""
 
     generation: int
@@ -204,8 +197,7 @@ class GenerationEnded:
     """With what it failed."""
 
 
-@attrs.frozen(kw_only=True)
-class EngineStarted:
+class EngineStarted(NamedTuple):
     """An app has started an engine."""
 
     engine: str
@@ -214,8 +206,7 @@ class EngineStarted:
     """When, in seconds on the loop's clock."""
 
 
-@attrs.frozen(kw_only=True)
-class EngineStopped:
+class EngineStopped(NamedTuple):
     """An app has stopped an engine that it, or another app, had started."""
 
     engine: str
@@ -224,8 +215,7 @@ class EngineStopped:
     """When, in seconds on the loop's clock."""
 
 
-@attrs.frozen(kw_only=True)
-class EngineFailed:
+class EngineFailed(NamedTuple):
     """A generation found that its engine has died."""
 
     engine: str

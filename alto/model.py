@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
@@ -24,6 +24,7 @@ __all__ = (
     "Origin",
     "Path",
     "Prompt",
+    "StageInfo",
     "StreamedPrompt",
     "TokenLogprob",
     "Usage",
@@ -34,6 +35,22 @@ Path: TypeAlias = tuple[int, ...]
 
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 """Why a generation ended: a stop condition, ``max_tokens``, or somebody aborted it."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StageInfo:
+    """What an executor knows of the stage whose calls it runs; see :class:`alto.Executor`."""
+
+    name: str
+    """Its name in messages and statistics; numbered where a pipeline uses it more than once."""
+    function: Callable[..., Any]
+    """The plain function, as it was decorated."""
+    generator: bool
+    """Whether it is an async generator function."""
+    concurrency: int
+    """Most calls that run at once, per replica."""
+    resources: Mapping[str, Any]
+    """The annotations of its keyword-only parameters, by name."""
 
 
 @attrs.frozen(kw_only=True)

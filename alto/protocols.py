@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, runtime_checkable
 
 from alto.events import Event
 from alto.model import (
@@ -14,9 +15,10 @@ from alto.model import (
     EngineStatistics,
     GenerateRequest,
     Prompt,
+    StageInfo,
 )
 
-__all__ = ("CacheListener", "Embedder", "Engine", "Member", "Observer")
+__all__ = ("CacheListener", "Embedder", "Engine", "Executor", "Member", "Observer")
 
 
 @runtime_checkable
@@ -180,5 +182,46 @@ class Observer(Protocol):
         Called on the event loop, within the step that the event is about, so it must be quick and
         must not block; in the context of the call or request where there is one. What it raises goes
         to the loop's exception handler, the first time, and nowhere else.
+        """
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Where the calls of a stage run: ``@alto.stage(runs_in=MyExecutor())``.
+
+    One executor may serve many stages, replicas and apps. ``alto.executors`` has those of alto.
+    """
+
+    def replica(
+        self, stage: StageInfo, number: int, resources: Mapping[str, object], /
+    ) -> AbstractAsyncContextManager[Callable[..., Any]]:
+        """Make a replica of a stage, which is there as long as the context manager is entered.
+
+        It is entered when an app opens or is scaled up, in a task of the app's own, and left in the
+        same task when no call of the replica runs any more. It gives the *call*: a callable that
+        takes the items or groups of one call by position, and by keyword the resources that replace
+        the replica's for this call alone (none, as a rule). What it returns is awaited for the one
+        result; for a stage that is an async generator it is iterated, and should be an async
+        generator, since that is closed when nobody needs more. Up to ``stage.concurrency`` calls
+        run at once.
+
+        A call is cancelled as any coroutine is, with ``asyncio.CancelledError`` where it waits, and
+        returns at once; what goes on elsewhere is the executor's to stop or to leave behind. A
+        generator is closed. What a call raises fails its request, as the cause of an
+        :class:`alto.StageError`.
+
+        Args:
+            stage: What is run.
+            number: Number of the replica: 0, 1, ..., never used again.
+            resources: The keyword arguments of the stage, as they were given. The executor makes
+                those that are an :class:`alto.PerReplica`, where its calls run:
+                ``value.make(number)``.
+
+        Raises:
+            Exception: The replica cannot be made; ``open()`` or ``scale()`` raises a
+                :class:`alto.ResourceError` with it as the cause.
+
+        Cancellation: of entering; nothing is left behind.
         """
         ...

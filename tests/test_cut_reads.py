@@ -584,13 +584,14 @@ class TestWhoCloses:
             with _inside_a_call() as call:
                 reading = aiter(alto.LLM(engine).generate("q"))
                 await cut_once(reading)
-                assert not call.cleanup.pending
+                assert not call.cleanup.abandoned
                 await asyncio.sleep(0)  # until then the task has the traceback
                 del reading
-                assert call.cleanup.pending
+                assert call.cleanup.abandoned
             await call.cleanup.close_abandoned()
             assert engine.statistics() == EngineStatistics()
-            assert call.cleanup.empty
+            assert not call.cleanup._live
+            assert not call.cleanup.abandoned
 
     @pytest.mark.parametrize("way", WAYS)
     async def test_kept_inside_of_a_call(self, way: str) -> None:

@@ -23,6 +23,7 @@ import pytest
 
 import alto
 from alto.testing import reference_run
+from tests.limits import LIMITS, run_timeout, until
 
 who: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -152,31 +153,6 @@ class TestThreads:
             assert caught.value.path == (3,)
             assert type(error).__name__ in f"{caught.value.cause!r}"
             assert await app.run(3) == [0, 1, 2]
-
-    @pytest.mark.realtime
-    async def test_a_cancelled_call_ends_when_the_function_returns(self) -> None:
-        """Nothing can interrupt a function; the app waits for it, and its error is nobody's."""
-        begun, gate = threading.Event(), threading.Event()
-
-        @alto.stage(runs_in="thread")
-        def blocks(k: int) -> int:
-            begun.set()
-            assert gate.wait(30)
-            msg = "too late"
-            raise ValueError(msg)
-
-        @alto.pipeline
-        def one(n: alto.Stream[int]) -> alto.Stream[int]:
-            return blocks(n)
-
-        async with one.open() as app:
-            fresh = app.statistics()
-            async with app.stream(1) as results:
-                await asyncio.to_thread(begun.wait, 30)
-                threading.Timer(0.05, gate.set).start()
-                assert results is not None
-            assert gate.is_set()
-            assert app.statistics() == fresh
 
     @pytest.mark.realtime
     @pytest.mark.parametrize("where", ["stage", "to_thread"])
@@ -319,8 +295,41 @@ def work(order: str, *, table: Table) -> Any:
         return lambda: 0
     if what == "sleep":
         Path(arg).touch()
-        time.sleep(60)
+        time.sleep(100)
+    if what == "factor":
+        return order, table.name
     return order.upper()
+
+
+session: ContextVar[Any] = ContextVar("session", default="none")
+
+
+@alto.stage(runs_in=alto.executors.Process(context=(who, session)))
+def ask(order: str) -> tuple[str, Any]:
+    """What a call sees of context variables, before it sets them itself."""
+    seen = who.get(), session.get()
+    who.set("set in a call")
+    return seen
+
+
+@alto.stage(runs_in="process")
+def ask_without(order: str) -> tuple[str, Any]:
+    """The same, where none travel."""
+    seen = who.get(), session.get()
+    who.set("set in a call")
+    return seen
+
+
+@contextmanager
+def slow_table(number: int) -> Iterator[Table]:
+    """A table that is made again only when a file is there."""
+    folder = Path(os.environ["ALTO_TEST_FOLDER"])
+    if (folder / "first").exists():
+        (folder / "again").touch()
+        while not (folder / "gate").exists():
+            time.sleep(0.005)
+    (folder / "first").touch()
+    yield Table()
 
 
 @alto.stage
@@ -336,6 +345,18 @@ def processed(orders: alto.Stream[str]) -> alto.Stream[Any]:
     return work(split(orders))
 
 
+@alto.stage(runs_in="process")
+def work_alone(order: str, *, table: Table) -> Any:
+    """The same, in one process."""
+    return work.fn(order, table=table)
+
+
+@alto.pipeline
+def alone(order: alto.Stream[str]) -> alto.Stream[Any]:
+    """An item through a process."""
+    return work_alone(order)
+
+
 def children() -> list[psutil.Process]:
     """Worker processes of this one that live, without multiprocessing's own tracker."""
     found = []
@@ -344,6 +365,17 @@ def children() -> list[psutil.Process]:
             if "resource_tracker" not in " ".join(child.cmdline()):
                 found.append(child)
     return found
+
+
+def info_of(stage: alto.Stage[Any, Any]) -> alto.StageInfo:
+    """What an executor knows of a stage that takes a table."""
+    return alto.StageInfo(
+        name=stage.name,
+        function=stage.fn,
+        generator=False,
+        concurrency=1,
+        resources={"table": Table},
+    )
 
 
 @pytest.mark.realtime
@@ -450,6 +482,17 @@ class TestProcesses:
                 await app.run(lambda: 0)
             assert await app.run("a") == ["A"]
 
+    async def test_values_of_one_call(self) -> None:
+        """Resources given with a call are sent with it, and replace the replica's there."""
+        executor = alto.executors.Process()
+        async with executor.replica(info_of(work), 0, {"table": Table("mine")}) as call:
+            assert await call("factor") == ("factor", "mine")
+            assert await call("factor", table=Table("other")) == ("factor", "other")
+            assert await call("factor") == ("factor", "mine")
+            with pytest.raises(TypeError, match="resource 'table' cannot be sent"):
+                await call("factor", table=threading.Lock())
+        assert children() == []
+
     async def test_closing_kills_what_runs(self, tmp_path: Path) -> None:
         """An app that closes does not wait for a function that nobody needs."""
         async with anyio.create_task_group() as tasks, processed.open(table=Table()) as app:
@@ -462,6 +505,85 @@ class TestProcesses:
             while not (tmp_path / "began").exists():  # noqa: ASYNC110  # another process's
                 await anyio.sleep(0.01)
         assert children() == []
+
+    @pytest.mark.parametrize("limit", LIMITS)
+    async def test_a_limit_holds(self, limit: Any, tmp_path: Path) -> None:
+        """However a call is cancelled, its process is killed, and another one takes its place."""
+        async with alone.open(table=alto.per_replica(make_table)) as app:
+            fresh = app.statistics()
+            (before,) = children()
+            await limit(app, f"sleep {tmp_path / 'began'}")
+            assert (tmp_path / "began").exists()
+            assert app.statistics() == fresh
+            # Without a call that would need it.
+            await until(lambda: not before.is_running() and len(children()) == 1)
+            (new,) = children()
+            assert await app.run("where") == [(new.pid, new.pid, "table 0")]
+        assert children() == []
+
+    async def test_nobody_waits_for_the_process_that_takes_its_place(
+        self, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """A cancelled call returns while the new process starts; so does one that waits for it."""
+        monkeypatch.setenv("ALTO_TEST_FOLDER", str(tmp_path))
+        async with alone.open(table=alto.per_replica(slow_table)) as app:
+            fresh = app.statistics()
+            await run_timeout(app, f"sleep {tmp_path / 'began'}")
+            assert app.statistics() == fresh
+            await until((tmp_path / "again").exists)
+            await run_timeout(app, "a")
+            assert app.statistics() == fresh
+            (tmp_path / "gate").touch()
+            assert await app.run("b") == ["B"]
+        assert children() == []
+
+    async def test_closing_gives_up_what_takes_its_place(
+        self, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """An app that closes does not wait until a process has started that nobody needs."""
+        monkeypatch.setenv("ALTO_TEST_FOLDER", str(tmp_path))
+        async with alone.open(table=alto.per_replica(slow_table)) as app:
+            await run_timeout(app, f"sleep {tmp_path / 'began'}")
+            await until((tmp_path / "again").exists)
+        assert children() == []
+        assert not (tmp_path / "gate").exists()
+
+    async def test_context_variables_travel_if_named(self) -> None:
+        """Those of `Process(context=...)` have the caller's values; what a call sets stays in it."""
+
+        @alto.pipeline
+        def one(order: alto.Stream[str]) -> alto.Stream[tuple[str, Any]]:
+            return ask(order)
+
+        @alto.pipeline
+        def two(order: alto.Stream[str]) -> alto.Stream[tuple[str, Any]]:
+            return ask_without(order)
+
+        token = who.set("me")
+        try:
+            async with one.open() as app:
+                assert await app.run("x") == [("me", "none")]
+                assert await app.run("x") == [("me", "none")]
+            async with two.open() as app:
+                assert await app.run("x") == [("nobody", "none")]
+                assert await app.run("x") == [("nobody", "none")]
+        finally:
+            who.reset(token)
+
+    async def test_a_value_that_cannot_be_sent_fails_its_request(self) -> None:
+        """A context variable whose value cannot be pickled is named."""
+
+        @alto.pipeline
+        def one(order: alto.Stream[str]) -> alto.Stream[tuple[str, Any]]:
+            return ask(order)
+
+        token = session.set(threading.Lock())
+        try:
+            async with one.open() as app:
+                with pytest.raises(alto.StageError, match="context variable 'session' cannot be"):
+                    await app.run("x")
+        finally:
+            session.reset(token)
 
     async def test_scaling_starts_and_ends_processes(self) -> None:
         """Each new replica has a process, and one that goes ends its own."""
@@ -534,6 +656,16 @@ class TestRefusals:
             async with processed.open(table=alto.per_replica(lambda: Table("here"))):
                 pytest.fail("opened")
 
+    async def test_a_context_variable_that_is_in_no_module(self) -> None:
+        """The message says where to define it."""
+        hidden: ContextVar[int] = ContextVar("hidden")
+        executor = alto.executors.Process(context=[hidden])
+        with pytest.raises(alto.ResourceError, match=r"'hidden' cannot be found.*top level"):
+            async with executor.replica(info_of(work), 0, {"table": Table()}):
+                pytest.fail("entered")
+        with pytest.raises(TypeError, match=r"takes context variables, each a .*, not 'who'"):
+            alto.executors.Process(context=("who",))  # type: ignore[arg-type]
+
     def test_declarations(self) -> None:
         """Async functions, groups and concurrency do not go with a process."""
         with pytest.raises(alto.GraphError, match="is async, and runs in the event loop"):
@@ -550,6 +682,20 @@ class TestRefusals:
 
         with pytest.raises(alto.GraphError, match="one call at a time"):
             alto.stage(runs_in="process", concurrency=2)
+        with pytest.raises(alto.GraphError, match="one call at a time"):
+            alto.stage(runs_in=alto.executors.Process(), concurrency=2)
+        with pytest.raises(alto.GraphError, match="is async, and runs in the event loop"):
+
+            @alto.stage(runs_in=alto.executors.Thread())  # type: ignore[arg-type]
+            async def h(k: int) -> int:
+                return k
+
+        with pytest.raises(alto.GraphError, match="is a plain function; write `async def`"):
+
+            @alto.stage(runs_in=alto.executors.Loop())  # type: ignore[arg-type]
+            def i(k: int) -> int:
+                return k
+
         with pytest.raises(alto.GraphError, match="'loop', 'thread' or 'process'"):
             alto.stage(runs_in="gpu")  # type: ignore[call-overload]
 
@@ -573,6 +719,35 @@ async def main():
             await asyncio.sleep(60)
 
 GUARD
+"""
+
+
+LEFT_OPEN = """
+import asyncio, pathlib, sys, time
+import alto
+
+@alto.stage(runs_in="process")
+def sleeps(path: str) -> int:
+    pathlib.Path(path).touch()
+    time.sleep(100)
+    return 0
+
+@alto.pipeline
+def one(path: alto.Stream[str]) -> alto.Stream[int]:
+    return sleeps(path)
+
+kept = []
+
+async def main():
+    app = one.open()
+    await app.__aenter__()
+    kept.extend([app, app.stream(sys.argv[1])])
+    while not pathlib.Path(sys.argv[1]).exists():
+        await asyncio.sleep(0.01)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    print("ended")
 """
 
 
@@ -600,6 +775,17 @@ class TestPrograms:
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
         assert done.returncode != 0
         assert "if __name__ ==" in done.stderr
+
+    def test_a_loop_that_goes_down_ends_its_processes(self, tmp_path: Path) -> None:
+        """A program that leaves its app open while a function runs ends with its loop."""
+        path = tmp_path / "program.py"
+        path.write_text(LEFT_OPEN, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(path), str(tmp_path / "began")],
+            capture_output=True, text=True, check=True, timeout=50,
+        )  # fmt: skip
+        assert done.stdout == "ended\n"
+        assert done.stderr == ""
 
     def test_no_process_outlives_a_killed_program(self, tmp_path: Path) -> None:
         """A program that is killed leaves no worker behind."""

@@ -481,20 +481,22 @@ class TestCleanup:
         """Inside of a call, break hands the generation to the call's cleanup."""
         with _inside_a_call() as call:
             async for _ in LLM(engine).generate("p"):
-                assert not call.cleanup.pending
+                assert not call.cleanup.abandoned
                 break
-        assert call.cleanup.pending
+        assert call.cleanup.abandoned
         assert engine.statistics().running == 1
         await call.cleanup.close_abandoned()
         assert engine.statistics() == EngineStatistics()
-        assert call.cleanup.empty
+        assert not call.cleanup._live
+        assert not call.cleanup.abandoned
 
     async def test_a_loop_that_ends_leaves_nothing_to_clean(self, engine):
         """A generation that was read to its end is forgotten at once."""
         with _inside_a_call() as call:
             async for _ in LLM(engine).generate("p"):
-                assert not call.cleanup.empty
-        assert call.cleanup.empty
+                assert call.cleanup._live or call.cleanup.abandoned
+        assert not call.cleanup._live
+        assert not call.cleanup.abandoned
 
     async def test_a_failed_generation_leaves_nothing_to_clean(self):
         """Nor does one that the engine gave up."""
@@ -503,14 +505,15 @@ class TestCleanup:
                 with pytest.raises(GenerationFailed):
                     await _use(LLM(engine).generate("p"), "iterate")
                 gc.collect()  # the error's traceback held the loop
-                assert call.cleanup.empty
+                assert not call.cleanup._live
+                assert not call.cleanup.abandoned
 
     async def test_an_iterator_that_is_kept_is_closed_when_the_call_ends(self, engine):
         """Somebody may still use it, so it is not closed before."""
         with _inside_a_call() as call:
             kept = aiter(LLM(engine).generate("p"))
             await anext(kept)
-            assert not call.cleanup.pending
+            assert not call.cleanup.abandoned
             await call.cleanup.close_all()
             assert engine.statistics() == EngineStatistics()
             with pytest.raises(Closed, match="before its end"):
@@ -524,7 +527,7 @@ class TestCleanup:
                 task = group.create_task(_first(chunks.__anext__()))
                 await asyncio.sleep(0)
                 del chunks
-                assert not call.cleanup.pending
+                assert not call.cleanup.abandoned
             assert task.result().text == "a "
             await call.cleanup.close_all()
         assert engine.statistics() == EngineStatistics()

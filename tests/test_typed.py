@@ -465,12 +465,13 @@ class TestLeaving:
             with _inside_a_call() as call:
                 async for item in _ask(engine, list[int]).items():
                     assert item == 1
-                    assert not call.cleanup.pending
+                    assert not call.cleanup.abandoned
                     break
-                assert call.cleanup.pending
+                assert call.cleanup.abandoned
                 assert engine.statistics().running == 1
                 await call.cleanup.close_abandoned()
-                assert call.cleanup.empty
+                assert not call.cleanup._live
+                assert not call.cleanup.abandoned
             assert engine.statistics() == EngineStatistics()
             assert engine.statistics().aborted == 1
 
@@ -481,7 +482,8 @@ class TestLeaving:
             with pytest.raises(OutputError):
                 await _use(_ask(Talker("[x", "]"), list[int]), "items")
             gc.collect()  # the error's traceback held the loop
-            assert call.cleanup.empty
+            assert not call.cleanup._live
+            assert not call.cleanup.abandoned
 
     async def test_a_with_block_closes(self):
         """On the way out of the block the engine is free."""

@@ -49,15 +49,16 @@ C = TypeVar("C")
 class Rotation(Generic[Q]):
     """The order in which queues are served: by priority, root requests in turn, queues in turn."""
 
-    __slots__ = ("_levels", "_priorities", "_spare", "members")
+    __slots__ = ("_behind", "_levels", "_priorities", "members")
 
     def __init__(self) -> None:
         self.members: set[Q] = set()
         """The queues in line; to be read only."""
         self._priorities: list[int] = []
-        self._levels: dict[int, dict[Hashable, deque[Q]]] = {}
-        # A level is in rotation: the root whose turn it is stands first.
-        self._spare: deque[Q] | None = None  # An empty line, to be used again.
+        self._levels: dict[int, dict[Hashable, Q]] = {}
+        # Per priority the first queue of each root. The root whose turn it is stands first.
+        self._behind: dict[tuple[int, Hashable], deque[Q]] = {}
+        # The queues of a root that stand behind its first one; most often a root has one queue.
 
     def __bool__(self) -> bool:
         return bool(self.members)
@@ -73,34 +74,34 @@ class Rotation(Generic[Q]):
         if queue in self.members:
             return
         self.members.add(queue)
-        level = self._levels.get(queue.priority)
+        priority, root = queue.priority, queue.root
+        level = self._levels.get(priority)
         if level is None:
-            level = self._level(queue.priority)
-        line = level.get(queue.root)
-        if line is None:
-            level[queue.root] = line = self._spare or deque()
-            self._spare = None
-        line.append(queue)
-
-    def _level(self, priority: int) -> dict[Hashable, deque[Q]]:
-        for other in list(self._priorities):
-            self._tidy(other)
-        level = self._levels[priority] = {}
-        insort(self._priorities, priority)
-        return level
+            level = self._level(priority)
+        if root in level:
+            self._behind.setdefault((priority, root), deque()).append(queue)
+        else:
+            level[root] = queue
 
     def discard(self, queue: Q, /) -> None:
         """Take *queue* out of the line. Unknown ones are ignored."""
         if queue not in self.members:
             return
         self.members.discard(queue)
-        level = self._levels[queue.priority]
-        line = level[queue.root]
-        line.remove(queue)
-        if not line:
-            del level[queue.root]
-            if len(self._priorities) > 1:
-                self._tidy(queue.priority)
+        priority, root = queue.priority, queue.root
+        level = self._levels[priority]
+        if level[root] != queue:
+            behind = self._behind[priority, root]
+            behind.remove(queue)
+            if not behind:
+                del self._behind[priority, root]
+            return
+        following = self._following(priority, root)
+        if following is None:
+            del level[root]
+            self._tidy(priority)
+        else:
+            level[root] = following  # In its place: the root's turn stays what it is.
 
     def pop(self) -> Q:
         """Take out the queue whose turn it is.
@@ -108,32 +109,52 @@ class Rotation(Generic[Q]):
         Raises:
             IndexError: No queue is in line.
         """
-        level = self._levels[self._priorities[0]]
+        priority = self._priorities[0]
+        level = self._levels[priority]
         root = next(iter(level))
-        line = level.pop(root)
-        queue = line.popleft()
+        queue = level.pop(root)
         self.members.discard(queue)
-        if line:
-            level[root] = line  # The root goes to the end.
-        else:
-            self._spare = line
-            if not level and len(self._priorities) > 1:
-                self._tidy(queue.priority)
+        if self._behind and (following := self._following(priority, root)) is not None:
+            level[root] = following  # The root goes to the end.
+        elif not level:
+            self._tidy(priority)
         return queue
+
+    def _following(self, priority: int, root: Hashable) -> Q | None:
+        behind = self._behind.get((priority, root))
+        if behind is None:
+            return None
+        queue = behind.popleft()
+        if not behind:
+            del self._behind[priority, root]
+        return queue
+
+    def _level(self, priority: int) -> dict[Hashable, Q]:
+        for other in list(self._priorities):  # One that stayed though it was empty.
+            if not self._levels[other]:
+                self._drop(other)
+        level = self._levels[priority] = {}
+        insort(self._priorities, priority)
+        return level
 
     def _tidy(self, priority: int) -> None:
         # A level that is alone stays when it is empty: most often there is but one.
-        if not self._levels[priority]:
-            del self._levels[priority]
-            self._priorities.remove(priority)
+        if len(self._priorities) > 1 and not self._levels[priority]:
+            self._drop(priority)
+
+    def _drop(self, priority: int) -> None:
+        del self._levels[priority]
+        self._priorities.remove(priority)
 
     def check(self) -> None:
         """Assert the invariants."""
         assert self._priorities == sorted(self._levels)
         assert all(self._levels.values()) or len(self._levels) == 1
-        lines = [line for level in self._levels.values() for line in level.values()]
-        assert all(lines)
-        found = [queue for line in lines for queue in line]
+        assert all(self._behind.values())
+        for priority, root in self._behind:
+            assert root in self._levels[priority]
+        first = [queue for level in self._levels.values() for queue in level.values()]
+        found = [*first, *(queue for line in self._behind.values() for queue in line)]
         assert len(found) == len(self.members)
         assert set(found) == self.members
 

@@ -20,7 +20,7 @@ from alto.llm import LLM
 from alto.protocols import Engine
 
 __all__ = ("engine_of", "engines_in", "engines_of", "find_misfit", "is_read_once",
-           "with_handles")  # fmt: skip
+           "with_handles", "wrapped")  # fmt: skip
 
 _ENGINE_METHODS: Final = tuple(protocol_methods(Engine))
 
@@ -62,7 +62,11 @@ def engines_of(declaration: Declaration, values: Mapping[str, object]) -> Iterat
 
 def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, object]:
     """The keyword arguments of a stage, with an LLM around each engine where it asks for one."""
-    asked = {r.name: r.type for r in spec.stage.resources}
+    return wrapped({r.name: r.type for r in spec.stage.resources}, kwargs)
+
+
+def wrapped(asked: Mapping[str, Any], kwargs: Mapping[str, object]) -> Mapping[str, object]:
+    """The keyword arguments of a stage that has these annotations, with an LLM around engines."""
     return {name: _handed(value, asked[name]) for name, value in kwargs.items()}
 
 

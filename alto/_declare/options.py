@@ -9,8 +9,9 @@ import attrs
 
 from alto._core.binding import Router
 from alto._declare.shape import check_name
-from alto._spec import GroupOrder, RunsIn
+from alto._spec import GroupOrder, OwnExecutor, RunsIn
 from alto.errors import GraphError
+from alto.protocols import Executor
 
 __all__ = ("DEFAULT_CONCURRENCY", "StageOptions", "stage_options")
 
@@ -27,7 +28,12 @@ class StageOptions:
     name: str | None
     replicas: int
     router: Router | None
-    runs_in: RunsIn
+    runs_in: RunsIn | Executor
+
+    @property
+    def where(self) -> RunsIn | None:
+        """The short name of where it runs; None: in an executor that is not alto's."""
+        return _short_name(self.runs_in)
 
 
 def stage_options(
@@ -37,7 +43,7 @@ def stage_options(
     name: str | None,
     replicas: int,
     router: object,
-    runs_in: RunsIn,
+    runs_in: RunsIn | Executor,
 ) -> StageOptions:
     """Look at the options of a stage.
 
@@ -48,13 +54,12 @@ def stage_options(
     if order not in get_args(GroupOrder):
         msg = f"@stage(order=...) must be 'ancestry' or 'arrival', not {order!r}"
         raise GraphError(msg)
-    if runs_in not in get_args(RunsIn):
-        msg = f"@stage(runs_in=...) must be 'loop', 'thread' or 'process', not {runs_in!r}"
-        raise GraphError(msg)
+    _check_runs_in(runs_in)
+    in_process = _short_name(runs_in) == "process"
     if concurrency is None:
-        concurrency = 1 if runs_in == "process" else DEFAULT_CONCURRENCY
+        concurrency = 1 if in_process else DEFAULT_CONCURRENCY
     at_once, instances = _count("concurrency", concurrency), _count("replicas", replicas)
-    if runs_in == "process" and at_once > 1:
+    if in_process and at_once > 1:
         msg = (
             "@stage(runs_in='process') runs one call at a time in each process; for more at once "
             "write replicas=..., and leave concurrency out"
@@ -73,6 +78,41 @@ def stage_options(
         concurrency=at_once, order=order, name=name, replicas=instances,
         router=router, runs_in=runs_in,
     )  # fmt: skip
+
+
+def _short_name(runs_in: RunsIn | Executor) -> RunsIn | None:
+    if isinstance(runs_in, str):
+        return runs_in
+    return runs_in.short if isinstance(runs_in, OwnExecutor) else None
+
+
+def _check_runs_in(runs_in: object) -> None:
+    if isinstance(runs_in, str) and runs_in in get_args(RunsIn):
+        return
+    if isinstance(runs_in, type) or not isinstance(runs_in, Executor):
+        made = f", made: {runs_in.__name__}()" if isinstance(runs_in, type) else ""
+        msg = (
+            f"@stage(runs_in=...) must be 'loop', 'thread' or 'process', or an executor{made}, any "
+            f"object with a method replica(stage, number, resources), not {runs_in!r}"
+        )
+        raise GraphError(msg)
+    kind, replica = type(runs_in).__name__, runs_in.replica
+    if inspect.iscoroutinefunction(replica) or inspect.isasyncgenfunction(replica):
+        msg = (
+            f"@stage(runs_in=...): {kind}.replica() must return an async context manager; decorate "
+            f"it with @contextlib.asynccontextmanager, and `yield` the call"
+        )
+        raise GraphError(msg)
+    try:
+        inspect.signature(replica).bind("stage", 0, {})
+    except TypeError:
+        msg = (
+            f"@stage(runs_in=...): {kind}.replica() must take a stage, a number and the resources, "
+            f"but it is declared replica{inspect.signature(replica)}"
+        )
+        raise GraphError(msg) from None
+    except ValueError:  # Written in C, and does not say.
+        return
 
 
 def _check_choose(router: Router) -> None:

@@ -18,7 +18,7 @@ from alto.errors import GraphError
 
 __all__ = ("Parameter", "Shape", "check_name", "pipeline_shape", "stage_shape")
 
-RESERVED: Final = ("capacity", "max_held_items", "timeout")
+RESERVED: Final = ("capacity", "max_held_items", "max_requests", "observers", "timeout")
 """Options of ``open`` and ``run_sync``, which take resources as keywords beside them."""
 
 
@@ -49,6 +49,8 @@ class Shape:
     fn: Callable[..., object]
     generator: bool
     """Whether it is an async generator function."""
+    plain: bool
+    """Whether it is neither that nor a coroutine function."""
     streams: tuple[Parameter, ...]
     """The positional parameters."""
     resources: tuple[Parameter, ...]
@@ -75,13 +77,18 @@ def check_name(kind: str, name: object) -> None:
         raise GraphError(msg)
 
 
-def stage_shape(fn: object, name: str | None, runs_in: RunsIn = "loop") -> Shape:
-    """Look at the function of a stage, which runs where *runs_in* says.
+def stage_shape(fn: object, name: str | None, where: RunsIn | None = "loop") -> Shape:
+    """Look at the function of a stage.
+
+    Args:
+        fn: The function.
+        name: What it is called; None: as the function.
+        where: Where it runs; None: in an executor that is not alto's, and may run any kind.
 
     Raises:
         GraphError: No stage can be made of it; the message names stage, parameter and remedy.
     """
-    function = _function(fn, "stage", "async def" if runs_in == "loop" else "def")
+    function = _function(fn, "stage", "def" if where in ("thread", "process") else "async def")
     what = f"stage {name or function.__name__!r}"
     if inspect.isgeneratorfunction(function):
         msg = (
@@ -91,19 +98,19 @@ def stage_shape(fn: object, name: str | None, runs_in: RunsIn = "loop") -> Shape
         raise GraphError(msg)
     generator = inspect.isasyncgenfunction(function)
     plain = not generator and not inspect.iscoroutinefunction(function)
-    if plain and runs_in == "loop":
+    if plain and where == "loop":
         msg = (
             f"{what} is a plain function; write `async def`, or, if it blocks or computes for long, "
             f'`@stage(runs_in="thread")` or `@stage(runs_in="process")`'
         )
         raise GraphError(msg)
-    if not plain and runs_in != "loop":
+    if not plain and where in ("thread", "process"):
         msg = (
             f"{what} is async, and runs in the event loop; write a plain `def` for "
-            f"runs_in={runs_in!r}, or leave runs_in out"
+            f"runs_in={where!r}, or leave runs_in out"
         )
         raise GraphError(msg)
-    shape = _shape(function, "stage", name or function.__name__, generator=generator)
+    shape = _shape(function, "stage", name or function.__name__, generator=generator, plain=plain)
     for parameter in shape.resources:
         if parameter.name in RESERVED:
             msg = (
@@ -137,7 +144,7 @@ def pipeline_shape(fn: object, name: str | None) -> Shape:
     if inspect.isgeneratorfunction(function):
         msg = f"{what} is a generator; `return` the stream that holds its results"
         raise GraphError(msg)
-    shape = _shape(function, "pipeline", name or function.__name__, generator=False)
+    shape = _shape(function, "pipeline", name or function.__name__)
     if shape.resources:
         msg = (
             f"{what}: parameter {shape.resources[0].name!r} is keyword-only, but a pipeline takes "
@@ -177,7 +184,9 @@ def _function(fn: object, kind: str, how: str) -> FunctionType:
     raise GraphError(msg)
 
 
-def _shape(function: FunctionType, kind: str, name: str, *, generator: bool) -> Shape:
+def _shape(
+    function: FunctionType, kind: str, name: str, *, generator: bool = False, plain: bool = True
+) -> Shape:
     what = f"{kind} {name!r}"
     signature = _signature(function)
     streams: list[Parameter] = []
@@ -222,6 +231,7 @@ def _shape(function: FunctionType, kind: str, name: str, *, generator: bool) -> 
         name=name,
         fn=function,
         generator=generator,
+        plain=plain,
         streams=tuple(streams),
         resources=tuple(resources),
         returns=signature.return_annotation,

@@ -44,7 +44,6 @@ def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpe
         GraphError: An annotation does not fit; the message names stage, parameter and remedy.
     """
     what = f"stage {shape.name!r}"
-    plain_function = options.runs_in != "loop"
     params = tuple(
         _stream_param(p.name, _resolved(names, p.annotation, what, p.name), what)
         for p in shape.streams
@@ -54,11 +53,11 @@ def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpe
     )
     returns = names.resolve(shape.returns, where=f"{what}: its result")
     for param in params:
-        if param.group and plain_function:
+        if param.group and shape.plain:
             msg = (
                 f"{what}: parameter {param.name!r} is a Group, whose pieces come while the call "
-                f"runs, but a function with runs_in={options.runs_in!r} cannot wait for them; gather "
-                f"them first (alto.collect) and take a list"
+                f"runs, but a plain function cannot wait for them; gather them first (alto.collect) "
+                f"and take a list"
             )
             raise GraphError(msg)
     return StageSpec(
@@ -73,6 +72,7 @@ def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpe
         replicas=options.replicas,
         router=options.router,
         runs_in=options.runs_in,
+        plain=shape.plain,
     )
 
 

@@ -67,7 +67,7 @@ def stage_source(
         GraphError: No stage can be made of it.
     """
     read = partial(stage_spec, options=options)
-    return Source(stage_shape(fn, options.name, options.runs_in), caller, read)
+    return Source(stage_shape(fn, options.name, options.where), caller, read)
 
 
 def pipeline_source(

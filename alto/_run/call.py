@@ -179,6 +179,11 @@ class CallReplica(Protocol):
     done: int
 
     @property
+    def now(self) -> Callable[[], float]:
+        """The time on the loop's clock."""
+        ...
+
+    @property
     def notify_call(self) -> Notify | None:
         """What to call with events of calls; None: no observer wants them."""
         ...
@@ -328,27 +333,21 @@ class Call:
             self._notify_end(replica.notify_call)
         if self.has_suspended or run.keeps_calls:
             if self.holds and self._since is not None:
-                self._busy += replica.loop.time() - self._since
+                self._busy += replica.now() - self._since
             # A call that fails at once is not quick.
             known = self.done and self._since is not None
             run.call_ended(self, self._busy if known else None)
         queue.ended()
 
-    def begin(self) -> None:
+    def begin(self, run: CallRun) -> None:
         """Note when it began, where that is to be known."""
-        self._started = now = self.replica.loop.time()
-        if self.run.routed:
+        replica = self.worker.replica
+        self._started = now = replica.now()
+        if run.routed:
             self._since = now
-        if (notify := self.replica.notify_call) is not None:
-            notify(
-                CallStarted(
-                    request=self.run.request.id,
-                    stage=self.run.stage,
-                    replica=self.replica.number,
-                    path=self.path,
-                    time=now,
-                )
-            )
+        if (notify := replica.notify_call) is not None:
+            # By position, which is twice as fast as by name.
+            notify(CallStarted(run.request.id, run.stage, replica.number, self.path, now))
 
     async def hand_over_all(self, outputs: Any) -> None:  # noqa: ANN401, C901, PLR0912
         """Hand over what an async generator yields, to its end. One loop, on the path of every item."""
@@ -363,23 +362,24 @@ class Call:
             async for value in outputs:  # looked at below, where a wait was cut
                 if self.cancelled:
                     break
-                child = (*path, children)
+                child = path + (children,)  # noqa: RUF005  # twice as fast as (*path, children)
                 if is_full(child):
                     waiting = True
                     await self.room(child)
                     waiting = False
                 push(child, value)
                 children += 1
-                if notify is not None:  # Before any pause, which may be cut.
+                if notify is not None:
                     self.produced(child, value)
+                value = None  # noqa: PLW2901  # not to be kept while the generator works on
                 if children == 1:  # From here on it is known where all of them go.
                     is_full, push = run.inlet(path)
                     if request.fresh:  # Let the stages below, and the reader, begin with it.
                         await asyncio.sleep(0)
                 elif clock() >= worker.until or request.first_unread:
                     await asyncio.sleep(0)
-                if self.untidy and self.must_close:
-                    await self.cleanup.close_abandoned()
+                if self.untidy and (cleanup := self._cleanup) is not None and cleanup.abandoned:
+                    await cleanup.close_abandoned()
                 if self.cancelled:  # By what it pushed, for example.
                     break  # type: ignore[unreachable]  # the attribute has changed meanwhile
             else:
@@ -408,7 +408,7 @@ class Call:
                 request=self.run.request.id,
                 stage=self.run.stage,
                 path=path,
-                time=self.replica.loop.time(),
+                time=self.replica.now(),
                 value=value,
             )
         )
@@ -439,24 +439,17 @@ class Call:
             self.failed(late)
 
     def _notify_end(self, notify: Notify) -> None:
-        now = self.replica.loop.time()
-        outcome: Outcome = "done" if self.done else "cancelled"
-        if self._error is not None:
-            outcome = "failed"
-        outputs = self.outputs if self.replica.generator else int(self.done)
+        replica, run, error = self.worker.replica, self.queue.run, self._error
+        now = replica.now()
+        outcome: Outcome = "failed" if error else "done" if self.done else "cancelled"
+        outputs = self.outputs if replica.generator else int(self.done)
+        # By position, which is twice as fast as by name.
         notify(
             CallEnded(
-                request=self.run.request.id,
-                stage=self.run.stage,
-                replica=self.replica.number,
-                path=self.path,
-                time=now,
-                seconds=now - self._started,
-                outputs=outputs,
-                outcome=outcome,
-                error=self._error,
+                run.request.id, run.stage, replica.number, self.path, now,
+                now - self._started, outputs, outcome, error,
             )
-        )
+        )  # fmt: skip
 
     # ---- what it shows to handles and engines that are used inside it
 
@@ -510,7 +503,7 @@ class Call:
                     request=self.run.request.id,
                     stage=self.run.stage,
                     path=self.path,
-                    time=self.replica.loop.time(),
+                    time=self.replica.now(),
                 )
             )
         return number
@@ -524,7 +517,7 @@ class Call:
         notify = self.replica.notify_generation
         if notify is None or number == _UNTOLD:
             return
-        now = self.replica.loop.time()
+        now = self.replica.now()
         left = isinstance(error, asyncio.CancelledError | GeneratorExit)
         outcome: Outcome = "done" if error is None else "cancelled" if left else "failed"
         notify(
@@ -572,11 +565,6 @@ class Call:
         """Whether its loop runs here: its context may have been copied to another thread."""
         return self.replica.loop is asyncio.get_running_loop()
 
-    @property
-    def must_close(self) -> bool:
-        """Whether the stage's code has left a generation early, which is to be closed now."""
-        return self._cleanup is not None and self._cleanup.pending
-
     # ---- its permit, and its waits
 
     async def wait(self, event: asyncio.Event) -> None:
@@ -607,12 +595,12 @@ class Call:
         self.holds = False
         self.replica.permits.gave()
         if self._since is not None:
-            self._busy += self.replica.loop.time() - self._since
+            self._busy += self.replica.now() - self._since
 
     def _has(self) -> None:
         self.holds = True
         if self._since is not None:
-            self._since = self.replica.loop.time()
+            self._since = self.replica.now()
 
     async def _take_permit(self) -> None:
         # Unless another task of the call still waits. A task that the call has left behind gets none.
@@ -694,13 +682,15 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
         set_call(call)
         run = call.queue.run
         if notify_call is not None or run.routed:
-            call.begin()
+            call.begin(run)
         try:
-            resources = own if run.values is None else {**own, **run.values}
-            if generator:
-                yield from call.hand_over_all(fn(*call.args, **resources))
+            if run.values is not None:
+                work = fn(*call.args, **{**own, **run.values})
             else:
-                work = fn(*call.args, **resources)
+                work = fn(*call.args, **own) if own else fn(*call.args)
+            if generator:
+                yield from call.hand_over_all(work)
+            else:
                 if type(work) is not CoroutineType:
                     work = _awaited(work)
                 value = yield from work  # pyright: ignore[reportGeneralTypeIssues]
@@ -717,7 +707,7 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
         if call.untidy:
             yield from call.tidy()
         call.end()
-        run = value = work = resources = call = None  # type: ignore[assignment]  # keep nothing alive
+        run = value = work = call = None  # type: ignore[assignment]  # keep nothing alive
         call = yield ENDED
 
 

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol, Self, TypeVar, final
+from typing import Any, Final, Protocol, Self, TypeVar, final
 
 from alto._core.closure import Closure
 from alto._core.order import Order
@@ -26,6 +26,10 @@ from alto.stream import Group
 __all__ = ("GroupPlace", "GroupRequest", "GroupRun", "GroupedCall", "Named", "RunGroup")
 
 T_co = TypeVar("T_co", covariant=True)
+
+_AHEAD: Final = 8
+"""How many times its capacity a group may hold while its reader is about to go on: without that, a
+producer that never waits would be switched with its reader after every *capacity* pieces."""
 
 
 class Named(Protocol):
@@ -128,6 +132,7 @@ class RunGroup(Group[T_co]):
         "_run",
         "_slot",
         "_starving",
+        "_waking",
         "buffer",
         "capacity",
         "complete",
@@ -146,6 +151,7 @@ class RunGroup(Group[T_co]):
         self._exhausted = False
         self._reading = False
         self._starving = False  # A read waits for a piece.
+        self._waking = False  # A read that has waited is about to go on.
         self._arrival: asyncio.Event | None = None
         self.buffer: deque[Any] = deque()
         """Pieces that can be read now."""
@@ -205,11 +211,14 @@ class RunGroup(Group[T_co]):
     # ---- what a port asks
 
     def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002  # the interface of a port
-        """Whether a call with another piece must wait. Implements the interface of a port."""
-        if len(self.buffer) < self.capacity:
+        """Say whether a call with another piece must wait. Implements the interface of a port."""
+        size = len(self.buffer)
+        if size < self.capacity:
             return False
         grouped = self._grouped
-        return grouped.begun and not grouped.starving and not self.left
+        if grouped.starving or self.left or not grouped.begun:
+            return False
+        return not self._waking or size >= _AHEAD * self.capacity
 
     @property
     def held(self) -> int:
@@ -277,7 +286,7 @@ class RunGroup(Group[T_co]):
     def _feed(self) -> None:
         # Wake the read that waits.
         if self._starving:
-            self._starving = False
+            self._starving, self._waking = False, True
             self._grouped.starving -= 1
             assert self._arrival is not None
             self._arrival.set()
@@ -295,7 +304,7 @@ class RunGroup(Group[T_co]):
         try:
             await wait(self._arrival)
         finally:
-            self._reading = False
+            self._reading = self._waking = False
             if self._starving:
                 self._starving = False
                 self._grouped.starving -= 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -33,7 +34,7 @@ from alto._run.resources import Resources
 from alto._run.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
 from alto._run.statistics import AppStatistics, prefix_of, statistics_of
 from alto._run.values import check_inner, check_names, values_of_request
-from alto._run.worker import Worker, clock_of
+from alto._run.worker import Worker, clock_of, has_real_time
 from alto._run.worker_tasks import WorkerTasks
 from alto._spec import Declaration
 from alto.errors import Closed, Overloaded, ResourceError
@@ -112,6 +113,7 @@ class Host:
 
     loop: asyncio.AbstractEventLoop
     clock: Any
+    now: Any
     context: contextvars.Context
 
     def __init__(
@@ -193,6 +195,7 @@ class Host:
             raise RuntimeError(msg) from error
         self._state, self._opening = "opening", anyio.CancelScope()
         self.loop, self.clock = loop, clock_of(loop)
+        self.now = time.monotonic if has_real_time(loop) else loop.time
         self.context = contextvars.copy_context()
         self._opened, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # Past the program's task factory: an eager one would run it within this very step.
@@ -311,7 +314,6 @@ class Host:
                 with contextlib.suppress(asyncio.CancelledError):  # Of a loop that goes down.
                     await self._closing.wait()
             self.close_soon()
-            self._keepers.abort()
             with contextlib.suppress(asyncio.CancelledError):
                 await uncut(self._wait_quiet)
         finally:
@@ -382,7 +384,7 @@ class Host:
         return inner_resources(declaration, self._values)
 
     def named_nodes(self) -> list[tuple[str, Node]]:
-        """The stages, by their names in the statistics."""
+        """Give the stages, by their names in the statistics."""
         return [
             (installed.prefix + node.plan.name, node)
             for installed in self._installed.values()
@@ -476,7 +478,7 @@ class Host:
             self._quiet.set()
 
     def runs_at(self, node: Node) -> list[NodeRun]:
-        """What there is of open requests at a stage."""
+        """Give the runs of open requests at a stage."""
         return [run for request in self._requests for run in request.runs if run.node is node]
 
     def statistics(self) -> AppStatistics:

@@ -8,37 +8,28 @@ it, in the reverse order, whoever opened, scaled or closed the app.
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-)
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from alto._declare import check_resource
-from alto._declare.models import engines_in, with_handles
-from alto._run.resources import runs
-from alto._run.threads import Threads
+from alto._run.executors import InThread, Loop, enter_replica, executor_of
 from alto._spec import PerReplica
-from alto._told import shown, told
-from alto.errors import ResourceError
+from alto._told import shown
+from alto.model import StageInfo
 
 if TYPE_CHECKING:
-    from alto._run.processes import Process
     from alto._spec import NodeSpec
 
 __all__ = ("Keeper", "needs_keeper")
 
 
 def needs_keeper(spec: NodeSpec, resources: Mapping[str, object]) -> bool:
-    """Whether a replica of a stage has something of its own."""
+    """Say whether a replica of a stage has something of its own."""
     made = any(isinstance(value, PerReplica) for value in resources.values())
-    return made or spec.stage.runs_in != "loop"
+    return made or not isinstance(executor_of(spec.stage.runs_in), Loop)
 
 
 class Keeper:
@@ -60,7 +51,6 @@ class Keeper:
         self._given = resources
         self._closing = anyio.Event()
         self._task: asyncio.Task[Any] | None = None
-        self._process: Process | None = None
         self.entered = anyio.Event()
         """It has made everything, or has failed."""
         self.left = anyio.Event()
@@ -93,7 +83,7 @@ class Keeper:
             self._failed(error)
         finally:
             # A replica that has gone is to leave nothing in memory.
-            self.resources, self._given, self._process = {}, {}, None
+            self.resources, self._given = {}, {}
             self._task = None
             self.entered.set()
             self.left.set()
@@ -138,81 +128,23 @@ class Keeper:
             self._cancelled = True
             self._task.cancel()
 
-    def abort(self) -> None:
-        """Do not wait for a call that cannot be interrupted otherwise: nobody needs it."""
-        if self._process is not None:
-            self._process.abort()
+    @property
+    def abandoned(self) -> int:
+        """Threads that still run the function of a call that was cancelled."""
+        return self.fn.abandoned if isinstance(self.fn, InThread) else 0
 
     async def _enter(self, stack: AsyncExitStack) -> None:
         stage = self._spec.stage
-        if stage.runs_in == "process":
-            from alto._run.processes import Process  # noqa: PLC0415  # 20 ms that few need
-
-            self._process = Process(self._spec, self._name, self._number, self._given)
-            self.fn = await stack.enter_async_context(self._process.running())
-            return
-        threads = None
-        if stage.runs_in == "thread":
-            threads = Threads(self._name, self._number, stage.concurrency)
-            stack.callback(threads.close)
-            self.fn = threads.wrap(stage.fn)
-        made = dict(self._given)
-        for name, value in self._given.items():
-            if isinstance(value, PerReplica):
-                made[name] = await self._made(name, value, stack, threads)
-        self.resources = with_handles(self._spec, made)
-
-    async def _made(
-        self, name: str, value: PerReplica[object], stack: AsyncExitStack, threads: Threads | None
-    ) -> object:
-        [asked] = [spec for spec in self._spec.stage.resources if spec.name == name]
-        try:
-            made = await stack.enter_async_context(
-                _entered(value, asked.type, self._number, threads)
-            )
-        except (Exception, asyncio.CancelledError) as error:
-            if self._is_cancelled():
-                raise
-            raise factory_failed(self._name, name, self._number, error) from error
-        check_resource(self._name, asked, made, self._number)
-        return made
-
-
-def factory_failed(stage: str, resource: str, number: int, error: BaseException) -> ResourceError:
-    """What to raise where a factory has."""
-    return ResourceError(
-        f"stage {stage!r}: resource {resource!r} of replica {number} could not be made: "
-        f"{told(error)}"
-    )
-
-
-@asynccontextmanager
-async def _entered(
-    value: PerReplica[object], wanted: object, number: int, threads: Threads | None
-) -> AsyncGenerator[object]:
-    # What blocks is made and left in a thread of the replica, where it has threads.
-    async def run(function: Callable[..., object], *args: object) -> object:
-        return function(*args) if threads is None else await threads.run(function, *args)
-
-    made = await run(value.make, number)
-    if isinstance(made, AbstractAsyncContextManager):
-        async with made as inside:
-            yield inside
-    elif isinstance(made, AbstractContextManager):
-        inside = await run(made.__enter__)
-        try:
-            yield inside
-        finally:
-            await run(made.__exit__, *_NOTHING)
-    else:
-        if inspect.isawaitable(made):
-            made = await made
-        async with AsyncExitStack() as started:
-            for engine in engines_in(made, wanted):
-                if not runs(engine):
-                    await engine.start()
-                    started.push_async_callback(engine.stop)
-            yield made
-
-
-_NOTHING: Final = (None, None, None)
+        info = StageInfo(
+            name=self._name,
+            function=stage.fn,
+            generator=stage.generator,
+            concurrency=stage.concurrency,
+            resources={resource.name: resource.type for resource in stage.resources},
+        )
+        executor = executor_of(stage.runs_in)
+        call = await enter_replica(executor, info, self._number, self._given, stack)
+        if type(call) is partial and not call.args:  # Spares a worker the call in between.
+            self.fn, self.resources = call.func, call.keywords
+        else:
+            self.fn, self.resources = call, {}

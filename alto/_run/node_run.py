@@ -66,6 +66,7 @@ class NodeRun:
         "routed",
         "rows",
         "sole",
+        "stage",
         "stalled",
         "suspended",
         "unplaced",
@@ -76,6 +77,8 @@ class NodeRun:
         self.request = request
         self.node = node
         self.index: int = node.plan.index
+        self.stage: str = node.full_name
+        """Name of the stage, with its pipeline's."""
         self.values = values
         """Resources that the stage gets for this request alone; None: none."""
         self.capacity: int = request.capacity
@@ -128,11 +131,6 @@ class NodeRun:
     # ---- what it is, to those that see little of it
 
     @property
-    def stage(self) -> str:
-        """Name of the stage, with its pipeline's."""
-        return self.node.full_name
-
-    @property
     def name(self) -> str:
         """Name of the stage in its pipeline."""
         return self.node.plan.name
@@ -167,7 +165,7 @@ class NodeRun:
         return self.node.plan.inputs[slot].depth
 
     def rank(self, slot: int) -> int:
-        """Which of the stage's groups parameter *slot* is."""
+        """Give which of the stage's groups parameter *slot* is."""
         return self.node.group_slots.index(slot)
 
     @property
@@ -337,7 +335,7 @@ class NodeRun:
         self.request.check_end()
 
     def is_dropped(self, path: Path) -> bool:
-        """Whether nothing needs what comes in at *path*."""
+        """Say whether nothing needs what comes in at *path*."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
     def release(self, slot: int, ancestor: Path) -> None:

@@ -37,10 +37,14 @@ class Observers:
         self._reported: set[int] = set()
 
     def notifier(self, *kinds: type) -> Notify | None:
-        """What to call with events of *kinds*, or None where no observer wants any of them."""
+        """Give what to call with events of *kinds*, or None where no observer wants any of them."""
         takers = [one for one, wanted in self._observers if not wanted.isdisjoint(kinds)]
         if not takers:
             return None
+        if len(takers) == 1 and all(
+            wanted.issuperset(kinds) for one, wanted in self._observers if one is takers[0]
+        ):
+            return self._only(takers[0])
         wanted = {kind: [one for one, kinds_of in self._observers if kind in kinds_of]
                   for kind in kinds}  # fmt: skip
 
@@ -50,6 +54,18 @@ class Observers:
                     observer.notify(event)
                 except Exception as error:  # noqa: BLE001  # an observer must not fail a request
                     self._report(observer, error)
+
+        return notify
+
+    def _only(self, observer: Observer) -> Notify:
+        # The common case, without a look at the kind of event.
+        take = observer.notify
+
+        def notify(event: Event) -> None:
+            try:
+                take(event)
+            except Exception as error:  # noqa: BLE001  # an observer must not fail a request
+                self._report(observer, error)
 
         return notify
 

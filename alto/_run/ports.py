@@ -25,15 +25,15 @@ class Target(Protocol):
     """What takes items: a port, or a request's results."""
 
     def is_full(self, path: Path) -> bool:
-        """Whether an item at *path*, or below it, must wait."""
+        """Say whether an item at *path*, or below it, must wait."""
         ...
 
     def room_for(self, path: Path) -> Room:
-        """Where to wait while it is full."""
+        """Give where to wait while it is full."""
         ...
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        """Give ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
         ...
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
@@ -86,7 +86,7 @@ class PortRun(Protocol):
         ...
 
     def rank(self, slot: int) -> int:
-        """Which of the stage's groups parameter *slot* is."""
+        """Give which of the stage's groups parameter *slot* is."""
         ...
 
     def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
@@ -94,7 +94,7 @@ class PortRun(Protocol):
         ...
 
     def row(self, path: Path, value: object = None) -> GroupedCall:
-        """The groups of the call at *path*, made where they are not there yet."""
+        """Give the groups of the call at *path*, made where they are not there yet."""
         ...
 
     def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
@@ -102,7 +102,7 @@ class PortRun(Protocol):
         ...
 
     def is_dropped(self, path: Path) -> bool:
-        """Whether nothing needs what comes in at *path*."""
+        """Say whether nothing needs what comes in at *path*."""
         ...
 
 
@@ -118,16 +118,16 @@ class Port:
         """Ancestors at and below which nothing is needed here any more."""
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Whether an item at *path*, or below it, must wait."""
+        """Say whether an item at *path*, or below it, must wait."""
         run = self.run
         return run.waiting >= run.capacity
 
     def room_for(self, path: Path) -> Room:  # noqa: ARG002
-        """Where to wait while it is full."""
+        """Give where to wait while it is full."""
         return self.run.room
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
-        """``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        """Give ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
@@ -139,7 +139,7 @@ class Port:
         raise NotImplementedError
 
     def is_dropped(self, path: Path) -> bool:
-        """Whether nothing needs *path* here."""
+        """Say whether nothing needs *path* here."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
 
@@ -149,7 +149,7 @@ class ItemPort(Port):
     __slots__ = ()
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Whether an item at *path*, or below it, must wait."""
+        """Say whether an item at *path*, or below it, must wait."""
         run = self.run
         sole = run.sole
         return (len(sole.ready) if sole is not None else run.waiting) >= run.capacity
@@ -217,7 +217,7 @@ class GroupPort(Port):
             self.closure = Closure(self.top, self.depth)
 
     def is_full(self, path: Path) -> bool:
-        """As its group says; without one yet, as the stage's other calls say."""
+        """Ask its group; without one yet, count the stage's other calls."""
         row = self.run.rows.get(path[: self.top])
         if row is None:
             if self.dropped and self.is_dropped(path):
@@ -227,7 +227,7 @@ class GroupPort(Port):
         return len(group.buffer) >= group.capacity and group.is_full()
 
     def room_for(self, path: Path) -> Room:
-        """Where to wait while it is full."""
+        """Give where to wait while it is full."""
         row = self.run.rows.get(path[: self.top])
         return self.run.room if row is None else row.groups[self.rank].room
 

@@ -22,6 +22,11 @@ class Setting(Protocol):
     loop: asyncio.AbstractEventLoop
 
     @property
+    def now(self) -> Callable[[], float]:
+        """The time on the loop's clock."""
+        ...
+
+    @property
     def clock(self) -> Callable[[], float]:
         """Says when a worker has had the loop for long."""
         ...
@@ -88,7 +93,9 @@ class Replica:
     """
 
     __slots__ = ("clock", "closing", "done", "fn", "generator", "idle", "keeper", "leader", "loop", "node",
-                 "notify_call", "notify_generation", "notify_item", "number", "permits",
+                 "notify_call", "notify_generation", "notify_item",
+        "now",
+        "number", "permits",
                  "resources")  # fmt: skip
 
     def __init__(
@@ -108,6 +115,7 @@ class Replica:
         self.generator = node.generator
         self.loop = setting.loop
         self.clock: Any = setting.clock  # Any: pyright takes it for a method
+        self.now: Any = setting.now
         self.notify_call: Any = setting.notify_call
         self.notify_item: Any = setting.notify_item
         self.notify_generation: Any = setting.notify_generation

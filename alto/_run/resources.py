@@ -86,7 +86,7 @@ class Resources:
         _users[id(engine)] = _users.get(id(engine), 0) + 1
 
     def _leave(self, engine: Engine) -> bool:
-        """Whether no other app uses it."""
+        """Stop using an engine, and say whether no other app uses it."""
         left = _users.pop(id(engine)) - 1
         if left:
             _users[id(engine)] = left
@@ -124,7 +124,7 @@ class Resources:
 
 
 def runs(engine: Engine) -> bool:
-    """Whether an engine has been started."""
+    """Say whether an engine has been started."""
     try:
         engine.check_health()
     except Closed:

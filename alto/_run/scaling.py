@@ -74,11 +74,6 @@ class Keepers:
             if keeper.late_error is not None:
                 self._late_errors.append(keeper.late_error)
 
-    def abort(self) -> None:
-        """Do not wait for calls that cannot be interrupted otherwise: nobody needs them."""
-        for keeper in self._kept:
-            keeper.abort()
-
     def give_up(self) -> None:
         """Give everything back, and make no more."""
         _give_up(self._kept)
@@ -119,7 +114,7 @@ def remove_replicas(node: Node, count: int, runs: Sequence[NodeRun]) -> None:
 
 
 def find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -> Node:
-    """The stage of that name.
+    """Find the stage of that name.
 
     Raises:
         ValueError: There is none; the message names those that there are.
@@ -135,7 +130,7 @@ def find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -
 
 
 def unseen(pipeline: str, app: str) -> str:
-    """What to say of a pipeline that open() would have had to know of."""
+    """Give the message for a pipeline that open() would have had to know of."""
     return (
         f"pipeline {pipeline!r}, which a stage of {app!r} calls, has resources of its replicas or "
         f"worker processes, which are made when an app opens, and open() did not see that it would "

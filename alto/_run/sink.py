@@ -65,15 +65,15 @@ class Sink:
         return len(self.buffer) + (len(self._order) if self._order is not None else 0)
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Whether the reader has enough to read. A list has no bound of its own."""
+        """Say whether the reader has enough to read. A list has no bound of its own."""
         return len(self.buffer) >= self.request.capacity and not self.request.stopping
 
     def room_for(self, path: Path) -> Room:  # noqa: ARG002
-        """Where to wait while it is full."""
+        """Give where to wait while it is full."""
         return self.room
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
-        """``is_full`` and ``push`` for what one generator call gives."""
+        """Give ``is_full`` and ``push`` for what one generator call gives."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401

@@ -10,6 +10,7 @@ import attrs
 
 from alto._run.node import Node
 from alto._run.node_run import NodeRun
+from alto._run.replica import Replica
 from alto._run.request import Request
 from alto._spec import Declaration
 
@@ -32,6 +33,8 @@ class ReplicaStatistics:
     """Whether it gets nothing new, since the stage was scaled down."""
     done: int = attrs.field(default=0, eq=False)
     """Calls that have ended by themselves since it was made; not compared."""
+    abandoned: int = 0
+    """Threads that still run the function of a call that was cancelled."""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +66,7 @@ class AppStatistics:
 
 
 def prefix_of(declaration: Declaration, own: Declaration) -> str:
-    """What stands before the names of a pipeline's stages in an app of *own*."""
+    """Give what stands before the names of a pipeline's stages in an app of *own*."""
     return "" if declaration is own else f"{declaration.name}."
 
 
@@ -119,6 +122,11 @@ def _replicas(node: Node, runs: Collection[NodeRun]) -> tuple[ReplicaStatistics,
                 bound=bound if node.routed else sum(len(run.rows) for run in runs),
                 draining=number not in live,
                 done=replica.done,
+                abandoned=_abandoned(replica),
             )
         )
     return tuple(rows)
+
+
+def _abandoned(replica: Replica) -> int:
+    return 0 if replica.keeper is None else replica.keeper.abandoned

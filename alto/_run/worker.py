@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol, cast
 from alto._run.call import ENDED, Call, CallReplica, calls
 from alto._run.queue import ReadyQueue
 
-__all__ = ("Worker", "WorkerReplica", "clock_of")
+__all__ = ("Worker", "WorkerReplica", "clock_of", "has_real_time")
 
 _MOST_IDLE: Final = 1024
 """Idle workers kept per replica, 5 KB each; those beyond, which a burst has needed, end."""
@@ -57,9 +57,13 @@ class _StepClock:
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Give the clock that says when a worker has had the loop for long."""
-    kind = type(loop)
-    own = isinstance(loop, asyncio.BaseEventLoop) and kind.time is not asyncio.BaseEventLoop.time
+    own = isinstance(loop, asyncio.BaseEventLoop) and not has_real_time(loop)
     return _StepClock() if own else time.monotonic
+
+
+def has_real_time(loop: asyncio.AbstractEventLoop) -> bool:
+    """Say whether ``loop.time()`` is ``time.monotonic()``, which then is the quicker way to ask."""
+    return isinstance(loop, asyncio.BaseEventLoop) and type(loop).time is asyncio.BaseEventLoop.time
 
 
 class WorkerReplica(CallReplica, Protocol):
@@ -206,7 +210,8 @@ class Worker:
                 queue = self._next()
                 continue
             request = queue.request
-            self.call = call = Call(queue, *start, self)
+            path, args = start
+            self.call = call = Call(queue, path, args, self)
             context = request.context.copy()
             waited_for = context.run(send, call)
             if waited_for is not ENDED:
@@ -229,7 +234,7 @@ class Worker:
         return False
 
     def is_cancelled(self) -> bool:
-        """Whether its task is to end, by the loop's will. Alto takes its own cancellations back."""
+        """Say whether its task was cancelled by something else than alto, so that it is to end."""
         return self.task is not None and self.task.cancelling() > 0
 
     def _give_up(self, queue: ReadyQueue) -> bool:

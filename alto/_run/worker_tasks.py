@@ -1,9 +1,9 @@
 """The tasks of an app's workers.
 
 They are asyncio's own, not an anyio group's: there are as many as calls wait, and the scopes of a
-group's tasks cost each of them several times what it costs itself. Nobody cancels workers from
-outside; they end when they are told to. One task in the app's group stands for all of them, so that
-the group ends when they have; what they fail with the app raises when it closes.
+group's tasks cost each of them several times what it costs itself. Workers are not cancelled from
+outside; they end when they are asked to. One task in the app's group stands for all of them, so that
+the group ends when they have. The app raises what they failed with when it closes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ __all__ = ("WorkerTasks",)
 
 @final
 class WorkerTasks:
-    """Starts workers, and waits for them.
+    """The tasks of an app's workers: starts them, and waits until they have ended.
 
     Args:
         loop: Where they run.
-        context: What they see of context variables, each in a copy: those of whoever opened the app,
-            not of some request.
+        context: Each runs in a copy of it; calls have contexts of their own.
         failed: Called at once when one has failed, with no effect on the others.
     """
 
     __slots__ = (
         "_callback",
+        "_changed",
         "_closing",
         "_context",
-        "_ended",
         "_failed",
         "_failures",
         "_loop",
@@ -49,13 +48,14 @@ class WorkerTasks:
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._ended: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
+        """Set when a task has ended, or none is started any more."""
         self._callback = self._done  # One object for all.
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Start a worker's task."""
-        # No task factory of the program's is asked: an eager one would run the stage at once, within
-        # whatever has just handed over an item.
+        # Past the program's task factory: an eager one would run the stage at once, within the call
+        # that has just handed over an item.
         task = asyncio.Task(work, loop=self._loop, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._callback, context=self._context)
@@ -67,17 +67,13 @@ class WorkerTasks:
                 self._failures.append(failure)
                 self._failed()
         finally:
-            self._look()
-
-    def _look(self) -> None:
-        ended = self._ended
-        if not self._tasks and ended is not None and not ended.done():
-            ended.set_result(None)  # It looks again whether that is the end.
+            if not self._tasks:
+                self._changed.set()
 
     def close(self) -> None:
-        """No worker is started any more; wait only for those that there are."""
+        """Wait only for the workers that there are: none is started any more."""
         self._closing = True
-        self._look()
+        self._changed.set()
 
     def check(self) -> None:
         """Raise what workers have failed with.
@@ -104,9 +100,9 @@ class WorkerTasks:
         cut: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
             while self._tasks or not self._closing:
-                self._ended = self._loop.create_future()
+                self._changed.clear()
                 try:
-                    await self._ended
+                    await self._changed.wait()
                 except asyncio.CancelledError as error:
                     self._closing, cut = True, error
         if cut is not None:

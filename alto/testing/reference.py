@@ -131,7 +131,7 @@ class _Interpreter:
         call = _Call(path, self)
         token = current_call.set(call)
         try:
-            if node.stage.runs_in != "loop":
+            if node.stage.plain:
                 return {path: node.stage.fn(*args, **kwargs)}
             if not node.stage.generator:
                 return {path: await node.stage.fn(*args, **kwargs)}

@@ -123,7 +123,7 @@ def _threads() -> Callable[[alto.Stream[int]], alto.Stream[str]]:
 
 
 def _operators() -> Callable[[alto.Stream[int]], alto.Stream[str]]:
-    def test(k: int) -> bool:
+    def accepts(k: int) -> bool:
         assert not look().startswith("garbage")
         return True
 
@@ -139,7 +139,7 @@ def _operators() -> Callable[[alto.Stream[int]], alto.Stream[str]]:
         return seen
 
     def pipe(n: alto.Stream[int]) -> alto.Stream[str]:
-        few, many = alto.switch(alto.where(parts(n), test), case, True, False)
+        few, many = alto.switch(alto.where(parts(n), accepts), case, True, False)
         return alto.reduce(alto.merge(few, many), add, "", by=n)
 
     return pipe

@@ -95,11 +95,9 @@ async def asked(app: Any, inputs: tuple[str, ...], how: str, cut: float | None) 
 def test_events_tell_of_exactly_what_happens(
     case: DrawnPipeline, ways: list[tuple[str, float | None]], fails: bool
 ) -> None:
-    """Every start has one end within its parent, and the calls are those that were really made.
-
-    For any pipeline, with requests at once that are cut, time out, fail or are left, with stages in
-    threads, and while replicas come and go.
-    """
+    """Every start has one end within its parent, and calls are those that the stages report."""
+    # With requests at once that are cut, time out, fail or are left, stages in threads, and replicas
+    # that come and go.
     recorded = RecordedEvents(ALL)
 
     async def main() -> None:

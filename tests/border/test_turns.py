@@ -60,10 +60,7 @@ def service(work: alto.Stream[int | str]) -> alto.Stream[Any]:
 async def test_a_small_request_beside_one_that_calls_200_pipelines(
     after: float, ends: float
 ) -> None:
-    """It has the turn after the large one's: seconds, not 201 (bugs.md, row 58).
-
-    The call that runs when it comes is not cut, and whoever stood in line before it goes once.
-    """
+    """It waits for the call that runs and for one more, not for two hundred."""
     clock = asyncio.get_running_loop().time
     async with service.open() as app:
         begin = clock()
@@ -158,7 +155,7 @@ async def test_calls_of_one_request_go_in_the_order_in_which_they_came() -> None
 
 
 async def test_priority_counts_at_a_stage_that_is_busy() -> None:
-    """The next permit goes to the lowest number, whoever came first (bugs.md, row 59)."""
+    """The next permit goes to the lowest number, whoever came first."""
     clock = asyncio.get_running_loop().time
     ended: list[tuple[str, float]] = []
 
@@ -324,11 +321,9 @@ class Served:
 @settings(max_examples=150)
 @given(requests_())
 def test_turns_are_fair_by_root_and_priority(requests: list[Asked]) -> None:
-    """No request waits for two calls of another of its priority, nor for one of a higher number.
-
-    However deep its calls are in pipelines that call pipelines. And the stage is never idle while
-    somebody waits for it, so the time is that of all calls.
-    """
+    """No request waits for two calls of another of its priority, nor for one of a higher number."""
+    # However deep its calls are in pipelines that call pipelines; and the stage is never idle while
+    # something waits for it, so the time is that of all calls.
     served = Served()
 
     @alto.stage(concurrency=1)

@@ -6,9 +6,16 @@ A line with an ignore is an error in both checkers. An ignore that is not needed
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Literal, TypedDict, assert_type
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Mapping,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, Literal, TypedDict, assert_type
 
 import attrs
 
@@ -560,3 +567,42 @@ def resources() -> None:
     assert_type(alto.per_replica(loaded), alto.PerReplica[Index])
     assert_type(alto.per_replica(Index), alto.PerReplica[Index])
     alto.per_replica(3)  # type: ignore[call-overload]
+
+
+class Cluster:
+    def replica(
+        self, stage: alto.StageInfo, number: int, resources: Mapping[str, object], /
+    ) -> AbstractAsyncContextManager[Callable[..., Any]]:
+        raise NotImplementedError
+
+
+@alto.stage(runs_in=Cluster(), concurrency=4)
+def remote_plain(claim: str, *, index: Index) -> int:
+    return 0
+
+
+@alto.stage(runs_in=Cluster())
+async def remote(claim: str, k: int) -> float:
+    return 0.0
+
+
+@alto.stage(runs_in=Cluster(), order="arrival")
+async def remote_many(claims: alto.Group[str]) -> AsyncIterator[int]:
+    yield 0
+
+
+@alto.stage(runs_in=alto.executors.Process())
+def in_process(claim: str) -> int:
+    return 0
+
+
+def executors() -> None:
+    assert_type(remote_plain, alto.Stage[str, int])
+    assert_type(remote, alto.Stage[str, int, float])
+    assert_type(remote_many, alto.Stage[str, int])
+    assert_type(in_process, alto.Stage[str, int])
+    executor: alto.Executor = Cluster()
+    executor = alto.executors.Thread()
+    executor = alto.executors.Loop()
+    alto.stage(runs_in=3)  # type: ignore[call-overload]
+    alto.stage(runs_in=executor)

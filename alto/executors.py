@@ -1,0 +1,11 @@
+"""Where the calls of a stage run: ``@alto.stage(runs_in=...)``.
+
+Each of these has a short name. An executor of your own has the one method of
+:class:`alto.Executor`.
+"""
+
+from __future__ import annotations
+
+from alto._run.executors import Loop, Process, Thread
+
+__all__ = ("Loop", "Process", "Thread")
