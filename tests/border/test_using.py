@@ -151,6 +151,37 @@ def test_requests_at_once_have_each_their_own_values(
     run_virtual(main)
 
 
+@alto.stage(runs_in="process")
+def in_process(k: int, *, index: Index, sep: str = ",") -> str:
+    """In a worker process."""
+    return f"{k}{sep}{index.name}"
+
+
+@alto.pipeline
+def elsewhere(n: alto.Stream[int]) -> alto.Stream[str]:
+    """Items through a worker process."""
+    return in_process(parts(n))
+
+
+@pytest.mark.realtime
+@pytest.mark.slow
+async def test_values_travel_to_worker_processes() -> None:
+    """They are pickled with each call; one that cannot be says so."""
+    async with elsewhere.open(index=Index("open")) as app:
+        mine = app.using(index=Index("mine"))
+        async with asyncio.TaskGroup() as tasks:
+            one = tasks.create_task(mine.run(2))
+            two = tasks.create_task(app.run(2))
+            three = tasks.create_task(mine.using(sep=";").run(1))
+        assert one.result() == ["0,mine", "1,mine"]
+        assert two.result() == ["0,open", "1,open"]
+        assert three.result() == ["0;mine"]
+        local: Any = type("Local", (Index,), {})
+        with pytest.raises(alto.StageError, match=r"'index'.*cannot be sent to the worker process"):
+            await app.using(index=local("local")).run(1)
+        assert await app.run(1) == ["0,open"]
+
+
 # ---- models
 
 
