@@ -172,8 +172,8 @@ class Observer(Protocol):
     """Something that is told what an open pipeline does; ``open(observers=[...])``.
 
     Its attribute ``wants``, where it has one, names the kinds of events that it gets, as classes of
-    :mod:`alto.events`; without it, it gets all but ``ItemProduced``. What no observer wants is not
-    even built.
+    :mod:`alto.events`; without it, it gets all but ``ItemProduced``. A pair of kinds, such as
+    ``CallStarted`` and ``CallEnded``, of which no observer wants either is not even built.
     """
 
     def notify(self, event: Event, /) -> None:

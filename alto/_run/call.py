@@ -264,6 +264,7 @@ class Call:
     _started: float = 0.0
     _since: float | None = None  # When it last got a permit, where that is to be known.
     _busy = 0.0
+    _generations: dict[int, str] | None = None  # Open ones that observers know of: their engines.
 
     def __init__(self, queue: CallQueue, path: Path, args: Any, worker: CallWorker) -> None:  # noqa: ANN401
         self.queue = queue
@@ -320,6 +321,9 @@ class Call:
         """Let go of everything, its permit but for that of a call that has never waited. Idempotent."""
         if self.ended:
             return
+        if self._generations:  # Of tasks that the stage has left behind: the call leaves them.
+            for number, engine in list(self._generations.items()):
+                self.generation_ended(number, engine, None, asyncio.CancelledError())
         self.ended = self.closing = True
         queue, replica = self.queue, self.worker.replica
         run = queue.run
@@ -392,6 +396,8 @@ class Call:
         if waiting and not self.cancelled and isinstance(thrown, asyncio.CancelledError):
             # A time limit of the stage struck at its `yield`, while the output waited for room.
             push((*path, children), value)
+            if notify is not None:
+                self.produced((*path, children), value)
             children += 1
             thrown = await self._interrupted(outputs, thrown, children)
         self.outputs = children
@@ -493,7 +499,12 @@ class Call:
     def generation_started(self, engine: str, /) -> int:
         """Note that an engine was asked for something, and give the number of the pair of events."""
         number = _next_generation()
-        if (notify := self.replica.notify_generation) is not None:
+        notify = self.replica.notify_generation
+        # What a task that the stage has left behind does is outside of every call.
+        if notify is not None and not self.ended:
+            if self._generations is None:
+                self._generations = {}
+            self._generations[number] = engine
             notify(
                 GenerationStarted(
                     generation=number,
@@ -513,8 +524,9 @@ class Call:
         if usage is not None:
             self.run.request.add_usage(usage)
         notify = self.replica.notify_generation
-        if notify is None:
+        if notify is None or not self._generations or number not in self._generations:
             return
+        del self._generations[number]
         now = self.replica.now()
         left = isinstance(error, asyncio.CancelledError | GeneratorExit)
         outcome: Outcome = "done" if error is None else "cancelled" if left else "failed"

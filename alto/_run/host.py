@@ -23,7 +23,6 @@ import anyio.abc
 from alto._aio import uncut
 from alto._declare import bind_resources
 from alto._declare.nested import inner_resources, mentioned, own_resources
-from alto._declare.resources import refuse_unknown
 from alto._run.call import Call, calls_around
 from alto._run.checks import check_inputs, check_loop, check_open
 from alto._run.feeder import Feeder
@@ -34,7 +33,7 @@ from alto._run.request import Options, Request
 from alto._run.resources import Resources
 from alto._run.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
 from alto._run.statistics import AppStatistics, prefix_of, statistics_of
-from alto._run.values import values_of_request
+from alto._run.values import check_inner, check_names, values_of_request
 from alto._run.worker import Worker, clock_of, has_real_time
 from alto._run.worker_tasks import WorkerTasks
 from alto._spec import Declaration
@@ -413,13 +412,9 @@ class Host:
         Raises:
             ResourceError: No stage takes one, or it does not fit.
         """
-        others = mentioned(self.declaration, self._values.values())
-        known = [spec for one in (self.declaration, *others) for node in one.nodes
-                 for spec in node.stage.resources if spec.name not in node.bound]  # fmt: skip
-        names = {spec.name for spec in known}
-        for name in given:
-            if name not in names:
-                refuse_unknown(name, names, f"pipeline {self.declaration.name!r}")
+        others = mentioned(self.declaration, [*self._values.values(), *given.values()])
+        check_names(self.declaration, others, given)
+        check_inner(self.declaration, others, given)
         return values_of_request(self.declaration, given)
 
     @property

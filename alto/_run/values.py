@@ -2,16 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from alto._declare import check_resource
 from alto._declare.models import engines_in, with_handles
+from alto._declare.resources import refuse_unknown
 from alto._run.resources import runs
 from alto._spec import Declaration, PerReplica
 from alto.errors import ResourceError
 from alto.protocols import Engine
 
-__all__ = ("values_of_request",)
+__all__ = ("check_inner", "check_names", "values_of_request")
+
+
+def check_names(
+    declaration: Declaration, others: Sequence[Declaration], names: Iterable[str]
+) -> None:
+    """Refuse a name that no stage takes, of a pipeline or of *others* that its stages call.
+
+    Raises:
+        ResourceError: It says which names there are, or that ``bind`` has fixed it.
+    """
+    pipelines = (declaration, *others)
+    taken = {name for one in pipelines for name in _taken(one)}
+    asked = {spec.name for one in pipelines for node in one.nodes for spec in node.stage.resources}
+    for name in names:
+        if name in taken:
+            continue
+        if name in asked:
+            msg = (
+                f"using({name}=...): bind({name}=...) has fixed it in every stage of pipeline "
+                f"{declaration.name!r} that takes it; leave it out, or bind only where it must stay"
+            )
+            raise ResourceError(msg)
+        refuse_unknown(name, taken, f"pipeline {declaration.name!r}")
+
+
+def check_inner(
+    declaration: Declaration, others: Sequence[Declaration], given: Mapping[str, object]
+) -> None:
+    """Refuse a value that only pipelines which stages call take, and that fits none of them.
+
+    Which of them will be called is not known: one that a value does not fit refuses it then.
+
+    Raises:
+        ResourceError: As :func:`values_of_request`.
+    """
+    for name in given.keys() - _taken(declaration):
+        refusals: list[ResourceError] = []
+        takers = [other for other in others if name in _taken(other)]
+        for taker in takers:
+            try:
+                values_of_request(taker, {name: given[name]})
+            except ResourceError as error:
+                refusals.append(error)
+        if len(refusals) == len(takers):
+            raise refusals[0]
+
+
+def _taken(declaration: Declaration) -> set[str]:
+    return {spec.name for node in declaration.nodes for spec in node.stage.resources
+            if spec.name not in node.bound}  # fmt: skip
 
 
 def values_of_request(

@@ -545,6 +545,13 @@ def tightened(stream: alto.Stream[int]) -> alto.Stream[bool]:
 
 
 async def requests(app: alto.App[str, Verdict], second: alto.App[str, int, float]) -> None:
+    assert_type(app.using(), alto.App[str, Verdict])
+    assert_type(second.using(index=Index()).using(limit=3), alto.App[str, int, float])
+    assert_type(await app.using(index=Index()).run("x"), list[Verdict])
+    assert_type(app.using(index=Index()).stream("x"), alto.StreamHandle[Verdict])
+    assert_type(app.using(index=Index()).map(["x"]), alto.MapHandle[str, Verdict])
+    app.using(Index())  # type: ignore[call-arg]
+    app.using(index=Index()).stream(1)  # type: ignore[arg-type]
     app.stream(3)  # type: ignore[arg-type]
     app.stream()  # type: ignore[call-arg]
     app.stream("a", order="sorted")  # type: ignore[arg-type]
