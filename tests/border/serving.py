@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -66,9 +67,13 @@ class Service:
         self.drained: bool | None = None
         self.jobs: set[asyncio.Task[None]] = set()
         self.done: list[str] = []
+        self.running: weakref.WeakValueDictionary[str, alto.StreamHandle[str]]
+        self.running = weakref.WeakValueDictionary()
         ways = ("bare", "generator", "within", "events", "wrapped")
         self.asgi = Starlette(
-            routes=[Route(f"/{way}", getattr(self, way)) for way in (*ways, "whole", "job")],
+            routes=[
+                Route(f"/{way}", getattr(self, way)) for way in (*ways, "whole", "job", "cancel")
+            ],
             lifespan=self.lifespan,
             middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)] if middleware else [],
             exception_handlers={alto.Overloaded: overloaded},
@@ -110,10 +115,23 @@ class Service:
         results = self.app.stream(question(request))
 
         async def body() -> AsyncIterator[str]:
-            async for word in results:
-                yield f"data: {word}\n\n"
+            try:
+                async for word in results:
+                    yield f"data: {word}\n\n"
+            except alto.Closed:
+                yield "event: cancelled\n\n"
 
-        return StreamingResponse(body(), media_type="text/event-stream")
+        self.running[results.id] = results
+        headers = {"X-Request-ID": results.id}
+        return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a request by its id."""
+        results = self.running.get(request.query_params["id"])
+        if results is None:
+            return Response(status_code=404)
+        results.cancel()
+        return Response(status_code=204)
 
     async def wrapped(self, request: Request) -> Response:
         """Put a generator around a generator, the outer of which sees every error."""
