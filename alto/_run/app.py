@@ -77,7 +77,7 @@ class App(Generic[*Ins, R_co]):
 
         Raises:
             EngineStartError: An engine did not start; nothing is left behind.
-            Closed: It was opened before.
+            Closed: It was opened before, or closed while it opened.
 
         Cancellation: nothing is left behind.
         """

@@ -181,7 +181,7 @@ class Host:
 
         Raises:
             EngineStartError: An engine did not start; those that did are stopped again.
-            Closed: It was opened before.
+            Closed: It was opened before, or closed while it opened.
 
         Cancellation: nothing is left behind when it is raised.
         """
@@ -191,7 +191,11 @@ class Host:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
-            msg = f"{self.declaration.name}.open() needs asyncio; another library runs this loop"
+            msg = (
+                f"{self.declaration.name}.open() needs asyncio, and no asyncio event loop runs here; "
+                f"alto does not run under trio: call it from what asyncio.run(...) runs, and with "
+                f"anyio's pytest plugin let the fixture `anyio_backend` return 'asyncio'"
+            )
             raise RuntimeError(msg) from error
         self._state, self._opening = "opening", anyio.CancelScope()
         self.loop, self.clock = loop, clock_of(loop)
@@ -213,9 +217,11 @@ class Host:
             await uncut(self._wait_closed)
             self.raise_failure(None)
             raise
-        if not self._has_opened:
+        if self.state == "closed":
             await uncut(self._wait_closed)
             self.raise_failure(None)
+            msg = f"this app of {self.declaration.name!r} was closed while it opened"
+            raise Closed(msg)
 
     async def close(self) -> None:
         """Cancel what still runs, wait until it has ended, and stop the engines. Idempotent.
@@ -232,6 +238,9 @@ class Host:
             msg = "a stage cannot close the app that it works for; let it end, or raise"
             raise RuntimeError(msg)
         self._check_loop()
+        if self._state == "opening":
+            assert self._opening is not None
+            self._opening.cancel()
         self.close_soon()
         await uncut(self._wait_closed)
 
