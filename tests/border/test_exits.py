@@ -147,7 +147,7 @@ def test_a_stage_that_ends_the_program(kind: str, how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["once", "twice"])
 def test_control_c(how: str) -> None:
-    """Once: everything cleans up. Twice: what hangs while it does is not waited for."""
+    """The first lets everything clean up; the second does not wait for what hangs meanwhile."""
     with start("waiting", how) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waits\n"
