@@ -224,7 +224,7 @@ class _Feeding:
         """Start what may run, of a plain iterable."""
         while self.source is not None and not self.exhausted and self.has_room:
             try:
-                start_one(self, next(self.source))
+                _start_one(self, next(self.source))
             except StopIteration:
                 self.exhausted = True
             except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
@@ -409,7 +409,7 @@ def map_requests(
     return MapHandle(feeding)
 
 
-def start_one(feeding: _Feeding, value: object) -> None:
+def _start_one(feeding: _Feeding, value: object) -> None:
     index = feeding.started
     feeding.started += 1
     try:
@@ -483,7 +483,7 @@ async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
             value = await anext(source)
         except StopAsyncIteration:
             return
-        start_one(feeding, value)
+        _start_one(feeding, value)
 
 
 async def _close(source: AsyncIterator[object]) -> None:
