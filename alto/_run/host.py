@@ -215,7 +215,7 @@ class Host:
             await uncut(self._wait_closed)
             self.raise_failure(None)
             raise
-        if self._state == "closed":
+        if self.state == "closed":
             await uncut(self._wait_closed)
             self.raise_failure(None)
             msg = f"this app of {self.declaration.name!r} was closed while it opened"
