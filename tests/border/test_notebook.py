@@ -131,10 +131,8 @@ def test_one_app_over_several_cells(notebook: Notebook) -> None:
     ids=["loop", "named", "block", "body", "run"],
 )
 def test_an_interrupted_cell(notebook: Notebook, cell: str) -> None:
-    """It takes its requests with it, with the app open, and the next cell works.
-
-    IPython keeps the traceback, and with it the frame of the cell; the collector is off.
-    """
+    """It takes its requests with it, with the app open, and the next cell works."""
+    # IPython keeps the traceback, and with it the frame of the cell; the collector is off.
     notebook.run("import gc; gc.disable(); app = await say.open(llm=engine)")
     begun = notebook.begin(cell)
     notebook.until(begun, lambda printed: "A" in printed)

@@ -75,12 +75,10 @@ async def test_a_client_that_goes(way: str, middleware: bool, spec: str) -> None
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.filterwarnings("ignore:the results of app.stream:ResourceWarning")  # Collected.
 async def test_a_client_that_stops_reading_and_goes(way: str, middleware: bool) -> None:
-    """So it is where the server waits for room to send.
-
-    But for one thing: cancelled there below a `BaseHTTPMiddleware`, the task's error is kept by a
-    cycle of anyio's (a frame of `TaskGroup._spawn`), and with it a response whose generator waits at
-    its `yield`. The collector finds it.
-    """
+    """So it is where the server waits for room to send."""
+    # But for one thing: cancelled there below a `BaseHTTPMiddleware`, the task's error is kept by a
+    # cycle of anyio's (a frame of `TaskGroup._spawn`), and with it a response whose generator waits
+    # at its `yield`. The collector finds it.
     service = Service(engine(delay=0.001), middleware=middleware)
     question = {"q": f"100000 {'x' * 30_000}"}
 
@@ -114,10 +112,8 @@ async def test_a_client_that_stays_gets_everything(way: str) -> None:
 @pytest.mark.parametrize("middleware", [False, True], ids=["plain", "middleware"])
 @pytest.mark.filterwarnings("ignore:the results of app.stream:ResourceWarning")  # Collected.
 async def test_clients_that_go_at_random_moments(middleware: bool) -> None:
-    """Twenty clients go whenever they like, some before the first word; others stay.
-
-    Below a middleware one may go while its word is handed on: see above for anyio's cycle.
-    """
+    """Twenty clients go whenever they like, some before the first word; others stay."""
+    # Below a middleware one may go while its word is handed on: see above for anyio's cycle.
     luck = random.Random(14)
     service = Service(engine(delay=0.01), middleware=middleware)
 
