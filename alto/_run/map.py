@@ -123,6 +123,14 @@ class MapApp(Protocol):
         """Call *wake* when another request may start."""
         ...
 
+    def map_begun(self, feeding: object) -> None:
+        """Note that a map has inputs left, or requests that run."""
+        ...
+
+    def map_over(self, feeding: object) -> None:
+        """Note that it has neither any more, or was closed. Idempotent."""
+        ...
+
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> Feeder:
         """Start a task that is cancelled when the app closes."""
         ...
@@ -174,6 +182,12 @@ class _Feeding:
     def wake(self) -> None:
         self.changed.set()
         self.wanted.set()
+        self.look()
+
+    def look(self) -> None:
+        """See whether it is over."""
+        if self.closed or (self.exhausted and not self.running):
+            self.app.map_over(self)
 
     def done(self, index: int, result: Result[Any, Any]) -> None:
         self.failed += not result.ok
@@ -331,6 +345,7 @@ class MapHandle(Generic[In, R]):
                 feeding.exhausted, feeding.error = True, error
             else:
                 _start_one(feeding, value)
+        feeding.look()
 
     async def _more(self) -> None:
         feeding = self._feeding
@@ -367,6 +382,8 @@ def map_requests(
 def _start_one(feeding: _Feeding, value: object) -> None:
     index = feeding.started
     feeding.started += 1
+    if not index:
+        feeding.app.map_begun(feeding)
     try:
         request = feeding.start(value)
     except AltoError as error:
