@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 
-__all__ = ("members", "message", "shown", "told", "unwrapped")
+__all__ = ("members", "message", "noted", "shown", "told", "unwrapped")
 
 _MOST_NAMED = 3
 _MOST_TEXT = 200
@@ -40,6 +41,12 @@ def shown(value: object, /) -> str:
         return repr(value)
     except Exception as fault:  # noqa: BLE001  # as above
         return f"<{type(value).__name__} whose __repr__ raises {type(fault).__name__}>"
+
+
+def noted(error: BaseException, note: str, /) -> None:
+    """Add *note* to *error*, unless its class lets nobody set a field, as a frozen dataclass does."""
+    with contextlib.suppress(Exception):
+        error.add_note(note)
 
 
 def unwrapped(error: BaseException, /) -> BaseException:

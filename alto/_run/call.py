@@ -565,8 +565,17 @@ class Call:
         if self.cancelled:
             return
         self.cancelled = True
+        if self.closing:
+            return
+        if self.worker.task is asyncio.current_task():
+            # It may end without another wait, and its task must not be cancelled then.
+            self.replica.loop.call_soon(self._strike)
+        else:
+            self._strike()
+
+    def _strike(self) -> None:
         task = self.worker.task
-        if not self.closing and task is not None and task is not asyncio.current_task():
+        if not self.closing and task is not None:
             self._struck = True
             task.cancel()
 

@@ -37,6 +37,7 @@ from alto._run.values import check_inner, check_names, values_of_request
 from alto._run.worker import Worker, clock_of, has_real_time
 from alto._run.worker_tasks import WorkerTasks
 from alto._spec import Declaration
+from alto._told import noted, shown
 from alto.errors import Closed, Overloaded, ResourceError
 from alto.events import (
     CallEnded,
@@ -150,6 +151,7 @@ class Host:
         self._top = 0  # Requests among them that no stage has started.
         self._feeders: set[Feeder] = set()
         self._room: set[Callable[[], None]] = set()  # Maps that wait for max_requests.
+        self._maps: set[object] = set()  # Those that have begun and are not over.
         self._keepers = Keepers(self._spawn_keeper)
         self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"
         self._has_opened = False
@@ -255,6 +257,8 @@ class Host:
                 self._state = "closed"
             for request in list(self._requests):
                 request.cancel("its app was closed")
+            self._maps.clear()  # They start nothing any more.
+            self._look_quiet()
             self._closing.set()
 
     def raise_failure(self, error: BaseException | None) -> None:
@@ -264,7 +268,7 @@ class Host:
             return
         if error is not None:
             for failure in failures:
-                error.add_note(f"while the app closed, also: {failure!r}")
+                noted(error, f"while the app closed, also: {shown(failure)}")
             return
         try:
             raise failures[0]
@@ -281,10 +285,10 @@ class Host:
         self._state = "draining"
         with anyio.move_on_after(timeout):
             await self._wait_quiet()
-        return not self._requests
+        return not self._requests and not self._maps
 
     async def _wait_quiet(self) -> None:
-        while self._requests:
+        while self._requests or self._maps:
             if self._quiet is None:
                 self._quiet = asyncio.Event()
             self._quiet.clear()
@@ -483,8 +487,21 @@ class Host:
                 woken, self._room = self._room, set()
                 for wake in woken:
                     wake()
-        if not self._requests and self._quiet is not None:
+        self._look_quiet()
+
+    def _look_quiet(self) -> None:
+        if not self._requests and not self._maps and self._quiet is not None:
             self._quiet.set()
+
+    def map_begun(self, feeding: object) -> None:
+        """Note that a map has inputs left, or requests that run."""
+        if self._state in ("open", "draining"):
+            self._maps.add(feeding)
+
+    def map_over(self, feeding: object) -> None:
+        """Note that it has neither any more, or was closed. Idempotent."""
+        self._maps.discard(feeding)
+        self._look_quiet()
 
     def runs_at(self, node: Node) -> list[NodeRun]:
         """Give the runs of open requests at a stage."""

@@ -130,6 +130,14 @@ class MapApp(Protocol):
         """Call *wake* when another request may start."""
         ...
 
+    def map_begun(self, feeding: object) -> None:
+        """Note that a map has inputs left, or requests that run."""
+        ...
+
+    def map_over(self, feeding: object) -> None:
+        """Note that it has neither any more, or was closed. Idempotent."""
+        ...
+
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> Feeder:
         """Start a task that is cancelled when the app closes."""
         ...
@@ -182,6 +190,12 @@ class _Feeding:
     def wake(self) -> None:
         self.changed.set()
         self.wanted.set()
+        self.look()
+
+    def look(self) -> None:
+        """See whether it is over."""
+        if self.closed or (self.exhausted and not self.running):
+            self.app.map_over(self)
 
     def done(self, index: int, result: Result[Any, Any]) -> None:
         self.failed += not result.ok
@@ -230,6 +244,7 @@ class _Feeding:
             except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
                 self.exhausted, self.error = True, error
                 self.close_source()
+        self.look()
 
     def source_failed(self, error: Exception) -> None:
         """Raise *error* to the reader; where the map was left, to the loop's handler."""
@@ -412,6 +427,8 @@ def map_requests(
 def _start_one(feeding: _Feeding, value: object) -> None:
     index = feeding.started
     feeding.started += 1
+    if not index:
+        feeding.app.map_begun(feeding)
     try:
         request = feeding.start(value)
     except Closed:  # Its app: nothing can be started any more, so that is the end of the map.

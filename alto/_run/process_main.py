@@ -22,7 +22,7 @@ from multiprocessing.util import Finalize
 from typing import Any, ClassVar, Final, TypeAlias
 
 from alto._spec import PerReplica
-from alto._told import message, told
+from alto._told import message, noted, told
 from alto.errors import ResourceError
 
 __all__ = ("PLAIN", "Place", "begin", "end", "found", "run")
@@ -136,7 +136,7 @@ def _sendable(error: BaseException) -> Exception:
             survived = pickle.loads(pickle.dumps(error))  # noqa: S301  # made here
             if type(survived) is not type(error):
                 raise TypeError(survived)
-            error.add_note(f"in worker process {os.getpid()}{_traced(error)}")
+            noted(error, f"in worker process {os.getpid()}{_traced(error)}")
             return error
     return RuntimeError(f"{where}: {message(error)}{_traced(error)}")
 

@@ -423,5 +423,5 @@ def _cut_traceback(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__package__") == "alto._run":
         trace = trace.tb_next
-    if trace is not None:
-        error.__traceback__ = trace
+    if trace is not None:  # Past a class that lets nobody set a field: a frozen dataclass.
+        BaseException.with_traceback(error, trace)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from alto._told import noted, shown
+
 if TYPE_CHECKING:
     from alto._run.keeper import Keeper
     from alto._run.node import Node
@@ -84,7 +86,8 @@ class Keepers:
             return
         if error is None:
             raise self._late_errors[0]
-        error.add_note(f"while its resources were given back, also: {self._late_errors[0]!r}")
+        note = f"while its resources were given back, also: {shown(self._late_errors[0])}"
+        noted(error, note)
 
 
 def _give_up(keepers: Iterable[Keeper]) -> None:
