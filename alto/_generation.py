@@ -223,7 +223,7 @@ class TypedGeneration(Generation, Generic[T]):
             OutputError: While iterating, in the same way: the output is not of its type.
             GenerationFailed: While iterating: the engine ended it without saying why.
 
-        Cancellation of a read: nothing is lost; see :meth:`__aiter__`.
+        Cancellation of a read: nothing is lost; as of a chunk.
         """
         self._needs_one_sample("items")
         if not self._schema.is_list:

@@ -11,7 +11,7 @@ from alto._aio import uncut
 from alto._run.call import check_outside, wait
 from alto._run.reading import Reading, Reads
 from alto._run.request import Request, RequestUsage
-from alto.errors import Closed
+from alto.errors import RequestCancelled
 
 __all__ = ("StreamHandle",)
 
@@ -79,7 +79,7 @@ class StreamHandle(Generic[R]):
 
         Raises:
             RequestError: The request failed; all results it had have been handed out.
-            Closed: The handle was closed or left, or its app was closed.
+            RequestCancelled: The handle was closed or left, or its app was closed.
             RuntimeError: Another task reads it at this moment.
 
         Cancellation: nothing is lost, and the request goes on: the read can be made again.
@@ -93,14 +93,7 @@ class StreamHandle(Generic[R]):
             if self._request.ended:
                 raise self._end()
             await self._more()
-        if self._closed:
-            msg = "this stream was closed; call app.stream(...) again for a new one"
-        else:
-            msg = (
-                "a loop over this stream was left, and so its request was cancelled; to leave a loop "
-                "and read on, use `async with app.stream(...) as results:`"
-            )
-        raise Closed(msg)
+        raise self._cancelled()
 
     async def __aenter__(self) -> Self:
         """Hold it; the request is cancelled when the block is left."""
@@ -162,6 +155,18 @@ class StreamHandle(Generic[R]):
             source=self,
             stacklevel=2,
         )
+
+    def _cancelled(self) -> RequestCancelled:
+        # Made here, so that no frame of its traceback refers to it.
+        reason = "its handle was closed"
+        if not self._closed:
+            reason = (
+                "a loop over its handle was left (inside `async with app.stream(...) as results:` a "
+                "loop may be left and the rest be read)"
+            )
+        error = RequestCancelled(reason)
+        error.request_id = self.id
+        return error
 
     def _end(self) -> Exception:
         request = self._request

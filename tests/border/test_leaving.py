@@ -252,7 +252,7 @@ async def test_a_request_is_cancelled(way: Way, named: bool) -> None:
         await turns()
         assert app.statistics() == fresh
         for handle in handles:
-            with pytest.raises(alto.Closed, match="a loop over this stream was left"):
+            with pytest.raises(alto.Closed, match="a loop over its handle was left"):
                 await anext(handle)
 
 
