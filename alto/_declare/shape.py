@@ -99,6 +99,13 @@ def stage_shape(fn: object, name: str | None, where: RunsIn | None = "loop") -> 
     generator = inspect.isasyncgenfunction(function)
     plain = not generator and not inspect.iscoroutinefunction(function)
     if plain and where == "loop":
+        inner = inspect.unwrap(function)
+        if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+            msg = (
+                f"{what} is async, but a decorator has put a plain function around it; write the "
+                f"decorator's wrapper with `async def` (with `yield`, around a generator)"
+            )
+            raise GraphError(msg)
         msg = (
             f"{what} is a plain function; write `async def`, or, if it blocks or computes for long, "
             f'`@stage(runs_in="thread")` or `@stage(runs_in="process")`'

@@ -81,6 +81,12 @@ class App(Generic[*Ins, R_co]):
 
         Cancellation: nothing is left behind.
         """
+        if self._owner is not None:
+            msg = (
+                "what app.using(...) gives is open as long as its app is; use it as it is, without "
+                "`async with` or `await`: `await app.using(...).run(x)`"
+            )
+            raise TypeError(msg)
         await self._host.open()
         return self
 

@@ -281,7 +281,9 @@ class Host:
         Returns:
             Whether all have ended; False where *timeout* seconds were over before.
         """
-        self.check_open()
+        if self._state != "draining":  # By another task: both wait.
+            self.check_open()
+        self._check_loop()
         self._state = "draining"
         with anyio.move_on_after(timeout):
             await self._wait_quiet()

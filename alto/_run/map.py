@@ -17,6 +17,7 @@ from collections.abc import (
 from types import TracebackType
 from typing import (
     Any,
+    Final,
     Generic,
     Literal,
     NoReturn,
@@ -37,6 +38,8 @@ from alto._run.request import Request, RequestUsage
 from alto.errors import AltoError, Closed
 
 __all__ = ("Failed", "MapApp", "MapHandle", "Progress", "Result", "Succeeded", "map_requests")
+
+_APP_CLOSED: Final = "the app was closed before all inputs of this map were taken"
 
 In = TypeVar("In")
 R = TypeVar("R")
@@ -431,8 +434,9 @@ def _start_one(feeding: _Feeding, value: object) -> None:
         feeding.app.map_begun(feeding)
     try:
         request = feeding.start(value)
-    except Closed:  # Its app: nothing can be started any more, so that is the end of the map.
-        raise
+    except Closed as error:  # The app: nothing more can be started, and the inputs may be endless.
+        feeding.started -= 1
+        raise Closed(_APP_CLOSED) from error
     except AltoError as error:
         feeding.done(index, Failed(index=index, input=value, error=error))
         return
@@ -481,7 +485,7 @@ async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
         finally:
             await _close(source)
     except asyncio.CancelledError:
-        feeding.error = Closed("the app was closed before all inputs of this map were taken")
+        feeding.error = Closed(_APP_CLOSED)
         raise
     except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
         feeding.source_failed(error)
@@ -501,6 +505,8 @@ async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
         except StopAsyncIteration:
             return
         _start_one(feeding, value)
+        if feeding.exhausted:  # The app has closed.
+            return
 
 
 async def _close(source: AsyncIterator[object]) -> None:

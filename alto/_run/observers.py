@@ -7,6 +7,7 @@ none, no event is built.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, get_args
 
@@ -95,6 +96,12 @@ def check_observers(observers: object) -> tuple[Observer, ...]:
             msg = (
                 f"open(observers=...): {shown(observer)} is no observer; it needs a method "
                 f"notify(event)"
+            )
+            raise TypeError(msg)
+        if inspect.iscoroutinefunction(observer.notify):
+            msg = (
+                f"open(observers=...): {type(observer).__name__}.notify() must be a plain function, "
+                f"not an async one; let it put events into a queue that a task of yours reads"
             )
             raise TypeError(msg)
         _wanted(observer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -179,4 +181,69 @@ async def test_a_drain_does_not_wait_for_a_map_that_was_left() -> None:
         assert not waiting.done()
         await left.aclose()
         assert await waiting
-        del unread
+        await unread.aclose()
+
+
+async def test_two_tasks_may_drain() -> None:
+    """A second one, of a signal handler for example, waits as well; it was refused."""
+    async with slowly.open() as app:
+        handle = app.stream(1)
+        drains = [asyncio.create_task(app.drain(timeout=timeout)) for timeout in (0.5, None)]
+        assert await handle.list() == [1]
+        assert [await drain for drain in drains] == [False, True]
+
+
+# ---- a map and the end of its app
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_map_of_endless_inputs_ends_with_its_app(begun: bool) -> None:
+    """It gave a failed record for every input, for ever, and never let the loop go."""
+    app = await slowly.open()
+    results = app.map(itertools.count(), concurrency=2)
+    if begun:
+        assert (await anext(results)).unwrap() == [0]
+    await app.aclose()
+    found: list[alto.Result[int, int]] = []
+    with pytest.raises(alto.Closed, match="before all inputs of this map were taken"):
+        while len(found) < 10:
+            found.append(await anext(results))
+    assert all(not one.ok or one.index < 2 for one in found)
+    assert len(found) == (3 if begun else 0)
+
+
+# ---- messages
+
+
+def test_an_observer_with_an_async_notify_is_refused() -> None:
+    """It was accepted, and its coroutines were never awaited."""
+
+    class Late:
+        async def notify(self, event: Event) -> None:
+            """Never awaited."""
+
+    with pytest.raises(TypeError, match=r"Late\.notify\(\) must be a plain function"):
+        slowly.open(observers=[Late()])  # type: ignore[list-item]
+
+
+async def test_what_using_gives_is_not_opened_again() -> None:
+    """The message advised to open another app."""
+    async with slowly.open() as app:
+        with pytest.raises(TypeError, match="without `async with` or `await`"):
+            async with app.using():
+                pass
+        assert await app.using().run(1) == [1]
+
+
+def test_a_decorator_that_hides_an_async_function_is_named() -> None:
+    """The advice was to write `async def`, which the user had done."""
+
+    async def asks(k: int) -> int:
+        return k
+
+    @functools.wraps(asks)
+    def wrapper(k: int) -> object:
+        return asks(k)
+
+    with pytest.raises(alto.GraphError, match="a decorator has put a plain function around it"):
+        alto.stage(wrapper)  # type: ignore[call-overload]
