@@ -7,6 +7,10 @@ iterator, not the handle, says that the handle was left.
 An iterator that lives on after a read of it was cut is one that a program reads by hand, as in
 ``await wait_for(anext(iterator), 1)``. It belongs to the task that made it: while that task goes on,
 the read can be made again; when the task ends, or is being cancelled, the handle was left.
+
+An iterator may also live on in a generator that waits at its ``yield``, below a framework that keeps it
+with the traceback of a cancelled task. So the task that made the iterator is watched: where it ends
+cancelled, and no other task reads on, the handle was left too.
 """
 
 from __future__ import annotations
@@ -92,10 +96,14 @@ class Reads:
 class Reading(AsyncIterator[R_co]):
     """One loop over a handle, which leaves the handle when it is left itself."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_ended", "_state", "_task")
 
     def __init__(self, handle: Handle[R_co], reads: Reads) -> None:
-        self._state = _State(handle, reads)
+        self._state = state = _State(handle, reads)
+        self._task = _current_task()
+        self._ended = partial(_owner_ended, weakref.ref(state))
+        if (task := self._task()) is not None:
+            task.add_done_callback(self._ended)
 
     def __aiter__(self) -> Self:
         return self
@@ -120,6 +128,8 @@ class Reading(AsyncIterator[R_co]):
         state = getattr(self, "_state", None)
         if state is not None:
             state.reads.leave_soon()
+            if (task := self._task()) is not None:
+                task.remove_done_callback(self._ended)
 
 
 class _State:
@@ -163,6 +173,11 @@ class _State:
         """Leave the handle, unless a read was made since the last one that was cut."""
         if self.reads.count == self._cut_at:
             self.reads.leave()
+
+
+def _owner_ended(state: Callable[[], _State | None], task: asyncio.Task[Any]) -> None:
+    if task.cancelled() and (still := state()) is not None:
+        still.cut()
 
 
 def _task_ended(state: Callable[[], _State | None], _: object) -> None:
