@@ -296,7 +296,7 @@ class _Tally:
 
 @final
 class _Values(Generic[T]):
-    """Reads a typed generation's values while it runs, in the task of whoever asks for them."""
+    """Reads a typed generation's values while it runs, in the task that asks for them."""
 
     __slots__ = ("_chunks", "_generation", "_given", "_over", "_reader", "_reading", "_tally")
 

@@ -16,7 +16,7 @@ What is awaited for an item is native, at no Python frame of ours per item but o
 that drives the steps, a *reader*. It ends with the read that is cut, as any would, and the next read gets
 another one, which goes on with the step.
 
-A step that nobody will go on with is cancelled in the way in which asyncio would have: see
+A step that will not be gone on with is cancelled as asyncio would have cancelled it: see
 :meth:`Steps.aclose`.
 """
 
@@ -70,7 +70,7 @@ _HARMLESS: Final = frozenset(
         "suppress.__exit__",
     }
 )
-"""Exits of what may stay entered while nobody reads, and be left by another task."""
+"""Exits of what may stay entered between two reads, and be left by another task."""
 
 
 @final
@@ -121,7 +121,7 @@ class Steps:
         self.step: Any = None
         """The step under way; None: none is."""
         self.cut = False
-        """Nobody waits for the step under way: whoever did was cancelled."""
+        """Let go of the step under way: the read that waited for it was cancelled."""
         self.waits_for: Any = None
         """What the step under way gave to the loop when it suspended."""
         self.front: Callable[[], Resumable[Any] | None] = _no_one
@@ -172,7 +172,7 @@ class Steps:
 
         Where the step raised it, that was its end. Where it was thrown at the reader, the step goes on
         waiting: the read was cut. But a cancellation is passed on to the step where the call that
-        reads has been cancelled, since nobody will read on, and where the step waits inside of a
+        reads has been cancelled, since it will not be read on, and where the step waits inside of a
         ``with``: that may be a time limit of its own, whose cancellation this is.
 
         Returns:
@@ -373,7 +373,7 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
         what: str,
         account: Account | None = None,
     ) -> None:
-        # The steps hold this weakly: when it dies nobody can read any more.
+        # The steps hold this weakly: when it dies there is no reader any more.
         self.steps = steps = Steps(source, what, account)
         steps.front = front = ref(self)
         self.__anext__ = partial(_read_on, front)  # type: ignore[method-assign]
@@ -417,7 +417,7 @@ async def _reader(
     steps: Steps,
     guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept, as the next line says
 ) -> AsyncGenerator[Any, None]:
-    # It keeps *guard*, since it may be all that is left of whoever reads. `_Chunks` has a copy, for the
+    # It keeps *guard*, since it may be all that is left of the reader. `_Chunks` has a copy, for the
     # sake of speed.
     advance = steps.source.__anext__
     try:

@@ -155,7 +155,7 @@ class Pipeline(Generic[*Ins, R_co]):
                 no other bound; a request that needs more fails with ``BufferExceeded``.
             max_requests: Most requests that are open at once; one more is refused with
                 ``Overloaded`` before anything of it has started, and a map waits. None: any number.
-            observers: What is told about requests, calls, groups, generations and engines; see
+            observers: What gets the events of requests, calls, groups, generations and engines; see
                 ``alto.events``.
             **resources: A value for every keyword-only parameter of its stages, by name. An engine
                 may be given where a stage asks for an ``LLM``; it is started with the app.

@@ -169,7 +169,7 @@ class Member(Engine, Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """Something that is told what an open pipeline does; ``open(observers=[...])``.
+    """Something that gets the events of an open pipeline; ``open(observers=[...])``.
 
     Its attribute ``wants``, where it has one, names the kinds of events that it gets, as classes of
     :mod:`alto.events`; without it, it gets all but ``ItemProduced``. A pair of kinds, such as

@@ -109,7 +109,7 @@ class Host:
         max_held_items: Most items per request in group and join buffers, which have no other
             bound; a request that needs more fails.
         max_requests: Most requests that are open at once; None: any number.
-        observers: What is told about requests, calls, generations, groups and engines.
+        observers: What gets the events of requests, calls, generations, groups and engines.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -164,7 +164,7 @@ class Host:
         self._ended: asyncio.Event | None = None
         self._quiet: asyncio.Event | None = None
         self._failures: list[BaseException] = []
-        """What was raised while it opened or closed, to be raised by whoever asked for that."""
+        """What was raised while it opened or closed, to be raised to the task that asked."""
 
     @property
     def state(self) -> str:
@@ -354,7 +354,7 @@ class Host:
             for check in (self._workers.check, partial(self._keepers.raise_late, None)):
                 try:
                     check()
-                except BaseException as failure:  # noqa: BLE001  # raised by whoever closes
+                except BaseException as failure:  # noqa: BLE001  # raised when it is closed
                     self._failures.append(failure)
 
     async def _set_up(self) -> None:

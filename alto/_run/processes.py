@@ -3,7 +3,7 @@
 Theory of operation. A replica has one process, which lives as long as the replica does and runs one
 call at a time. It is made by Python's ``spawn``: a new interpreter, which imports the module of the
 stage's function and makes the replica's resources there. Functions travel by their name, everything
-else is pickled here, so that what cannot be is said to whoever gave it.
+else is pickled here, so that what cannot be pickled is refused where it is given.
 
 A process that dies is replaced. The call that it ran is run once more, in the new one; when that
 dies too, the call fails. A call that is cancelled returns at once: its process is killed, since
@@ -36,7 +36,7 @@ from alto.model import StageInfo
 __all__ = ("WorkerProcess",)
 
 _GRACE_S: Final = 10.0
-"""For what is being made when nobody needs it any more, to be given back."""
+"""Seconds for what is being made when it is not needed any more, to be given back."""
 _UNSET: Final = object()
 
 
@@ -206,7 +206,7 @@ class WorkerProcess:
         return await _Child.start(self._payload)
 
     def _renewed(self, renewal: asyncio.Task[_Child]) -> None:
-        # Whoever waits for it raises what it failed with; where nobody does, the next call tries.
+        # The call that waits for it raises what it failed with; without one, the next call tries again.
         self._renewal = None
         if not renewal.cancelled() and renewal.exception() is None:
             self._child = renewal.result()
@@ -312,7 +312,7 @@ async def _wait(done: asyncio.Future[bytes], at_most: float | None = None) -> No
 
 
 def _seen(done: asyncio.Future[bytes]) -> None:
-    # The exception is retrieved, also where nobody waits any more.
+    # The exception is retrieved, also where no call waits any more.
     if not done.cancelled():
         done.exception()
 

@@ -110,9 +110,8 @@ class Reading(AsyncIterator[R_co]):
 
     async def __anext__(self) -> R_co:
         state = self._state
-        del (
-            self
-        )  # Or a traceback that somebody keeps would keep the iterator of a loop that is left.
+        # A traceback that is kept must not keep the iterator of a loop that was left.
+        del self
         try:
             result: R_co = await state.handle.__anext__()
         except asyncio.CancelledError:

@@ -1,6 +1,6 @@
 """One request: its runs at the stages, its results, its end.
 
-A request is a unit with an identity: its id, the context of whoever started it, its priority, its
+A request is a unit with an identity: its id, its caller's context, its priority, its
 deadline, the resources that it alone has, and what it has cost travel with it. Everything in here is
 sync but for the waits for its end.
 """
@@ -62,7 +62,7 @@ class Options:
     """How one request is to run."""
 
     context: Context
-    """The context variables of whoever started it. Each call gets a copy."""
+    """The caller's context variables. Each call gets a copy."""
     order: GroupOrder | None = "arrival"
     """How its results are handed out; None: they are kept for a list."""
     timeout: float | None = None
@@ -357,7 +357,7 @@ class Request:
         self.check_end()
 
     def check_end(self) -> None:
-        """See whether it has ended, now that no call of it runs or it was told to stop."""
+        """See whether it has ended, now that no call of it runs or it was stopped."""
         if self.ended or not (self.sink.complete or self.stopping):
             return
         # All results may be there while calls still run whose results go nowhere (the other side of
@@ -423,5 +423,5 @@ def _cut_traceback(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__package__") == "alto._run":
         trace = trace.tb_next
-    if trace is not None:  # Past a class that lets nobody set a field: a frozen dataclass.
+    if trace is not None:  # Past a class whose fields cannot be set: a frozen dataclass.
         BaseException.with_traceback(error, trace)
