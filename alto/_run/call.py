@@ -335,7 +335,8 @@ class Call:
             replica.done += 1
         if replica.notify_call is not None:
             self._notify_end(replica.notify_call)
-        self._error = None  # Its traceback may have frames that have this call.
+        if self._error is not None:
+            self._error = None  # Its traceback may have frames that have this call.
         if self.has_suspended or run.keeps_calls:
             if self.holds and self._since is not None:
                 self._busy += replica.now() - self._since
