@@ -62,6 +62,8 @@ class RequestStarted(NamedTuple):
     """Name of the pipeline."""
     time: float
     """When, in seconds on the loop's clock."""
+    root: str
+    """Id of the outermost request: its own, unless a stage called a pipeline."""
     parent: str | None = None
     """Id of the request whose stage started it; None: the program did."""
     parent_stage: str | None = None
@@ -166,6 +168,8 @@ class GenerationStarted(NamedTuple):
     """Name of the engine."""
     request: str
     """Id of the call's request."""
+    root: str
+    """Id of the outermost request, to which the cost belongs."""
     stage: str
     """Name of the call's stage, with its pipeline's."""
     path: Path
@@ -183,6 +187,8 @@ class GenerationEnded(NamedTuple):
     """Name of the engine."""
     request: str
     """Id of the call's request."""
+    root: str
+    """Id of the outermost request, to which the cost belongs."""
     stage: str
     """Name of the call's stage, with its pipeline's."""
     path: Path

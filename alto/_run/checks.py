@@ -76,6 +76,12 @@ def check_open(name: str, state: str) -> None:
         if state == "draining":
             msg = f"this app of {name!r} is being drained, and takes no new requests"
             raise Closed(msg)
+        if state == "gone":
+            msg = (
+                f"this app of {name!r} was closed when its event loop ended; open it, use it and "
+                f"close it in one loop, as one `asyncio.run(main())` does"
+            )
+            raise Closed(msg)
         how = "is closed" if state == "closed" else "is not open yet"
         msg = f"this app of {name!r} {how}; use it inside `async with {name}.open(...) as app:`"
         raise Closed(msg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Generic, NoReturn, Self, TypeVar, final
+from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar, final
 
 from alto._aio import uncut
 from alto._run.call import check_outside, wait
@@ -69,6 +69,16 @@ class StreamHandle(Generic[R]):
         """Refused: results are read by ``async for``."""
         msg = "the results of app.stream(...) come over time: read them with `async for`"
         raise TypeError(msg)
+
+    if not TYPE_CHECKING:  # For type checkers it cannot be awaited at all.
+
+        def __await__(self) -> NoReturn:
+            """Refuse: it is read, not awaited."""
+            msg = (
+                "the results of app.stream(...) come over time: read them with `async for`, or write "
+                "`await app.run(...)`, or `await app.stream(...).list()`"
+            )
+            raise TypeError(msg)
 
     def __aiter__(self) -> AsyncIterator[R]:
         """Read the results, each of which is handed out once; leaving cancels the request."""

@@ -239,6 +239,8 @@ class Host:
         if any(call.run.request in self._requests for call in calls_around()):
             msg = "a stage cannot close the app that it works for; let it end, or raise"
             raise RuntimeError(msg)
+        if self.state == "closed" and self.loop.is_closed():
+            return  # Its loop has ended, and has closed it.
         self._check_loop()
         if self._state == "opening":
             assert self._opening is not None
@@ -415,7 +417,8 @@ class Host:
             Closed: It is not open, or it drains.
             RuntimeError: It belongs to another event loop.
         """
-        check_open(self.declaration.name, self._state)
+        gone = self._state == "closed" and self._has_opened and self.loop.is_closed()
+        check_open(self.declaration.name, "gone" if gone else self._state)
         self._check_loop()
 
     def _check_loop(self) -> None:

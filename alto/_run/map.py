@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from types import TracebackType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Final,
     Generic,
@@ -305,6 +306,16 @@ class MapHandle(Generic[In, R]):
         """Refused: results are read by ``async for``."""
         msg = "the results of app.map(...) come over time: read them with `async for`"
         raise TypeError(msg)
+
+    if not TYPE_CHECKING:  # For type checkers it cannot be awaited at all.
+
+        def __await__(self) -> NoReturn:
+            """Refuse: it is read, not awaited."""
+            msg = (
+                "the results of app.map(...) come over time: read them with `async for`, or write "
+                "`await app.map(...).list()`"
+            )
+            raise TypeError(msg)
 
     def __aiter__(self) -> AsyncIterator[Result[In, R]]:
         """Read the results, each of which is handed out once; leaving cancels what runs."""

@@ -32,7 +32,7 @@ from alto.errors import (
     RequestError,
     StageError,
 )
-from alto.events import Outcome, RequestEnded, RequestStarted
+from alto.events import Event, Outcome, RequestEnded, RequestStarted
 from alto.model import Path, Usage
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Request:
         """Of its pipeline, which is kept as long as the request runs."""
         self.capacity = app.capacity
         self.max_held = app.max_held_items
-        self.context = options.context
+        self.context = options.context.copy()  # Its own, also where a map has given it to many.
         self.priority = options.priority
         self.given = options.given
         self.parent = parent
@@ -216,7 +216,7 @@ class Request:
     def start(self, inputs: Sequence[object]) -> None:
         """Give it its input."""
         if (notify := self.app.notify_request) is not None:
-            self._notify_start(notify)
+            self._tell(notify, self._started_event())
         for value, consumers in zip(inputs, self._plan.inputs, strict=True):
             for target in self._targets(consumers):
                 target.push((), value)
@@ -384,36 +384,43 @@ class Request:
             self.parent.disown(self)
         self.app.request_ended(self)
         if (notify := self.app.notify_request) is not None:
-            self._notify_end(notify)
+            self._tell(notify, self._ended_event())
         if self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end(self)
 
-    def _notify_start(self, notify: Notify) -> None:
+    def _tell(self, notify: Notify, event: Event) -> None:
+        # In the request's context: what an observer sets at the start is seen by the request's calls,
+        # and can be reset at its end.
+        try:
+            self.context.run(notify, event)
+        except (
+            RuntimeError
+        ):  # Within an event of the same request, whose context is entered already.
+            notify(event)
+
+    def _started_event(self) -> RequestStarted:
         parent = self.parent
-        notify(
-            RequestStarted(
-                request=self.id,
-                pipeline=self.declaration.name,
-                time=self.arrived,
-                parent=None if parent is None else parent.run.request.id,
-                parent_stage=None if parent is None else parent.run.stage,
-                parent_path=None if parent is None else parent.path,
-                priority=self.priority,
-                deadline=self.deadline,
-            )
+        return RequestStarted(
+            request=self.id,
+            pipeline=self.declaration.name,
+            time=self.arrived,
+            root=self.root.id,
+            parent=None if parent is None else parent.run.request.id,
+            parent_stage=None if parent is None else parent.run.stage,
+            parent_path=None if parent is None else parent.path,
+            priority=self.priority,
+            deadline=self.deadline,
         )
 
-    def _notify_end(self, notify: Notify) -> None:
+    def _ended_event(self) -> RequestEnded:
         outcome: Outcome = "failed" if self.error else "cancelled" if self.stopping else "done"
-        notify(
-            RequestEnded(
-                request=self.id,
-                pipeline=self.declaration.name,
-                time=self.finished,
-                outcome=outcome,
-                error=self.error,
-            )
+        return RequestEnded(
+            request=self.id,
+            pipeline=self.declaration.name,
+            time=self.finished,
+            outcome=outcome,
+            error=self.error,
         )
 
 

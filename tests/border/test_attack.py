@@ -247,3 +247,28 @@ def test_a_decorator_that_hides_an_async_function_is_named() -> None:
 
     with pytest.raises(alto.GraphError, match="a decorator has put a plain function around it"):
         alto.stage(wrapper)  # type: ignore[call-overload]
+
+
+async def test_handles_are_read_and_not_awaited() -> None:
+    """The message names what can be awaited."""
+    async with slowly.open() as app:
+        async with app.stream(1) as results:
+            with pytest.raises(TypeError, match=r"await app\.run"):
+                await results
+        async with app.map([1]) as records:
+            with pytest.raises(TypeError, match=r"await app\.map\(\.\.\.\)\.list"):
+                await records
+
+
+@pytest.mark.realtime
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_app_whose_loop_has_ended_says_so() -> None:
+    """One `asyncio.run` opens it and another one uses it: closing it there does nothing."""
+
+    async def opened() -> alto.App[int, int]:
+        return await slowly.open()
+
+    app = asyncio.run(opened())
+    with pytest.raises(alto.Closed, match="closed when its event loop ended"):
+        asyncio.run(app.run(1))
+    asyncio.run(app.aclose())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextvars import ContextVar, Token
 from typing import Any
 
 import anyio
@@ -195,7 +196,7 @@ async def test_what_is_told_of_a_small_request() -> None:
     call = {"request": rid, "replica": 0}
     ended = {"outcome": "done", "error": None}
     expected: list[Event] = [
-        RequestStarted(request=rid, pipeline="p", time=0, priority=3, deadline=60),
+        RequestStarted(request=rid, pipeline="p", time=0, root=rid, priority=3, deadline=60),
         CallStarted(stage="p.parts", path=(), time=0, **call),
         ItemProduced(request=rid, stage="p.parts", path=(0,), time=1, value=0),
         CallStarted(stage="p.odd", path=(0,), time=1, **call),
@@ -484,3 +485,78 @@ async def test_a_generation_that_outlives_its_call_is_told_as_left() -> None:
     recorded.check()
     [ended] = recorded.of(GenerationEnded)
     assert (ended.outcome, ended.time, ended.usage) == ("cancelled", 0.5, None)
+
+
+span: ContextVar[str] = ContextVar("span", default="none")
+
+
+@alto.stage
+async def seen(word: str) -> str:
+    """The span that is open where it runs."""
+    return span.get()
+
+
+@alto.stage
+async def around(word: str) -> str:
+    """The same of a stage of a pipeline that it calls, and then its own."""
+    [inside] = await seeing.run(word)
+    return f"{inside} {span.get()}"
+
+
+@alto.pipeline
+def seeing(word: alto.Stream[str]) -> alto.Stream[str]:
+    """One stage."""
+    return seen(word)
+
+
+@alto.pipeline
+def nesting(word: alto.Stream[str]) -> alto.Stream[str]:
+    """One stage that calls the other pipeline."""
+    return around(word)
+
+
+class Attaching:
+    """A tracer that attaches a span to each request or call, and detaches it at the end."""
+
+    def __init__(self, start: type, end: type) -> None:
+        """Which events begin and end a span."""
+        self.wants = (start, end)
+        self.tokens: list[tuple[object, Token[str]]] = []
+
+    def notify(self, event: Event) -> None:
+        """Set, or reset."""
+        key = (event.request, getattr(event, "path", None))
+        if isinstance(event, self.wants[0]):
+            self.tokens.append((key, span.set(type(event).__name__)))
+        else:
+            [token] = [token for other, token in self.tokens if other == key]
+            span.reset(token)  # A ValueError in another context.
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(RequestStarted, RequestEnded), (CallStarted, CallEnded)]
+)
+async def test_a_tracer_may_set_a_context_variable(start: type, end: type) -> None:
+    """The stages of the request see it, the caller and other requests do not; it can be reset."""
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+    name = start.__name__
+    async with nesting.open(observers=[Attaching(start, end)]) as app:
+        assert await app.run("x") == [f"{name} {name}"]
+        assert span.get() == "none"
+        records = await app.map(["x", "y"]).list()
+        assert [record.unwrap() for record in records] == [[f"{name} {name}"]] * 2
+        assert [one async for one in app.stream("x")] == [f"{name} {name}"]
+        assert span.get() == "none"
+    assert not complaints
+
+
+async def test_events_name_the_outermost_request() -> None:
+    """`root` is the id of the request that the program started, also in an inner one."""
+    recorded = RecordedEvents()
+    async with nesting.open(observers=[recorded]) as app:
+        handle = app.stream("x")
+        await handle.list()
+    outer, inner = recorded.of(RequestStarted)
+    assert outer.request == outer.root == inner.root == inner.parent == handle.id
+    assert inner.request != inner.root
