@@ -343,8 +343,8 @@ class _Rests:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Task[None] | None = None
-        self._asked: asyncio.Future[None] | None = None  # What the reader waits for, if it does.
-        self._wake: asyncio.Future[None] | None = None  # What we wait for, if we do.
+        self._asked: asyncio.Event | None = None  # What the reader waits for, if it does.
+        self._wake: asyncio.Event | None = None  # What we wait for, if we do.
         self._chunk: object = None  # What the reader has read and nobody has taken.
         self._error: BaseException | None = None
         self._closing = False
@@ -358,12 +358,12 @@ class _Rests:
         if self._reader is None:
             self._reader = self._loop.create_task(self._read())
         if self._chunk is None:
-            if self._asked is not None and not self._asked.done():
-                self._asked.set_result(None)
-            self._wake = self._loop.create_future()
+            if self._asked is not None:
+                self._asked.set()
+            self._wake = asyncio.Event()
             timer = None if self._resting else self._loop.call_later(self._idle, self._ring)
             try:
-                await self._wake
+                await self._wake.wait()
             finally:
                 self._wake = None
                 if timer is not None:
@@ -380,18 +380,18 @@ class _Rests:
         return chunk[0]  # type: ignore[index]  # in a tuple, since it may be anything
 
     def _ring(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if self._wake is not None:
+            self._wake.set()
 
     async def _read(self) -> None:
         chunks = None
         try:
             chunks = aiter(self._text)
             async for chunk in chunks:
-                self._asked = self._loop.create_future()
+                self._asked = asyncio.Event()
                 self._chunk = (chunk,)
                 self._ring()
-                await self._asked
+                await self._asked.wait()
         except BaseException as error:  # noqa: BLE001  # raised to whoever iterates
             self._error = error
         try:

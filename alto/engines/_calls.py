@@ -224,9 +224,9 @@ class Calls:
             if run.seat is None:
                 self._prompts.check_hopeful()
             if run.seat is None:
-                run.granted = asyncio.get_running_loop().create_future()
+                run.granted = asyncio.Event()
                 try:
-                    await run.granted
+                    await run.granted.wait()
                 finally:
                     run.granted = None
             seat, book = run.seat, run.book
@@ -347,8 +347,8 @@ class Calls:
             assert book is not None
             run.book, run.seat = book, self._members.seat_of(book)
             run.dispatched = now if not run.begun else run.dispatched
-            if run.granted is not None and not run.granted.done():
-                run.granted.set_result(None)
+            if run.granted is not None:
+                run.granted.set()
         if self._scheduler.waiting:
             self._readers.watch()
             self._wake_at(self._scheduler.next_wake(now))
@@ -392,8 +392,8 @@ class Calls:
     def _wake_all(self) -> None:
         """Let those that wait see that there is nothing to wait for."""
         for run in self._runs.values():
-            if run.granted is not None and not run.granted.done():
-                run.granted.set_result(None)
+            if run.granted is not None:
+                run.granted.set()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -163,7 +163,7 @@ class Members:
     async def start(self) -> None:
         """Start all. If one fails, the others are stopped again, and its error is raised."""
         groups = self._groups()  # it asks the user's function, before there is anything to end
-        ready = asyncio.get_running_loop().create_future()
+        ready = asyncio.Event()
         self._main = asyncio.get_running_loop().create_task(self._supervise(ready))
         errors: list[BaseException] = []
         self._turns = {}  # the loop may be another one
@@ -180,7 +180,7 @@ class Members:
                     tasks.cancel_scope.cancel()
 
         try:
-            await ready
+            await ready.wait()
             async with anyio.create_task_group() as tasks:
                 for seats in groups.values():
                     tasks.start_soon(start_in_turn, seats)
@@ -275,10 +275,9 @@ class Members:
         hopeful = [seat for seat in self.seats if seat.state != "failed"]
         return [(seat.context, seat.name) for seat in hopeful if seat.context is not None]
 
-    async def _supervise(self, ready: asyncio.Future[None]) -> None:
+    async def _supervise(self, ready: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
-            if not ready.done():
-                ready.set_result(None)
+            ready.set()
             await anyio.sleep_forever()
 
     async def _start(self, seat: Seat) -> None:

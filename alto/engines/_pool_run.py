@@ -34,7 +34,7 @@ class Run:
         self.asked = asked
         self.time = asyncio.get_running_loop().time
         self.dispatched = self.first = asked
-        self.granted: asyncio.Future[None] | None = None
+        self.granted: asyncio.Event | None = None
         self.seat: Seat | None = None
         self.book: EngineBook | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
@@ -55,13 +55,13 @@ class Run:
         """Why it ends, though its engine may go on."""
         self.pump: asyncio.Task[None] | None = None
         self.buffer: deque[Chunk | BaseException] = deque()
-        self.news: asyncio.Future[None] | None = None
+        self.news: asyncio.Event | None = None
 
     async def next_kept(self) -> Chunk:
         """The next chunk that the pump has read or reads."""
         while not self.buffer:
-            self.news = asyncio.get_running_loop().create_future()
-            await self.news
+            self.news = asyncio.Event()
+            await self.news.wait()
         if self.closed is not None:
             raise self.closed
         kept = self.buffer.popleft()
@@ -72,5 +72,5 @@ class Run:
     def keep(self, what: Chunk | BaseException) -> None:
         """The pump has read something."""
         self.buffer.append(what)
-        if self.news is not None and not self.news.done():
-            self.news.set_result(None)
+        if self.news is not None:
+            self.news.set()

@@ -39,7 +39,7 @@ class Prompts:
         self._members = members
         self._attempts = attempts
         self._prefixes: OrderedDict[object, tuple[int, ...]] = OrderedDict()
-        self._wanted: list[asyncio.Future[None]] = []
+        self._wanted: list[asyncio.Event] = []
         self.closed: Closed | None = None
         """Why nothing goes on any more."""
         self.refusing: Closed | None = None
@@ -50,9 +50,8 @@ class Prompts:
 
     def engines_changed(self) -> None:
         """Engines came or went: whoever waits for one looks again."""
-        for future in self._wanted:
-            if not future.done():
-                future.set_result(None)
+        for news in self._wanted:
+            news.set()
         self._wanted.clear()
         if self.closed is not None or not self._members.hopeful:
             for scope in tuple(self._reading):
@@ -127,9 +126,9 @@ class Prompts:
                     return seat.member
             if running:
                 return None
-            future = asyncio.get_running_loop().create_future()
-            self._wanted.append(future)
-            await future
+            news = asyncio.Event()
+            self._wanted.append(news)
+            await news.wait()
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
         """The token ids of a prompt; made up where no engine tells."""

@@ -37,7 +37,7 @@ class Spoken:
     cached_tokens: int = 0
     queue_time: float = 0.0
     first_token_time: float = -1.0
-    reader: asyncio.Future[None] | None = None
+    reader: asyncio.Event | None = None
     """What its reader waits for."""
     error: Exception | None = None
     """Why it was ended from outside."""
@@ -54,8 +54,8 @@ class Spoken:
 
     def wake(self) -> None:
         """Let the reader look again."""
-        if self.reader is not None and not self.reader.done():
-            self.reader.set_result(None)
+        if self.reader is not None:
+            self.reader.set()
 
     async def wait(self) -> None:
         """Wait until it has said more, or was ended.
@@ -64,9 +64,9 @@ class Spoken:
             Exception: What it was ended with.
         """
         if self.error is None:
-            self.reader = asyncio.get_running_loop().create_future()
+            self.reader = asyncio.Event()
             try:
-                await self.reader
+                await self.reader.wait()
             finally:
                 self.reader = None
         if self.error is not None:

@@ -107,7 +107,7 @@ class Pool:
         self._starts: set[anyio.CancelScope] = set()
         self._entered = 0
         """Blocks that are inside, see `__aenter__`."""
-        self._news: list[asyncio.Future[None]] = []
+        self._news: list[asyncio.Event] = []
 
     def __repr__(self) -> str:
         """Its state in a line."""
@@ -258,9 +258,9 @@ class Pool:
     async def wait_died(self) -> None:
         """Wait until no engine is left and none will be."""
         while self._state != "running" or self._members.hopeful:
-            future = asyncio.get_running_loop().create_future()
-            self._news.append(future)
-            await future
+            news = asyncio.Event()
+            self._news.append(news)
+            await news.wait()
 
     def listen(self, listener: CacheListener, /) -> bool:  # noqa: ARG002  # as the protocol has it
         """A pool has no one cache to tell of."""
@@ -339,9 +339,8 @@ class Pool:
 
     def _engines_changed(self) -> None:
         self._calls.engines_changed()
-        for future in self._news:
-            if not future.done():
-                future.set_result(None)
+        for news in self._news:
+            news.set()
         self._news.clear()
 
     def _policy_failed(self, error: BaseException) -> None:

@@ -88,7 +88,7 @@ class Simulated:
         self._open: dict[Spoken, None] = {}
         self._timer: asyncio.Handle | None = None
         self._listeners: list[CacheListener] = []
-        self._died: set[asyncio.Future[None]] = set()
+        self._died: set[asyncio.Event] = set()
         self._counts = EngineStatistics()
 
     def __repr__(self) -> str:
@@ -134,8 +134,7 @@ class Simulated:
         self._death = reason
         self._end_all(lambda: EngineDied(self._name, reason))
         for waiter in self._died:
-            if not waiter.done():
-                waiter.set_result(None)
+            waiter.set()
 
     async def __aenter__(self) -> Self:
         """Start it."""
@@ -164,10 +163,10 @@ class Simulated:
         """Wait until :meth:`kill`; for ever, if it is stopped instead."""
         if self._death is not None:
             return
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = asyncio.Event()
         self._died.add(waiter)
         try:
-            await waiter
+            await waiter.wait()
         finally:
             self._died.discard(waiter)
 

@@ -40,7 +40,7 @@ class Spoken:
     """When it was admitted; None: it waits for a slot."""
     timer: asyncio.TimerHandle | None = None
     """Gives the slot back when the engine is done."""
-    reader: asyncio.Future[None] | None = None
+    reader: asyncio.Event | None = None
     """What its reader waits for: admission, or the next chunk."""
     error: Exception | None = None
     """Why it was ended from outside."""
@@ -68,8 +68,8 @@ class Spoken:
 
     def wake(self) -> None:
         """Let the reader look again."""
-        if self.reader is not None and not self.reader.done():
-            self.reader.set_result(None)
+        if self.reader is not None:
+            self.reader.set()
 
 
 async def whole_prompt(prompt: StreamedPrompt) -> str:

@@ -360,10 +360,10 @@ class Scripted:
         """Wait for *until*, or for the admission where it is None; or for an error."""
         if generation.error is None:
             loop = asyncio.get_running_loop()
-            generation.reader = loop.create_future()
+            generation.reader = asyncio.Event()
             timer = None if until is None else loop.call_at(until, generation.wake)
             try:
-                await generation.reader
+                await generation.reader.wait()
             finally:
                 generation.reader = None
                 if timer is not None:
