@@ -475,3 +475,37 @@ async def test_what_is_left_below_an_output_is_not_looked_for_among_the_inputs()
 
     async with made.open() as app:
         assert sorted(await app.run(0)) == await reference_run(made, 0) == [0, 1, 2]
+
+
+async def test_a_permit_that_a_second_call_gives_back_is_used() -> None:
+    """Also where the worker that runs it is no leader, since its call before had waited."""
+    third_is_read = anyio.Event()
+
+    @alto.stage
+    async def keys(n: int) -> AsyncIterator[int]:
+        for k in range(n):
+            yield k
+            await anyio.sleep(0.1)  # The first call has begun, and has all it needs.
+
+    @alto.stage
+    async def pieces(key: int) -> AsyncIterator[int]:
+        yield key
+        if key == 1:
+            await third_is_read.wait()
+        yield key
+
+    @alto.stage(concurrency=1)
+    async def gather(xs: alto.Group[int]) -> int:
+        read = [x async for x in xs]
+        if read[0] == 0:
+            await anyio.sleep(1)
+        if read[0] == 2:
+            third_is_read.set()
+        return sum(read)
+
+    @alto.pipeline
+    def p(n: alto.Stream[int]) -> alto.Stream[int]:
+        return gather(pieces(keys(n)))
+
+    async with p.open() as app:
+        assert await app.run(3) == [0, 2, 4]

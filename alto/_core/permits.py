@@ -120,6 +120,16 @@ class Rotation(Generic[Q]):
             self._tidy(priority)
         return queue
 
+    def served(self, queue: Q, /) -> None:
+        """Move the root of *queue* to the end of the line, where it is in line: it has just been served.
+
+        A queue with more to start stands in line again while its call runs. Roots that came meanwhile
+        are to go before it.
+        """
+        level = self._levels.get(queue.priority)
+        if level is not None and len(level) > 1 and queue.root in level:
+            level[queue.root] = level.pop(queue.root)
+
     def _following(self, priority: int, root: Hashable) -> Q | None:
         behind = self._behind.get((priority, root))
         if behind is None:
@@ -234,6 +244,10 @@ class Permits(Generic[Q, C]):
         if more:
             self.offered(queue)
         return self.next_queue()
+
+    def served(self, queue: Q, /) -> None:
+        """Let other root requests go first: a call of *queue*, which may be in line, has ended."""
+        self._queues.served(queue)
 
     def resume(self, call: C, /) -> bool:
         """Take a permit for *call*, which wants to go on, or let it wait.

@@ -111,9 +111,8 @@ class GroupedCall:
             self.run.begin(self)
 
     def leave(self) -> None:
-        """Leave its groups, and let go of them: its call has ended, or will not be made."""
-        groups, self.groups = self.groups, ()
-        for group in groups:
+        """Leave its groups, which let go of it: its call has ended, or will not be made."""
+        for group in self.groups:
             group.leave()
 
     def starves(self) -> None:
@@ -121,6 +120,20 @@ class GroupedCall:
         self.starving += 1
         for group in self.groups:
             group.room.wake_all()
+
+
+class _NoCall(GroupedCall):
+    """What a group that was left has in the place of its call."""
+
+    def __init__(self) -> None:
+        self.path = ()
+        self.begun = False
+        self.offered = True
+        self.starving = 0
+        self.groups = ()
+
+
+_GONE: Final = _NoCall()
 
 
 @final
@@ -134,6 +147,7 @@ class RunGroup(Group[T_co]):
         "_grouped",
         "_hold",
         "_iterated",
+        "_path",
         "_reading",
         "_run",
         "_slot",
@@ -150,6 +164,7 @@ class RunGroup(Group[T_co]):
 
     def __init__(self, grouped: GroupedCall, run: GroupRun, place: GroupPlace) -> None:
         self._grouped = grouped
+        self._path = grouped.path
         self._run = run
         self._hold = run.request.hold
         self._slot = place.slot
@@ -177,7 +192,7 @@ class RunGroup(Group[T_co]):
 
     def __repr__(self) -> str:
         state = "left" if self.left else "complete" if self.complete else "open"
-        return f"<Group at {self._grouped.path}: {state}, {len(self.buffer)} unread>"
+        return f"<Group at {self._path}: {state}, {len(self.buffer)} unread>"
 
     def __aiter__(self) -> AsyncIterator[T_co]:
         if self._iterated:
@@ -269,7 +284,7 @@ class RunGroup(Group[T_co]):
 
     def _finish(self) -> None:
         self.complete = True
-        self._run.completed(self._grouped.path, self._slot)
+        self._run.completed(self._path, self._slot)
         self._feed()
 
     def leave(self) -> None:
@@ -282,10 +297,11 @@ class RunGroup(Group[T_co]):
         self.order = None
         if not self.complete:
             if self._closure is not None:
-                self._closure.drop(self._grouped.path)
-            self._run.release(self._slot, self._grouped.path)
+                self._closure.drop(self._path)
+            self._run.release(self._slot, self._path)
         self.room.wake_all()
         self._feed()
+        self._grouped = _GONE  # The two refer to each other no more.
 
     # ---- reading
 

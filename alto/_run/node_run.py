@@ -327,6 +327,7 @@ class NodeRun:
             if row.replica is not None:
                 self.node.release(self, call.path)
         if self.routed:
+            self.node.line.served(self)
             self.node.ended(call.replica.number, seconds)
 
     def idle(self) -> None:

@@ -165,6 +165,9 @@ class Worker:
                 replica.permits.offered(queue)
         if replica.leader is self:
             replica.leader = None
+        elif call is None:  # It has suspended before: nothing has come since.
+            return
+        if replica.leader is None:
             if replica.permits.has_next:
                 replica.kick()
             elif replica.routed:
@@ -217,6 +220,7 @@ class Worker:
             if waited_for is not ENDED:
                 await _rest(self, context, waited_for)
                 self.call = call  # It has the permit still, if it has one.
+                permits.served(queue)
             more = bool(queue.ready) and not queue.blocked
             if call.holds:
                 call.holds = False

@@ -65,6 +65,12 @@ class TurnsModel:
         self.came.pop(queue, None)
         self._forget(queue)
 
+    def served(self, queue: Line) -> None:
+        """A call of it has ended: its root goes to the end, if it is in line."""
+        key = (queue.priority, queue.root)
+        if key in self.turn:
+            self.turn[key] = next(self.stamps)
+
     def _forget(self, queue: Line) -> None:
         key = (queue.priority, queue.root)
         if not any((q.priority, q.root) == key for q in self.came):
@@ -129,6 +135,12 @@ class PermitsMachine(RuleBasedStateMachine):
             if more:
                 self.line.add(queue)
             assert self.permits.passed_on(queue, more) == self.serve()
+
+    @rule(queue=queues)
+    def served(self, queue: Line) -> None:
+        """A call that has ended lets other roots go first."""
+        self.permits.served(queue)
+        self.line.served(queue)
 
     def serve(self) -> Line | None:
         """Who is next in line, if it can be served."""
