@@ -139,7 +139,9 @@ def test_a_stage_that_ends_the_program(kind: str, how: str) -> None:
         _, said = process.communicate(timeout=50)
     if how == "exit":
         assert process.returncode == 3, said
-        assert said == ""
+        # The other call's thread may be about to end when the loop goes down: then that is logged.
+        about_threads = [line for line in said.splitlines() if "thread(s) of replica" in line]
+        assert said.splitlines() == (about_threads if kind == "thread" else []), said
     else:
         assert process.returncode == -signal.SIGINT
         assert said.splitlines()[-1] == "KeyboardInterrupt"
