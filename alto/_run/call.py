@@ -18,12 +18,13 @@ import asyncio
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sized
 from contextvars import Context
 from types import CoroutineType, coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
 
 from alto._aio import Cleanup, current_call, uncut
 from alto._core.permits import Permits
+from alto._run.observers import Notifies, Notify
 from alto._run.room import Room
 from alto.errors import EngineDied
 from alto.events import (
@@ -36,9 +37,6 @@ from alto.events import (
     Outcome,
 )
 from alto.model import Origin, Path, Usage
-
-if TYPE_CHECKING:
-    from alto._run.observers import Notify
 
 __all__ = ("ENDED", "Call", "CallQueue", "CallReplica", "CallRequest", "CallRun", "CallWorker",
            "calls", "calls_around", "check_outside", "parking_call", "wait")  # fmt: skip
@@ -163,7 +161,7 @@ class CallQueue(Protocol):
         ...
 
 
-class CallReplica(Protocol):
+class CallReplica(Notifies, Protocol):
     """The replica that runs a call, as the call sees it."""
 
     number: int
@@ -181,21 +179,6 @@ class CallReplica(Protocol):
     @property
     def now(self) -> Callable[[], float]:
         """The time on the loop's clock."""
-        ...
-
-    @property
-    def notify_call(self) -> Notify | None:
-        """What to call with events of calls; None: no observer wants them."""
-        ...
-
-    @property
-    def notify_item(self) -> Notify | None:
-        """The same for items."""
-        ...
-
-    @property
-    def notify_generation(self) -> Notify | None:
-        """The same for generations."""
         ...
 
     @property

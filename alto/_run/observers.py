@@ -9,19 +9,38 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, get_args
+from typing import Final, Protocol, get_args
 
 from alto._told import shown
 from alto.events import Event, ItemProduced
 from alto.protocols import Observer
 
-__all__ = ("Notify", "Observers", "check_observers")
+__all__ = ("Notifies", "Notify", "Observers", "check_observers")
 
 Notify = Callable[[Event], None]
 """Hands an event to the observers that want its kind."""
 
 _KINDS: Final[frozenset[type]] = frozenset(get_args(Event))
 _BY_DEFAULT: Final = _KINDS - {ItemProduced}
+
+
+class Notifies(Protocol):
+    """What says where the events of calls go."""
+
+    @property
+    def notify_call(self) -> Notify | None:
+        """What to call with events of calls; None: no observer wants them."""
+        ...
+
+    @property
+    def notify_item(self) -> Notify | None:
+        """The same for items."""
+        ...
+
+    @property
+    def notify_generation(self) -> Notify | None:
+        """The same for generations."""
+        ...
 
 
 class Observers:

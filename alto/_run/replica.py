@@ -9,14 +9,14 @@ from typing import Any, Protocol
 from alto._core.permits import Permits
 from alto._run.call import Call
 from alto._run.keeper import Keeper
-from alto._run.observers import Notify
+from alto._run.observers import Notifies
 from alto._run.queue import ReadyQueue
 from alto._run.worker import Worker
 
 __all__ = ("Replica", "ReplicaNode", "Setting")
 
 
-class Setting(Protocol):
+class Setting(Notifies, Protocol):
     """What an app gives all its replicas."""
 
     loop: asyncio.AbstractEventLoop
@@ -29,21 +29,6 @@ class Setting(Protocol):
     @property
     def clock(self) -> Callable[[], float]:
         """Says when a worker has had the loop for long."""
-        ...
-
-    @property
-    def notify_call(self) -> Notify | None:
-        """What to call with events of calls; None: no observer wants them."""
-        ...
-
-    @property
-    def notify_item(self) -> Notify | None:
-        """The same for items."""
-        ...
-
-    @property
-    def notify_generation(self) -> Notify | None:
-        """The same for generations."""
         ...
 
     def spawn_worker(self, worker: Worker) -> None:
