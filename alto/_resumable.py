@@ -34,8 +34,8 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType, coroutine
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 from weakref import ref
 
-from alto._account import Account
-from alto._aio import Cleanup, current_call, uncut
+from alto._current_call import Account, Cleanup, current_call
+from alto._wait import uncut
 from alto.errors import Closed
 
 __all__ = ("Resumable", "Steps", "close")

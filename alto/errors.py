@@ -42,8 +42,8 @@ import signal
 from collections.abc import Sequence
 from typing import Any, Literal, Self, cast
 
-from alto._told import told, unwrapped
-from alto._travel import UnpicklableError, copied, deepcopied, pickled
+from alto._error_pickling import UnpicklableError, copied, deepcopied, pickled
+from alto._safe_text import told, unwrapped
 
 __all__ = (
     "AltoError",

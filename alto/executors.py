@@ -6,6 +6,6 @@ Each of these has a short name. An executor of your own has the one method of
 
 from __future__ import annotations
 
-from alto._run.executors import Loop, Process, Thread
+from alto._runtime.executors import Loop, Process, Thread
 
 __all__ = ("Loop", "Process", "Thread")

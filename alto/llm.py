@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, final, overload
 
-from alto._aio import current_call
-from alto._generation import Generation, TypedGeneration
-from alto._pooling import Vector, cosine, embed_all, pools
-from alto._schema import schema_of
+from alto._current_call import current_call
+from alto._llm.generation import Generation, TypedGeneration
+from alto._llm.pooling import Vector, cosine, embed_all, pools
+from alto._llm.schema import schema_of
 from alto.errors import InvalidRequest
 from alto.model import EmbedRequest, GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Engine

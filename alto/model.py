@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
-from alto._checks import check_extras, check_number, check_positive, check_streamed, texts
+from alto._validate import check_extras, check_number, check_positive, check_streamed, texts
 from alto.errors import InvalidRequest
 
 __all__ = (

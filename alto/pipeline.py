@@ -20,16 +20,19 @@ from typing import (
     overload,
 )
 
-from alto._aio import current_call
-from alto._declare import check_input_count
-from alto._declare.names import Unresolved
-from alto._declare.nested import bound_pipeline
-from alto._declare.shape import check_name
-from alto._declare.signature import PipelineSpec
-from alto._declare.source import Source, local_names, pipeline_source
-from alto._declare.trace import inline, trace
-from alto._run import App, StreamHandle, make_app, nested_run, nested_stream
-from alto._spec import Declaration, GroupOrder
+from alto._current_call import current_call
+from alto._graph import check_input_count
+from alto._graph.declaration import check_name
+from alto._graph.names import Unresolved
+from alto._graph.nested import bound_pipeline
+from alto._graph.signature import PipelineSpec
+from alto._graph.source import Source, local_names, pipeline_source
+from alto._graph.spec import Declaration, GroupOrder
+from alto._graph.trace import inline, trace
+from alto._runtime.handles import StreamHandle
+from alto._runtime.host import Host
+from alto._runtime.nested import nested_run, nested_stream
+from alto.app import App
 from alto.errors import GraphError, ResourceError
 from alto.protocols import Observer
 from alto.stream import Stream
@@ -166,11 +169,15 @@ class Pipeline(Generic[*Ins, R_co]):
             ValueError: An option is out of its range.
             TypeError: An observer has no method ``notify``.
         """
-        app: App[*Ins, R_co] = make_app(
-            self.declaration, resources, capacity=capacity, max_held_items=max_held_items,
-            max_requests=max_requests, observers=observers,
-        )  # fmt: skip
-        return app
+        host = Host(
+            self.declaration,
+            resources,
+            capacity=capacity,
+            max_held_items=max_held_items,
+            max_requests=max_requests,
+            observers=observers,
+        )
+        return App(host)
 
     def stream(
         self, *inputs: *Ins, timeout: float | None = None, order: GroupOrder = "arrival"
@@ -242,8 +249,8 @@ class Pipeline(Generic[*Ins, R_co]):
 
         async def main() -> list[R_co]:
             current_call.set(None)  # This thread may have the context of another loop's call.
-            opened: App[*Ins, R_co] = make_app(
-                self.declaration, resources, capacity=_CAPACITY, max_held_items=_HELD_ITEMS
+            opened: App[*Ins, R_co] = App(
+                Host(self.declaration, resources, capacity=_CAPACITY, max_held_items=_HELD_ITEMS)
             )
             async with opened as app:
                 return await app.run(*inputs, timeout=timeout)

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, runtime_checkable
 
+import attrs
+
 from alto.events import Event
 from alto.model import (
     Chunk,
@@ -14,11 +16,22 @@ from alto.model import (
     EngineCapacity,
     EngineStatistics,
     GenerateRequest,
+    Path,
     Prompt,
     StageInfo,
 )
 
-__all__ = ("CacheListener", "Embedder", "Engine", "Executor", "Member", "Observer")
+__all__ = (
+    "CacheListener",
+    "Embedder",
+    "Engine",
+    "Executor",
+    "Member",
+    "Observer",
+    "ReplicaLoad",
+    "RoutedItem",
+    "Router",
+)
 
 
 @runtime_checkable
@@ -112,7 +125,7 @@ class CacheListener(Protocol):
             parent: The engine's own name for the block before the first; None: there is none.
             token_ids: Their tokens, block after block.
             keys: The engine's own name for each of them, in order.
-            salt: What else they depend on, such as an adapter; see ``alto/_core/prefix.py``.
+            salt: What else they depend on, such as an adapter; see ``alto/_sched/prefix.py``.
         """
         ...
 
@@ -223,5 +236,64 @@ class Executor(Protocol):
                 :class:`alto.ResourceError` with it as the cause.
 
         Cancellation: of entering; nothing is left behind.
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class RoutedItem:
+    """What a router is asked about."""
+
+    stage: str
+    """Name of the stage."""
+    request: int
+    """Number of the request, unique in this process."""
+    path: Path
+    """Ancestry of the call: of the item, or of the group's parent."""
+    group: bool
+    """Whether it is a group, which stays where it is put until it closes."""
+    value: object
+    """What the call gets first: the item, or the group's first piece; None of an empty group."""
+
+
+@attrs.define(kw_only=True, eq=False)
+class ReplicaLoad:
+    """What a router sees of a replica. To be read only: it changes while the stage works."""
+
+    number: int
+    """Which replica this is. Never used again by another."""
+    slots: int
+    """Calls that it can run at once."""
+    free: int = 0
+    """Calls that it could start now."""
+    unfinished: int = 0
+    """Items and groups that it has and that have not ended."""
+    bound: int = 0
+    """Those of them that are groups."""
+    placed: int = 0
+    """Items and groups that it was ever given."""
+    seconds: float | None = None
+    """Time it needs for a call, in seconds, on average; None: nothing has ended yet."""
+
+
+@runtime_checkable
+class Router(Protocol):
+    """Picks the replica of a stage that gets an item or a group.
+
+    A router belongs to one stage of one open pipeline: every app makes a copy of what
+    ``@stage(router=...)`` was given, so it may keep what it likes between calls.
+    """
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+        """Pick a replica.
+
+        Args:
+            item: What is to be done.
+            replicas: Those that take something new, in order of their numbers; at least one.
+                The load of the chosen one is updated before anybody is asked again.
+
+        Returns:
+            An index into *replicas*. One that has nothing free makes the item wait for it, whatever
+            is free elsewhere.
         """
         ...

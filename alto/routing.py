@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from alto._core.binding import ReplicaLoad as ReplicaLoad
-from alto._core.binding import RoutedItem as RoutedItem
-from alto._core.binding import Router as Router
+from alto.protocols import ReplicaLoad as ReplicaLoad
+from alto.protocols import RoutedItem as RoutedItem
+from alto.protocols import Router as Router
 
 __all__ = (
     "LeastWork",

@@ -21,21 +21,21 @@ from typing import IO, Any, TypeAlias, final
 
 import attrs
 
-from alto._core.admission import Admission
-from alto._core.books import EngineBook as EngineBook
-from alto._core.books import Ticket as Ticket
-from alto._core.books import Work as Work
-from alto._core.estimate import Speed, Template
-from alto._core.line import Line
-from alto._core.policies import BoundedLoadHash as BoundedLoadHash
-from alto._core.policies import CallOrder as CallOrder
-from alto._core.policies import LeastLoaded as LeastLoaded
-from alto._core.policies import LMetric as LMetric
-from alto._core.policies import Policy as Policy
-from alto._core.policies import PrefixThreshold as PrefixThreshold
-from alto._core.policies import PromptAware as PromptAware
-from alto._core.policies import RoundRobin as RoundRobin
-from alto._core.policies import StaticPartition as StaticPartition
+from alto._sched.estimate import Speed, Template
+from alto._sched.policies import BoundedLoadHash as BoundedLoadHash
+from alto._sched.policies import CallOrder as CallOrder
+from alto._sched.policies import LeastLoaded as LeastLoaded
+from alto._sched.policies import LMetric as LMetric
+from alto._sched.policies import Policy as Policy
+from alto._sched.policies import PrefixThreshold as PrefixThreshold
+from alto._sched.policies import PromptAware as PromptAware
+from alto._sched.policies import RoundRobin as RoundRobin
+from alto._sched.policies import StaticPartition as StaticPartition
+from alto._sched.queue import Line
+from alto._sched.scheduler import Admission
+from alto._sched.state import EngineBook as EngineBook
+from alto._sched.state import Ticket as Ticket
+from alto._sched.state import Work as Work
 from alto.model import EngineCapacity
 from alto.protocols import CacheListener
 

@@ -34,13 +34,13 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import Any, Final, NoReturn, final
 
-from alto._core.split import LineSplitter, Splitter, TokenSplitter
-from alto._core.split_json import JsonSplitter
-from alto._core.split_regex import RegexSplitter, Separator
-from alto._core.split_sentences import SentenceSplitter
-from alto._joined import Coarsening, joined
-from alto._pieces import Pieces
 from alto._resumable import close
+from alto._text.coalescing import Coarsening, joined
+from alto._text.json import JsonSplitter
+from alto._text.pieces import Pieces
+from alto._text.regex import RegexSplitter, Separator
+from alto._text.sentences import SentenceSplitter
+from alto._text.splitter import LineSplitter, Splitter, TokenSplitter
 
 __all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
 

@@ -36,7 +36,7 @@ from time import process_time
 
 import attrs
 
-from alto._core.prefix import chain
+from alto._sched.prefix import chain
 from alto.engines.profiles import SCHEDULING_STUDY, EngineProfile
 from alto.model import EngineCapacity
 from alto.sched import (

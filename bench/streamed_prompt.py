@@ -77,7 +77,7 @@ async def first_token(engine: Engine, upstream: Upstream, *, streamed: bool) -> 
 
 async def measure(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """Start an engine and measure every length at every rate."""
-    from alto.engines._engine import VLLMEngine
+    from alto.engines._vllm.engine import VLLMEngine
 
     luck = random.Random(options.seed)
     context = max(options.lengths) + 64

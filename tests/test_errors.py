@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import alto
 from alto import errors
-from alto._told import told
+from alto._safe_text import told
 from alto.errors import UnpicklableError
 from alto.testing import reference_run
 

@@ -10,8 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 
-from alto._declare.fit import class_of, fits, plain
-from alto._declare.show import show
+from alto._graph.fit import class_of, fits, plain
+from alto._graph.show import show
 from alto._operators.fold import short
 from alto._operators.site import Place
 from alto.errors import GraphError

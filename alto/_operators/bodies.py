@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import attrs
 
-from alto._aio import uncut
 from alto._operators.fold import outcome, short
+from alto._wait import uncut
 from alto.stream import Group
 
 __all__ = ("Routed", "branching", "keeping", "leaving", "lifting", "merging", "racing", "routing")

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar, final
 
 import attrs
 
-from alto._told import shown, told
+from alto._safe_text import shown, told
 from alto.stream import Group
 
 __all__ = ("Counting", "Fold", "Largest", "Pane", "Reducing", "Totalling", "fold", "fold_in_panes",

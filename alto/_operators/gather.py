@@ -9,8 +9,9 @@ from functools import partial
 from numbers import Number
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args, overload
 
-from alto._declare.accept import accepts
-from alto._declare.show import show
+from alto._graph.accept import accepts
+from alto._graph.show import show
+from alto._graph.spec import GroupOrder
 from alto._operators.arguments import (
     check_choice,
     check_function,
@@ -32,8 +33,7 @@ from alto._operators.fold import (
 from alto._operators.numbers import sum_of, unaddable, unordered
 from alto._operators.site import Place, Site
 from alto._operators.stages import call, generic
-from alto._spec import GroupOrder
-from alto._told import told
+from alto._safe_text import told
 from alto.errors import GraphError
 from alto.stream import Group, Stream
 

@@ -7,7 +7,7 @@ from inspect import getattr_static
 from numbers import Number
 from typing import Any, Literal, NewType, Union, get_args, get_origin
 
-from alto._declare.fit import class_of, fits, is_protocol, is_union, plain
+from alto._graph.fit import class_of, fits, is_protocol, is_union, plain
 
 __all__ = ("sum_of", "unaddable", "unordered")
 

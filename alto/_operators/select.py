@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, TypeGuard, TypeVar, get_args, overload
 
-from alto._declare.accept import accepts
-from alto._declare.show import show
+from alto._graph.accept import accepts
+from alto._graph.show import show
+from alto._graph.spec import GroupOrder
 from alto._operators.arguments import (
     check_choice,
     check_function,
@@ -18,7 +19,6 @@ from alto._operators.bodies import Routed, branching, keeping, leaving, routing
 from alto._operators.fold import short
 from alto._operators.site import Site
 from alto._operators.stages import call, generic
-from alto._spec import GroupOrder
 from alto.errors import GraphError
 from alto.stream import Stream
 

@@ -7,9 +7,9 @@ from typing import final
 
 import attrs
 
-from alto._core.graph import call_levels
-from alto._core.path import is_prefix
-from alto._declare.trace import Tracer, reading
+from alto._graph.path import is_prefix
+from alto._graph.plan import call_levels
+from alto._graph.trace import Tracer, reading
 from alto.errors import GraphError
 from alto.stream import Stream, Symbol
 
@@ -126,7 +126,7 @@ class Site:
 
 
 def _levels(tracer: Tracer) -> list[tuple[int, ...]]:
-    # Per stream that there is so far; see _core/graph.py.
+    # Per stream that there is so far; see _graph/plan.py.
     levels: list[tuple[int, ...]] = [()] * len(tracer.root.inputs)
     try:
         for index, node in enumerate(tracer.decls):

@@ -7,8 +7,8 @@ from inspect import Parameter, Signature
 from types import FunctionType
 from typing import Any
 
-from alto._spec import GroupOrder
-from alto._stage_decorator import StageDecorator
+from alto._graph.spec import GroupOrder
+from alto.stage import StageDecorator
 from alto.stream import Group, Stream
 
 __all__ = ("call", "generic")

@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar, Union, get_args, overload
 
 import attrs
 
+from alto._graph.spec import GroupOrder
 from alto._operators.arguments import check_choice
 from alto._operators.bodies import lifting, merging, racing
 from alto._operators.site import Place, Site
 from alto._operators.stages import call, generic
-from alto._spec import GroupOrder
 from alto.errors import GraphError
 from alto.stream import Stream
 

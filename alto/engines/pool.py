@@ -16,10 +16,10 @@ from typing import Self, cast, final
 
 import anyio
 
-from alto._aio import LoopLock
-from alto.engines._calls import Calls
-from alto.engines._members import EngineState, Members, PoolEngine, PoolProgress
-from alto.engines._prompts import Prompts
+from alto._wait import LoopLock
+from alto.engines._pool.calls import Calls
+from alto.engines._pool.members import EngineState, Members, PoolEngine, PoolProgress
+from alto.engines._pool.prompts import Prompts
 from alto.errors import Closed, EngineError
 from alto.model import (
     Chunk,

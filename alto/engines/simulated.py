@@ -1,6 +1,6 @@
 """`Simulated`: an engine that takes the time of a real one, and says what it is told to.
 
-Theory of operation. :class:`~alto.engines._batching.Batching` decides everything, on given time;
+Theory of operation. :class:`~alto.engines._simulated.batching.Batching` decides everything, on given time;
 this is a thin shell around it on the running loop's clock, which tests make virtual. One timer
 stands at the machine's next event. What the machine tells goes to the generations that it is about,
 and these wake their readers. A generation gives up its place when the machine says so, read or not;
@@ -16,10 +16,10 @@ from typing import Self, final
 
 import attrs
 
-from alto._core.prefix import chain, salt_of
-from alto.engines._answers import Answers, Says, split_words
-from alto.engines._batching import Batching
-from alto.engines._spoken import Spoken, whole_prompt
+from alto._sched.prefix import chain, salt_of
+from alto.engines._simulated.answers import Answers, Says, split_words
+from alto.engines._simulated.batching import Batching
+from alto.engines._simulated.generation import Spoken, whole_prompt
 from alto.engines.profiles import EngineProfile
 from alto.errors import Closed, EngineDied, EngineError
 from alto.model import (

@@ -2,7 +2,7 @@
 
 Importing this module needs neither vllm nor torch; starting an engine does. There is a vLLM engine
 for each GPU, or for each group of them that a model is spread over, or as many as were asked for on a
-CPU (:mod:`alto.engines._plan`), behind one scheduler (:mod:`alto.engines.pool`). Their schedulers and
+CPU (:mod:`alto.engines._vllm.placement`), behind one scheduler (:mod:`alto.engines.pool`). Their schedulers and
 models run in child processes, their requests and texts are handled in this process's event loop.
 """
 
@@ -17,12 +17,12 @@ from typing import Any, Final, Literal, Self, final
 
 import anyio
 
-from alto._aio import LoopLock
-from alto.engines._arguments import check_model_folder, lora_arguments
-from alto.engines._engine import VLLMEngine
-from alto.engines._machine import look_at_machine, size_of_weights
-from alto.engines._plan import Place, Wish, check_wish, plan
-from alto.engines._to_the_end import to_the_end
+from alto._wait import LoopLock
+from alto.engines._vllm.arguments import check_model_folder, lora_arguments
+from alto.engines._vllm.engine import VLLMEngine
+from alto.engines._vllm.machine import look_at_machine, size_of_weights
+from alto.engines._vllm.placement import Place, Wish, check_wish, plan
+from alto.engines._vllm.shielding import to_the_end
 from alto.engines.pool import Pool, PoolEngine, PoolProgress
 from alto.errors import Closed, EngineDied, EngineStartError
 from alto.model import (

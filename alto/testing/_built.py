@@ -12,10 +12,10 @@ import anyio
 import anyio.lowlevel
 
 from alto import routing
-from alto._aio import current_call
-from alto._stage_decorator import stage
+from alto._current_call import current_call
 from alto.model import Path
 from alto.pipeline import pipeline
+from alto.stage import stage
 from alto.stream import Group, Stream
 from alto.testing._drawn import PipelineDraw, StageDraw, Words
 

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import attrs
 
-from alto._spec import GroupOrder
+from alto._graph.spec import GroupOrder
 
 __all__ = ("Calling", "InnerDraw", "NodeDraw", "PipelineDraw", "Reading", "StageDraw", "Words")
 

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 import attrs
 from hypothesis import strategies as st
 
-from alto._spec import GroupOrder
+from alto._graph.spec import GroupOrder
 from alto.testing._drawn import Calling, InnerDraw, NodeDraw, PipelineDraw, Reading, StageDraw
 
 __all__ = ("Chooser",)

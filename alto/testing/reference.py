@@ -16,11 +16,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
-from alto._aio import Cleanup, current_call
-from alto._declare import bind_resources, check_input
-from alto._declare.models import engine_of, engines_in, engines_of, with_handles
-from alto._declare.nested import inner_resources, mentioned, own_resources
-from alto._spec import Declaration, NodeSpec, PerReplica
+from alto._current_call import Cleanup, current_call
+from alto._graph import bind_resources, check_input
+from alto._graph.models import engine_of, engines_in, engines_of, with_handles
+from alto._graph.nested import inner_resources, mentioned, own_resources
+from alto._graph.spec import Declaration, NodeSpec, PerReplica
 from alto.errors import Closed, StageError
 from alto.model import Path, Usage
 from alto.pipeline import Pipeline
@@ -171,7 +171,7 @@ class _Call:
         """Nobody observes it."""
 
     def interpret(self, declaration: Declaration, inputs: Sequence[object]) -> _Results:
-        """What ``inner.stream(x)`` and ``inner.run(x)`` do inside a stage: see `alto._run`."""
+        """What ``inner.stream(x)`` and ``inner.run(x)`` do inside a stage: see `alto._runtime`."""
         return _Results(self._interpreter, declaration, inputs)
 
 

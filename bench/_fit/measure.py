@@ -12,7 +12,7 @@ from typing import Any, final
 
 import attrs
 
-from alto.engines._engine import VLLMEngine
+from alto.engines._vllm.engine import VLLMEngine
 from alto.engines.profiles import PROFILES, EngineProfile
 from alto.engines.simulated import Simulated
 from alto.engines.tiny import build_tiny_llama

@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from alto.engines._batching import Batching
+from alto.engines._simulated.batching import Batching
 from alto.engines.profiles import EngineProfile
 
 __all__ = ("CONSTANTS", "Fit", "Trial", "fit", "nonnegative", "predict", "trials_for")

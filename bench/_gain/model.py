@@ -23,7 +23,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from alto._core.coarsening import Coarsening
+from alto._text.coarsening import Coarsening
 from alto.engines.profiles import EngineProfile
 from bench._gain.shapes import QUESTION_TOKENS, Mode, Plan, Shape
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from alto._core.prefix import chain
+from alto._sched.prefix import chain
 
 VOCABULARY = 32_000
 

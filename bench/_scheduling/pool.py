@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
-from alto.engines._batching import Batching
+from alto.engines._simulated.batching import Batching
 from alto.engines.profiles import EngineProfile
 from alto.sched import Policy, Scheduler, Ticket, Work
 from bench._scheduling.loads import Call, Request

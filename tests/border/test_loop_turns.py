@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import alto
-from alto._run import host as host_module
-from alto._run.worker import Worker, clock_of
+from alto._runtime import host as host_module
+from alto._runtime.worker import Worker, clock_of
 from alto.testing import VirtualClockLoop
 
 SLICE = 0.005

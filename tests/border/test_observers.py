@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import alto
 from alto import events
-from alto._run import call as call_module
-from alto._run import node_run as node_run_module
-from alto._run import request as request_module
-from alto._run import resources as resources_module
+from alto._runtime import call as call_module
+from alto._runtime import node_run as node_run_module
+from alto._runtime import request as request_module
+from alto._runtime import resources as resources_module
 from alto.errors import RequestError
 from alto.events import (
     CallEnded,

@@ -8,7 +8,7 @@ import os
 import pytest
 import pytest_asyncio
 
-from alto.engines._engine import VLLMEngine
+from alto.engines._vllm.engine import VLLMEngine
 from alto.engines.tiny import build_tiny_llama
 
 _WARNINGS = (

@@ -1,1 +1,0 @@
-"""Decisions: sync, pure, no clock, no luck, no I/O."""

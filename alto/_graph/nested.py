@@ -1,0 +1,128 @@
+"""Pipelines that stages call, and the resources that those need.
+
+Which pipelines a stage will call is known only when it runs. But ``open()`` must tell a resource
+for one of them from a name that is spelt wrongly, and start the engines that are bound in them. So
+it looks at which pipelines the code of the stages mentions by name, directly or in plain functions
+that it mentions, and which are given as resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FunctionType, ModuleType
+
+import attrs
+
+from alto._graph.resources import bind_stages
+from alto._graph.spec import Declaration
+from alto.errors import ResourceError
+
+__all__ = ("bound_pipeline", "inner_resources", "mentioned", "own_resources")
+
+
+def bound_pipeline(declaration: Declaration, resources: Mapping[str, object]) -> Declaration:
+    """*declaration* with resources fixed in all its stages that ask for them.
+
+    Raises:
+        ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
+            wrong type.
+    """
+    who = f"pipeline {declaration.name!r}"
+    own = {spec.name for node in declaration.nodes for spec in node.stage.resources}
+    for name in resources:
+        if name not in own:
+            for other in mentioned(declaration, ()):
+                if name in _asked(other):
+                    msg = (
+                        f"{who} has no stage of its own that takes a resource {name!r}, but pipeline "
+                        f"{other.name!r}, which a stage of it calls, does; bind it there, or give "
+                        f"it to open({name}=...)"
+                    )
+                    raise ResourceError(msg)
+    stages = [(node.stage, node.bound) for node in declaration.nodes]
+    nodes = zip(declaration.nodes, bind_stages(who, stages, resources), strict=True)
+    return attrs.evolve(
+        declaration, nodes=tuple(attrs.evolve(node, bound=bound) for node, bound in nodes)
+    )
+
+
+def inner_resources(
+    declaration: Declaration, resources: Mapping[str, object]
+) -> Mapping[str, object]:
+    """What a pipeline that a stage calls takes of an app's *resources*."""
+    asked = _asked(declaration)
+    return {name: value for name, value in resources.items() if name in asked}
+
+
+def own_resources(
+    declaration: Declaration, resources: Mapping[str, object]
+) -> Mapping[str, object]:
+    """*resources* without those that only pipelines which its stages mention ask for."""
+    asked = _asked(declaration)
+    if asked.issuperset(resources):
+        return resources
+    others = mentioned(declaration, resources.values())
+    nested = {name for other in others for name in _asked(other)}
+    return {name: v for name, v in resources.items() if name in asked or name not in nested}
+
+
+def mentioned(declaration: Declaration, resources: Iterable[object]) -> list[Declaration]:
+    """Pipelines that its stages, or those of such pipelines, mention or get; without itself."""
+    found: dict[int, Declaration] = {id(declaration): declaration}
+    line = [declaration]
+    given = list(resources)
+    while line:
+        nodes = line.pop().nodes
+        values = [v for node in nodes for v in (node.stage.fn, *node.bound.values())]
+        for other in _pipelines([*values, *given]):
+            if id(other) not in found:
+                found[id(other)] = other
+                line.append(other)
+    return list(found.values())[1:]
+
+
+def _asked(declaration: Declaration) -> set[str]:
+    # Names that are still to be given.
+    return {spec.name for node in declaration.nodes for spec in node.stage.resources
+            if spec.name not in node.bound}  # fmt: skip
+
+
+def _pipelines(values: list[object]) -> Iterator[Declaration]:
+    seen: set[int] = set()
+    while values:
+        value = values.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        kind = type(value)
+        if (kind.__module__, kind.__name__) == ("alto.pipeline", "Pipeline"):
+            other = value.declaration  # type: ignore[attr-defined]  # a floor above this one
+            if isinstance(other, Declaration):
+                yield other
+        elif isinstance(value, FunctionType):
+            values.extend(_named_in(value))
+
+
+def _named_in(fn: FunctionType) -> Iterator[object]:
+    for cell in fn.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # Not filled yet.
+            continue
+    names, known = set(_names(fn.__code__)), fn.__globals__
+    for name in names & set(known):
+        value = known[name]
+        if isinstance(value, FunctionType) and value.__module__ != fn.__module__:
+            continue  # A library's function: its code mentions no pipeline of ours.
+        yield value
+        if isinstance(value, ModuleType):
+            members = vars(value)
+            yield from (m for other in names & set(members)
+                        if not isinstance(m := members[other], FunctionType))  # fmt: skip
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -1,0 +1,298 @@
+"""From a declaration to a plan: depths, levels, groupings, and everything that can be wrong.
+
+Theory of operation. A pipeline is declared as a list of nodes in call order, so every node's
+sources come before it. Streams are numbered: the pipeline's inputs first, then one per node.
+
+A stream has *levels*: the numbers of the generator nodes that opened its levels, outermost first;
+the length is its depth. Two streams have common ancestry as far as their levels agree. A node is
+called once per path of its *call levels*:
+
+==============================  =================================================================
+its inputs                      its call levels
+==============================  =================================================================
+``x: T``                        those of the stream
+``a: A, b: B``                  the deeper one's; the other's must begin it
+``xs: Group[T]``                the stream's but the last
+``xs: Group, ys: Group``        what the streams have in common, at least one less than each
+``a: A, xs: Group[B]``          those of the items; each group's must go deeper
+``by=s``                        those of ``s``; items must begin it, groups go deeper
+==============================  =================================================================
+
+A generator adds itself as a level, a coroutine adds none.
+
+A consumer that must know when something below an ancestor is complete is told the counts of every
+level in between, straight from the node that opened it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from alto._graph.path import common_prefix, is_prefix
+from alto.errors import GraphError
+
+__all__ = ("InputPlan", "NodeDecl", "NodePlan", "ParamDecl", "Plan", "call_levels", "make_plan")
+
+
+@attrs.frozen
+class ParamDecl:
+    """A stream parameter of a stage."""
+
+    name: str
+    """As in the signature."""
+    group: bool
+    """Whether it takes a whole group."""
+
+
+@attrs.frozen(kw_only=True)
+class NodeDecl:
+    """One call of a stage in a pipeline."""
+
+    name: str
+    """Name of the stage, for messages."""
+    params: tuple[ParamDecl, ...]
+    """Its stream parameters, in order."""
+    generator: bool
+    """Whether a call may give any number of outputs."""
+    sources: tuple[int, ...]
+    """Per parameter the number of the stream it is called with."""
+    by: int | None = None
+    """Number of the stream given as ``by=``."""
+
+
+@attrs.frozen(kw_only=True)
+class InputPlan:
+    """One parameter of a node, and the stream that feeds it."""
+
+    source: int
+    """Number of the stream."""
+    group: bool
+    """Whether it is gathered."""
+    depth: int
+    """Length of the paths of the stream's items."""
+    rank: int
+    """Which of the stream's consumers this is."""
+
+
+@attrs.frozen(kw_only=True)
+class NodePlan:
+    """One call of a stage, understood."""
+
+    index: int
+    """Position in ``Plan.nodes``."""
+    name: str
+    """Name of the stage; numbered where a stage is used more than once."""
+    generator: bool
+    """Whether a call may give any number of outputs."""
+    depth: int
+    """Length of a call's path."""
+    inputs: tuple[InputPlan, ...]
+    """Per parameter of the stage."""
+    consumers: tuple[tuple[int, int], ...]
+    """(node, parameter) of everything that takes its stream; (-1, 0) is the pipeline's result."""
+    counts_to: tuple[tuple[int, int], ...]
+    """(node, parameter) of everything that must know how many children a call had."""
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """A pipeline, understood."""
+
+    inputs: tuple[tuple[tuple[int, int], ...], ...]
+    """Per input of the pipeline its consumers, as in ``NodePlan.consumers``."""
+    nodes: tuple[NodePlan, ...]
+    """In call order: every node after those that feed it."""
+    depth: int
+    """Length of the paths of the pipeline's results."""
+    output: int
+    """Number of the stream that is the result."""
+
+
+def make_plan(inputs: int, nodes: Sequence[NodeDecl], output: int, *, pipeline: str) -> Plan:
+    """Understand a declaration.
+
+    Args:
+        inputs: How many input streams the pipeline has; they are numbered from 0.
+        nodes: The stage calls in order; their streams are numbered from *inputs*.
+        output: Number of the stream that the pipeline returns.
+        pipeline: Its name, for messages.
+
+    Raises:
+        GraphError: The declaration has no meaning; the message names stage, parameter, remedy.
+    """
+    levels: list[tuple[int, ...]] = [()] * inputs
+    calls: list[tuple[int, ...]] = []
+    for index, node in enumerate(nodes):
+        call = call_levels(node, levels, nodes)
+        calls.append(call)
+        levels.append((*call, index) if node.generator else call)
+    consumers: list[list[tuple[int, int]]] = [[] for _ in levels]
+    for index, node in enumerate(nodes):
+        for slot, source in enumerate(node.sources):
+            consumers[source].append((index, slot))
+    consumers[output].append((-1, 0))
+    for index, node in enumerate(nodes):
+        if not consumers[inputs + index]:
+            msg = (
+                f"pipeline {pipeline!r}: nobody takes the result of stage {node.name!r}; "
+                f"return it, pass it on, or leave the call out"
+            )
+            raise GraphError(msg)
+    counts: list[list[tuple[int, int]]] = [[] for _ in nodes]
+    for index, node in enumerate(nodes):
+        for slot, owner in _told(node, calls[index], levels):
+            counts[owner].append((index, slot))
+    for owner in levels[output]:
+        counts[owner].append((-1, 0))
+    names = _names(nodes)
+    plans = [
+        NodePlan(
+            index=index,
+            name=names[index],
+            generator=node.generator,
+            depth=len(calls[index]),
+            inputs=tuple(
+                InputPlan(
+                    source=source,
+                    group=node.params[slot].group,
+                    depth=len(levels[source]),
+                    rank=consumers[source].index((index, slot)),
+                )
+                for slot, source in enumerate(node.sources)
+            ),
+            consumers=tuple(consumers[inputs + index]),
+            counts_to=tuple(counts[index]),
+        )
+        for index, node in enumerate(nodes)
+    ]
+    return Plan(
+        inputs=tuple(tuple(consumers[k]) for k in range(inputs)),
+        nodes=tuple(plans),
+        depth=len(levels[output]),
+        output=output,
+    )
+
+
+def _names(nodes: Sequence[NodeDecl]) -> list[str]:
+    # A stage used twice is two nodes: search, search#2.
+    seen: dict[str, int] = {}
+    names = []
+    for node in nodes:
+        seen[node.name] = seen.get(node.name, 0) + 1
+        names.append(node.name if seen[node.name] == 1 else f"{node.name}#{seen[node.name]}")
+    return names
+
+
+def _told(
+    node: NodeDecl, call: tuple[int, ...], levels: Sequence[tuple[int, ...]]
+) -> list[tuple[int, int]]:
+    # (parameter, owner of a level): whose counts the parameter needs.
+    told = []
+    for slot, source in enumerate(node.sources):
+        own = levels[source]
+        if node.params[slot].group:
+            told += [(slot, owner) for owner in own[len(call) :]]
+        else:  # A broadcast item is kept until all calls below it have started.
+            told += [(slot, owner) for owner in call[len(own) :]]
+    return told
+
+
+def call_levels(  # noqa: C901, PLR0912  # a table of cases, each with its own error
+    node: NodeDecl, levels: Sequence[tuple[int, ...]], nodes: Sequence[NodeDecl]
+) -> tuple[int, ...]:
+    """The levels of *node*'s calls: the table at the head of this file.
+
+    Args:
+        node: The stage call.
+        levels: Of every stream so far its levels.
+        nodes: The stage calls so far, for messages.
+
+    Raises:
+        GraphError: Its inputs do not fit together.
+    """
+    items = [(p.name, levels[s]) for p, s in zip(node.params, node.sources, strict=True)
+             if not p.group]  # fmt: skip
+    groups = [(p.name, levels[s]) for p, s in zip(node.params, node.sources, strict=True)
+              if p.group]  # fmt: skip
+    for name, own in groups:
+        if not own:
+            msg = (
+                f"stage {node.name!r}: parameter {name!r} asks for a Group, but its stream has one "
+                f"item per request and nothing to gather; declare it without Group[...]"
+            )
+            raise GraphError(msg)
+    if node.by is not None:
+        call = levels[node.by]
+        if not groups:
+            msg = (
+                f"stage {node.name!r}: by= says what to gather by, but no parameter is a Group; "
+                f"declare one as Group[...] or leave by= out"
+            )
+            raise GraphError(msg)
+        what = "the stream given as by="
+    elif items:
+        name, call = max(items, key=lambda item: len(item[1]))
+        what = f"parameter {name!r}"
+    elif len(groups) == 1:
+        return groups[0][1][:-1]
+    else:
+        call = groups[0][1]
+        for _, own in groups[1:]:
+            call = common_prefix(call, own)
+        return call[: min(len(own) for _, own in groups) - 1]
+    for name, own in items:
+        if len(own) > len(call) and is_prefix(call, own):
+            raise GraphError(_below(node, name, own, what, call, nodes))
+        if not is_prefix(own, call):
+            raise GraphError(_unrelated(node, name, own, what, call, nodes))
+    for name, own in groups:
+        if not is_prefix(call, own) or own == call:
+            raise GraphError(_not_below(node, name, own, what, call, nodes))
+    return call
+
+
+def _unrelated(
+    node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
+    nodes: Sequence[NodeDecl],
+) -> str:  # fmt: skip
+    return (
+        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) and {what} "
+        f"({_said(call, nodes)}) have no common ancestry, so there is nothing to match them by; "
+        f"gather one of them first (Group[...]), or derive both from one stream"
+    )
+
+
+def _below(
+    node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
+    nodes: Sequence[NodeDecl],
+) -> str:  # fmt: skip
+    return (
+        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) lies below {what} "
+        f"({_said(call, nodes)}), so a call would have many of them; "
+        f"declare it as Group[...], or name a deeper stream with by="
+    )
+
+
+def _not_below(
+    node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
+    nodes: Sequence[NodeDecl],
+) -> str:  # fmt: skip
+    if own == call:
+        return (
+            f"stage {node.name!r}: parameter {name!r} asks for a Group of what descends from "
+            f"{what}, but both have the same level ({_said(own, nodes)}): each group would hold "
+            f"exactly one item; declare it without Group[...]"
+        )
+    return (
+        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) does not descend from "
+        f"{what} ({_said(call, nodes)}), which is no ancestor of it; "
+        f"pass a stream made from it, or name an ancestor with by="
+    )
+
+
+def _said(levels: tuple[int, ...], nodes: Sequence[NodeDecl]) -> str:
+    if not levels:
+        return "one per request"
+    return "one per item of " + " > ".join(nodes[owner].name for owner in levels)

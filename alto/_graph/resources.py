@@ -1,0 +1,229 @@
+"""What open() and a request are given, against what the signatures ask for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+
+from alto._graph.accept import accepts
+from alto._graph.models import engines_in, find_misfit, is_read_once
+from alto._graph.show import show
+from alto._graph.spec import Declaration, InputSpec, NodeSpec, PerReplica, ResourceSpec, StageSpec
+from alto.errors import InputError, ResourceError
+
+__all__ = ("bind_resources", "bind_stages", "check_input", "check_input_count", "check_resource",
+           "refuse_unknown", "refused")  # fmt: skip
+
+
+def bind_resources(
+    declaration: Declaration, resources: Mapping[str, object]
+) -> tuple[Mapping[str, object], ...]:
+    """The keyword arguments of every node, in the order of ``declaration.nodes``.
+
+    A resource goes to every stage that has a keyword-only parameter of its name and that
+    ``bind`` has not given one. A default stays with the function.
+
+    Raises:
+        ResourceError: One is missing, unknown, bound twice, or provably of a wrong type.
+    """
+    pipeline = f"pipeline {declaration.name!r}"
+    for name in resources:
+        takers = [node for node in declaration.nodes if _asks(node, name)]
+        if not takers:
+            known = {spec.name for node in declaration.nodes for spec in node.stage.resources}
+            refuse_unknown(name, known, pipeline)
+        if all(name in node.bound for node in takers):
+            msg = (
+                f"{pipeline}: resource {name!r} is bound twice: open({name}=...) is given, but "
+                f"bind({name}=...) has fixed it for {_named(takers)}; leave one out"
+            )
+            raise ResourceError(msg)
+    missing: dict[str, list[NodeSpec]] = {}
+    for node in declaration.nodes:
+        for spec in node.stage.resources:
+            if spec.required and spec.name not in node.bound and spec.name not in resources:
+                missing.setdefault(spec.name, []).append(node)
+    if missing:
+        lines = "; ".join(
+            f"{name!r} ({show(_spec(nodes[0], name).type)}), for {_named(nodes)}"
+            for name, nodes in missing.items()
+        )
+        call = ", ".join(f"{name}=..." for name in missing)
+        msg = f"{pipeline}: resources are missing: {lines}; give open({call})"
+        raise ResourceError(msg)
+    return tuple(_bound(node, resources) for node in declaration.nodes)
+
+
+def bind_stages(
+    who: str,
+    stages: Sequence[tuple[StageSpec, Mapping[str, object]]],
+    resources: Mapping[str, object],
+) -> list[Mapping[str, object]]:
+    """Fix resources of a pipeline's stages, as ``Pipeline.bind`` does.
+
+    Args:
+        who: The pipeline, for messages.
+        stages: Each with what is bound in it already, which stays.
+        resources: By name, for every other stage that asks for one.
+
+    Returns:
+        What is bound in each stage.
+
+    Raises:
+        ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
+            wrong type.
+    """
+    asking = [{spec.name: spec for spec in stage.resources} for stage, _ in stages]
+    for name in resources:
+        takers = [pair for pair, asked in zip(stages, asking, strict=True) if name in asked]
+        if not takers:
+            refuse_unknown(name, {name for asked in asking for name in asked}, who)
+        if all(name in bound for _, bound in takers):
+            named = _listed(stage.name for stage, _ in takers)
+            msg = f"{who}: resource {name!r} is bound already, for {named}; leave one out"
+            raise ResourceError(msg)
+    made: list[Mapping[str, object]] = []
+    for (stage, bound), asked in zip(stages, asking, strict=True):
+        new = {n: value for n, value in resources.items() if n in asked and n not in bound}
+        for name, value in new.items():
+            check_resource(stage.name, asked[name], value)
+        made.append({**bound, **new})
+    return made
+
+
+def check_resource(
+    stage: str, spec: ResourceSpec, value: object, number: int | None = None
+) -> None:
+    """Refuse a value that cannot be what the stage asks for.
+
+    Args:
+        stage: Name of the stage.
+        spec: What it asks for.
+        value: What there is.
+        number: Of the replica that it was made for, if it was.
+
+    Raises:
+        ResourceError: It is provably of a wrong type; stage, resource, expected and got are named.
+    """
+    reason = refused(spec, value)
+    if reason is None:
+        return
+    whose, remedy = "", "give one, or correct the annotation"
+    if number is not None:
+        whose, remedy = f" of replica {number}", "correct its factory, or the annotation"
+        if isinstance(value, (Generator, AsyncGenerator)):
+            kind = "async" if isinstance(value, AsyncGenerator) else ""
+            remedy = f"decorate its factory with @contextlib.{kind}contextmanager"
+    msg = f"stage {stage!r}: resource {spec.name!r}{whose}{reason}; {remedy}"
+    raise ResourceError(msg)
+
+
+def refused(spec: ResourceSpec, value: object) -> str | None:
+    """Say why a value cannot be what a stage asks for; None: it may be.
+
+    Returns:
+        What follows the resource's name in a message: `` must be LLM, not str``.
+    """
+    if isinstance(value, PerReplica):
+        return None
+    if not accepts(value, spec.type):
+        return f" must be {show(spec.type)}, not {_kind(value)}"
+    if is_read_once(value, spec.type):
+        return (
+            f" must be {show(spec.type)} that can be looked at more than once, such as a list, not "
+            f"{_kind(value)}"
+        )
+    misfit = find_misfit(value, spec.type)
+    if misfit is None:
+        return None
+    where, part, wanted = misfit
+    return (
+        f" must be {show(spec.type)}, but {where} in it is no {show(wanted)}: it is {_kind(part)}"
+    )
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__qualname__}" if isinstance(value, type) else type(value).__name__
+
+
+def check_input(declaration: Declaration, spec: InputSpec, value: object) -> None:
+    """Refuse an input that cannot be what the pipeline declares; only its class is looked at.
+
+    Raises:
+        InputError: It is provably of a wrong type; pipeline, input, expected and got are named.
+    """
+    if not accepts(value, spec.type):
+        msg = (
+            f"pipeline {declaration.name!r}: input {spec.name!r} must be {show(spec.type)}, not "
+            f"{type(value).__name__}; convert it, or correct the annotation"
+        )
+        raise InputError(msg)
+
+
+def check_input_count(declaration: Declaration, inputs: object) -> Sequence[object]:
+    """The inputs of one request, of which there must be as many as the pipeline declares.
+
+    Raises:
+        InputError: They are no tuple, or their number is wrong.
+    """
+    wanted = len(declaration.inputs)
+    if isinstance(inputs, tuple) and len(inputs) == wanted:
+        return inputs
+    got = str(len(inputs)) if isinstance(inputs, tuple) else f"{type(inputs).__name__}"
+    names = ", ".join(spec.name for spec in declaration.inputs)
+    count = "1 input" if wanted == 1 else f"{wanted} inputs"
+    shape = f"a tuple of {count}" if not isinstance(inputs, tuple) else count
+    msg = f"pipeline {declaration.name!r} takes {shape} ({names}), but is given {got}"
+    raise InputError(msg)
+
+
+def refuse_unknown(name: str, known: Iterable[str], who: str) -> None:
+    """Refuse a resource that nobody asks for.
+
+    Raises:
+        ResourceError: Always; it says which names there are.
+    """
+    from difflib import get_close_matches  # noqa: PLC0415  # for mistakes only
+
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    if near:
+        remedy = f"did you mean {near[0]!r}?"
+    elif names:
+        remedy = f"it takes {', '.join(map(repr, names))}"
+    else:
+        remedy = "it takes no resources: they are the keyword-only parameters of its stages"
+    msg = f"{who} has no resource {name!r}; {remedy}"
+    raise ResourceError(msg)
+
+
+def _bound(node: NodeSpec, resources: Mapping[str, object]) -> Mapping[str, object]:
+    given: dict[str, object] = {}
+    for spec in node.stage.resources:
+        for source in (node.bound, resources):
+            if spec.name in source:
+                check_resource(node.stage.name, spec, source[spec.name])
+                given[spec.name] = source[spec.name]
+                break
+        else:
+            # A default stays with the function, unless it is one that the app takes care of.
+            held = isinstance(spec.default, PerReplica)
+            if held or any(engines_in(spec.default, spec.type)):
+                given[spec.name] = spec.default
+    return given
+
+
+def _asks(node: NodeSpec, name: str) -> bool:
+    return any(spec.name == name for spec in node.stage.resources)
+
+
+def _spec(node: NodeSpec, name: str) -> ResourceSpec:
+    return next(spec for spec in node.stage.resources if spec.name == name)
+
+
+def _named(nodes: Sequence[NodeSpec]) -> str:
+    return _listed(node.stage.name for node in nodes)
+
+
+def _listed(stages: Iterable[str]) -> str:
+    names = dict.fromkeys(stages)
+    return ("stage " if len(names) == 1 else "stages ") + ", ".join(map(repr, names))

@@ -1,0 +1,1 @@
+"""Implementation of `alto.llm`: generations, typed output, vectors."""

@@ -1,0 +1,231 @@
+"""Executors: where the calls of one replica run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+
+from alto._graph.models import wrapped
+from alto._graph.spec import OwnExecutor, RunsIn
+from alto._runtime.making import make_resources
+from alto._runtime.threads import Threads
+from alto._safe_text import told
+from alto.errors import AltoError, ResourceError
+from alto.model import StageInfo
+from alto.protocols import Executor
+
+__all__ = ("Call", "InThread", "Loop", "Process", "Thread", "enter_replica", "executor_of")
+
+Call: TypeAlias = Callable[..., Any]
+"""What is awaited, or iterated where the stage is a generator."""
+
+
+@final
+@attrs.frozen
+class Loop(OwnExecutor, short="loop"):
+    """Runs the calls of a stage in the event loop: ``runs_in="loop"``, the default."""
+
+    @asynccontextmanager
+    async def replica(
+        self, stage: StageInfo, number: int, resources: Mapping[str, object], /
+    ) -> AsyncIterator[Call]:
+        """Make the resources of a replica; see :class:`alto.Executor`."""
+        async with AsyncExitStack() as stack:
+            made = await make_resources(stage, number, resources, stack)
+            yield partial(stage.function, **made)
+
+
+@final
+@attrs.frozen
+class Thread(OwnExecutor, short="thread"):
+    """Runs the calls of a stage, a plain function, in threads: ``runs_in="thread"``."""
+
+    @asynccontextmanager
+    async def replica(
+        self, stage: StageInfo, number: int, resources: Mapping[str, object], /
+    ) -> AsyncIterator[Call]:
+        """Make the resources of a replica in threads of it; see :class:`alto.Executor`."""
+        threads = Threads(stage.name, number, stage.concurrency)
+        async with AsyncExitStack() as stack:
+            stack.callback(threads.close)
+            made = await make_resources(stage, number, resources, stack, threads.run_to_end)
+            stack.push_async_callback(threads.settle)
+            yield partial(InThread(stage.function, threads), **made)
+
+
+@final
+@attrs.frozen
+class InThread:
+    """A plain function, to be awaited while it runs in a thread."""
+
+    _function: Callable[..., Any]
+    _threads: Threads
+
+    def __call__(self, *args: object, **values: object) -> Coroutine[Any, Any, Any]:
+        """Run it; see `Threads.run`."""
+        return self._threads.run(self._function, *args, **values)
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that still run the function of a call that was cancelled."""
+        return self._threads.abandoned
+
+
+@final
+@attrs.frozen
+class Process(OwnExecutor, short="process"):
+    """Runs the calls of a stage, a plain function, in one process of each replica.
+
+    ``runs_in="process"`` is ``runs_in=alto.executors.Process()``.
+
+    Args:
+        context: Context variables whose values travel to the process with each call, where they are
+            set. They must stand at the top level of modules, and their values must pickle. All
+            others have their defaults there, or no value.
+
+    Raises:
+        TypeError: *context* holds something else than context variables.
+    """
+
+    context: tuple[ContextVar[Any], ...] = attrs.field(default=(), converter=tuple, repr=False)
+    """Context variables whose values travel with each call."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check the variables."""
+        given: tuple[object, ...] = self.context
+        for variable in given:
+            if not isinstance(variable, ContextVar):
+                msg = (
+                    f"alto.executors.Process(context=...) takes context variables, each a "
+                    f"contextvars.ContextVar, not {variable!r}"
+                )
+                raise TypeError(msg)
+
+    @asynccontextmanager
+    async def replica(
+        self, stage: StageInfo, number: int, resources: Mapping[str, object], /
+    ) -> AsyncIterator[Call]:
+        """Start the process of a replica; see :class:`alto.Executor`."""
+        from alto._runtime.processes import WorkerProcess  # noqa: PLC0415  # 20 ms that few need
+
+        worker = WorkerProcess(stage, number, resources, self.context)
+        async with worker.running():
+            yield worker.call
+
+
+_OWN: Final[Mapping[RunsIn, OwnExecutor]] = {
+    "loop": Loop(),
+    "thread": Thread(),
+    "process": Process(),
+}
+
+
+def executor_of(runs_in: RunsIn | Executor) -> Executor:
+    """Give the executor that ``runs_in=`` names, or is."""
+    return _OWN[runs_in] if isinstance(runs_in, str) else runs_in
+
+
+async def enter_replica(
+    executor: Executor,
+    stage: StageInfo,
+    number: int,
+    resources: Mapping[str, object],
+    stack: AsyncExitStack,
+) -> Call:
+    """Enter a replica of an executor; *stack* leaves it.
+
+    Raises:
+        ResourceError: The executor failed, or is not what :class:`alto.Executor` asks for.
+    """
+    if isinstance(executor, OwnExecutor):
+        return await stack.enter_async_context(executor.replica(stage, number, resources))
+    who = f"stage {stage.name!r}: its executor {type(executor).__name__}"
+    resources = wrapped(stage.resources, resources)
+    try:
+        manager: object = executor.replica(stage, number, resources)
+        if not isinstance(manager, AbstractAsyncContextManager):
+            if inspect.iscoroutine(manager):
+                manager.close()
+            msg = (
+                f"{who}: replica(...) must return an async context manager, not "
+                f"{type(manager).__name__}; decorate it with @contextlib.asynccontextmanager"
+            )
+            raise ResourceError(msg)  # noqa: TRY301  # as any other error of alto's
+        call: object = await stack.enter_async_context(manager)
+    except AltoError:
+        raise
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        msg = f"{who} could not make replica {number}: {told(error)}"
+        raise ResourceError(msg) from error
+    if not callable(call):
+        msg = (
+            f"{who}: `async with replica(...) as call` must give what a call is made with, a "
+            f"callable, not {type(call).__name__}"
+        )
+        raise ResourceError(msg)
+    return _generating(call, who) if stage.generator else _awaiting(call, who)
+
+
+def _awaiting(call: Call, who: str) -> Call:
+    def checked(*args: object, **values: object) -> Awaitable[object]:
+        given = call(*args, **values)
+        if inspect.isawaitable(given):
+            return given
+        msg = f"{who}: its call must return an awaitable, not {type(given).__name__}"
+        raise TypeError(msg)
+
+    return checked
+
+
+def _generating(call: Call, who: str) -> Call:
+    def checked(*args: object, **values: object) -> AsyncGenerator[object, None]:
+        try:
+            given = call(*args, **values)
+        except Exception as error:  # noqa: BLE001  # raised where the stage's own errors are
+            return _raises(error)
+        if isinstance(given, AsyncGenerator):
+            return given
+        if isinstance(given, AsyncIterable):
+            return _iterated(given)
+        if inspect.iscoroutine(given):
+            given.close()
+        msg = (
+            f"{who}: its call must return an async iterator, since the stage is an async generator, "
+            f"not {type(given).__name__}"
+        )
+        return _raises(TypeError(msg))
+
+    return checked
+
+
+async def _raises(error: Exception) -> AsyncGenerator[object, None]:
+    raise error
+    yield  # type: ignore[unreachable]  # this makes it a generator
+
+
+async def _iterated(outputs: AsyncIterable[object]) -> AsyncGenerator[object, None]:
+    iterator: Any = aiter(outputs)
+    try:
+        async for output in iterator:
+            yield output
+    finally:
+        if hasattr(iterator, "aclose"):
+            await iterator.aclose()

@@ -1,0 +1,366 @@
+"""Group buffers: the pieces of one parent on their way to the one call that gathers them.
+
+A :class:`GroupedCall` is what one call of a gathering stage has: one :class:`RunGroup` per group
+parameter. It is *pending* until its call can start, *begun* from then on. Pieces of a pending one
+have nowhere else to go, so there is no bound but the request's cap. Once it has begun, a group with
+as many unread pieces as the capacity is full, unless its call waits for another of its groups
+(*starving*): then the pieces that would end that wait may have to come past this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, Protocol, Self, TypeVar, final
+
+from alto._runtime.call import wait
+from alto._runtime.machines.completion import Closure
+from alto._runtime.machines.reorder import Order
+from alto._runtime.room import Room
+from alto.errors import Closed
+from alto.model import Path
+from alto.stream import Group
+
+__all__ = ("GroupPlace", "GroupRequest", "GroupRun", "GroupedCall", "Named", "RunGroup")
+
+T_co = TypeVar("T_co", covariant=True)
+
+_AHEAD: Final = 8
+"""How many times its capacity a group may hold while its reader is about to go on: without that, a
+producer that never waits would be switched with its reader after every *capacity* pieces."""
+
+
+class Named(Protocol):
+    """The request at a stage, as far as messages need it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        ...
+
+
+class GroupRequest(Protocol):
+    """The request, as its groups see it."""
+
+    def hold(self, items: int, run: Named) -> None:
+        """Count items that are held in a buffer; fail the request where there are too many."""
+        ...
+
+    def let_go(self, items: int) -> None:
+        """Count items that are held no more."""
+        ...
+
+
+class GroupRun(Named, Protocol):
+    """The request at the stage, as its groups see it."""
+
+    capacity: int
+
+    @property
+    def request(self) -> GroupRequest:
+        """The request."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The app's event loop."""
+        ...
+
+    def begin(self, grouped: GroupedCall) -> None:
+        """Let a call start, if it has all it needs, since one of its groups has begun."""
+        ...
+
+    def release(self, slot: int, ancestor: Path) -> None:
+        """Cancel what only parameter *slot* needs below *ancestor*."""
+        ...
+
+    def completed(self, path: Path, slot: int) -> None:
+        """Report that a group is complete."""
+        ...
+
+
+class GroupPlace(Protocol):
+    """The parameter that gathers, as its groups see it."""
+
+    slot: int
+    top: int
+    depth: int
+    closure: Closure | None
+
+
+class GroupedCall:
+    """The groups of one call. See the module."""
+
+    __slots__ = ("begun", "groups", "offered", "path", "replica", "run", "starving")
+
+    def __init__(self, run: GroupRun, path: Path, places: tuple[GroupPlace, ...]) -> None:
+        self.run = run
+        self.path = path
+        self.begun = False
+        self.replica: Any = None  # Where the call is bound, if there are several.
+        self.offered = False  # Whether the run knows that it can begin.
+        self.starving = 0  # Reads of its groups that wait for a piece.
+        self.groups = tuple(RunGroup[Any](self, run, place) for place in places)
+
+    def begin(self) -> None:
+        """Let its call start: one of its groups has its first piece, or is complete."""
+        if not self.offered:
+            self.offered = True
+            self.run.begin(self)
+
+    def leave(self) -> None:
+        """Leave its groups, which let go of it: its call has ended, or will not be made."""
+        for group in self.groups:
+            group.leave()
+
+    def starves(self) -> None:
+        """Let in whatever waits for room: a read waits, so no group of this call is full now."""
+        self.starving += 1
+        for group in self.groups:
+            group.room.wake_all()
+
+
+class _NoCall(GroupedCall):
+    """What a group that was left has in the place of its call."""
+
+    def __init__(self) -> None:
+        self.path = ()
+        self.begun = False
+        self.offered = True
+        self.starving = 0
+        self.groups = ()
+
+
+_GONE: Final = _NoCall()
+
+
+@final
+class RunGroup(Group[T_co]):
+    """The pieces of one parent, for one call."""
+
+    __slots__ = (
+        "_arrival",
+        "_closure",
+        "_exhausted",
+        "_grouped",
+        "_hold",
+        "_iterated",
+        "_path",
+        "_reading",
+        "_run",
+        "_slot",
+        "_starving",
+        "_waking",
+        "buffer",
+        "capacity",
+        "complete",
+        "dropped",
+        "left",
+        "order",
+        "room",
+    )  # fmt: skip
+
+    def __init__(self, grouped: GroupedCall, run: GroupRun, place: GroupPlace) -> None:
+        self._grouped = grouped
+        self._path = grouped.path
+        self._run = run
+        self._hold = run.request.hold
+        self._slot = place.slot
+        self._iterated = False
+        self._exhausted = False
+        self._reading = False
+        self._starving = False  # A read waits for a piece.
+        self._waking = False  # A read that has waited is about to go on.
+        self._arrival: asyncio.Event | None = None
+        self.buffer: deque[Any] = deque()
+        """Pieces that can be read now."""
+        self.capacity = run.capacity
+        # One of the two says when it is complete.
+        self._closure = place.closure
+        self.order: Order[Any] | None = None
+        if place.closure is None:
+            self.order = Order(place.depth - place.top, self.buffer, skip=place.top)
+        self.complete = False
+        """All pieces there will ever be have arrived."""
+        self.dropped = False
+        """Nothing needs the call that reads it any more."""
+        self.left = False
+        """It is not read any more."""
+        self.room = Room()
+
+    def __repr__(self) -> str:
+        state = "left" if self.left else "complete" if self.complete else "open"
+        return f"<Group at {self._path}: {state}, {len(self.buffer)} unread>"
+
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        if self._iterated:
+            msg = (
+                "a Group may be iterated once; keep what you need in a list "
+                "(`pieces = await group.list()`)"
+            )
+            raise Closed(msg)
+        self._iterated = True
+        return _Pieces(self, self._run.request.let_go)
+
+    async def __anext__(self) -> T_co:
+        """Read the next piece; see the class."""
+        buffer = self.buffer
+        while not self.left:
+            if buffer:
+                piece: T_co = buffer.popleft()
+                self._hold(-1, self._run)
+                if self.room.awaited:
+                    self.room.wake()
+                return piece
+            if self.complete:
+                self._exhausted = True
+                self.leave()
+                break
+            await self._more()
+        if self._exhausted:
+            raise StopAsyncIteration
+        if self.dropped:  # As if the call's cancellation had come in this very moment.
+            raise asyncio.CancelledError
+        msg = (
+            "this Group was left: its call has ended, or an iteration over it was; read it inside "
+            "the call that got it, in one loop"
+        )
+        raise Closed(msg)
+
+    # ---- what a port asks
+
+    def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002  # the interface of a port
+        """Say whether a call with another piece must wait. Implements the interface of a port."""
+        size = len(self.buffer)
+        if size < self.capacity:
+            return False
+        grouped = self._grouped
+        if grouped.starving or self.left or not grouped.begun:
+            return False
+        return not self._waking or size >= _AHEAD * self.capacity
+
+    @property
+    def held(self) -> int:
+        """Pieces that have arrived and have not been read."""
+        return len(self.buffer) + (len(self.order) if self.order is not None else 0)
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Take a piece."""
+        if self.left:
+            return
+        buffer = self.buffer
+        if self.order is not None:
+            complete = self.order.arrived(path, value)
+        else:
+            assert self._closure is not None
+            buffer.append(value)
+            complete = self._closure.arrived(path) is not None
+        if complete:
+            self._finish()
+        elif self._starving and buffer:
+            self._feed()
+        if not self._grouped.offered:
+            self._grouped.begin()
+        if self.room.awaited and not self.is_full():
+            self.room.wake()
+        self._hold(1, self._run)
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Take the count of children of the node at *parent*."""
+        if self.left:
+            return
+        if self.order is not None:
+            complete = self.order.counted(parent, children)
+        else:
+            assert self._closure is not None
+            complete = self._closure.counted(parent, children) is not None
+        if complete:
+            self._finish()
+            self._grouped.begin()
+        elif self._starving and self.buffer:
+            self._feed()
+
+    def _finish(self) -> None:
+        self.complete = True
+        self._run.completed(self._path, self._slot)
+        self._feed()
+
+    def leave(self) -> None:
+        """Stop reading; what only this group was waiting for is cancelled. Idempotent."""
+        if self.left:
+            return
+        self.left = True
+        self._hold(-self.held, self._run)
+        self.buffer.clear()
+        self.order = None
+        if not self.complete:
+            if self._closure is not None:
+                self._closure.drop(self._path)
+            self._run.release(self._slot, self._path)
+        self.room.wake_all()
+        self._feed()
+        self._grouped = _GONE  # The two refer to each other no more.
+
+    # ---- reading
+
+    def _feed(self) -> None:
+        # Wake the read that waits.
+        if self._starving:
+            self._starving, self._waking = False, True
+            self._grouped.starving -= 1
+            assert self._arrival is not None
+            self._arrival.set()
+
+    async def _more(self) -> None:
+        # Cancellation: nothing is lost, the pieces stay in the buffer.
+        if self._reading:
+            msg = "another task already reads this Group; its pieces go to one reader"
+            raise RuntimeError(msg)
+        if self._arrival is None:
+            self._arrival = asyncio.Event()
+        self._arrival.clear()
+        self._reading = self._starving = True
+        self._grouped.starves()
+        try:
+            await wait(self._arrival)
+        finally:
+            self._reading = self._waking = False
+            if self._starving:
+                self._starving = False
+                self._grouped.starving -= 1
+
+
+@final
+class _Pieces(AsyncIterator[T_co]):
+    """One iteration over a group, which leaves the group when it is left itself."""
+
+    __slots__ = ("_group", "_let_go")
+
+    def __init__(self, group: RunGroup[T_co], let_go: Callable[[int], None]) -> None:
+        self._group = group
+        self._let_go = let_go
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T_co:
+        group = self._group
+        buffer = group.buffer
+        if buffer and not group.room.awaited:  # As the group's own, without another coroutine.
+            self._let_go(1)
+            piece: T_co = buffer.popleft()
+            return piece
+        return await group.__anext__()
+
+    async def aclose(self) -> None:
+        """Leave the group."""
+        self._group.leave()
+
+    def __del__(self) -> None:
+        # May run anywhere, also inside a machine's step: act in a step of its own.
+        group = getattr(self, "_group", None)
+        if group is not None and not group.left:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the request.
+                group._run.loop.call_soon_threadsafe(group.leave)  # noqa: SLF001  # two halves of one

@@ -1,0 +1,574 @@
+"""An open pipeline: its stages, its requests, and the task that holds its scopes.
+
+Theory of operation. Whatever is entered must be left by the task that entered it: engines that start,
+resources of replicas, task groups. So an app has a task of its own, the *host task*, which opens
+everything, waits, and closes everything. Any task may ask for it to open, and any task may ask for it
+to close; both only wait for the host task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import anyio
+import anyio.abc
+
+from alto._graph import bind_resources
+from alto._graph.nested import inner_resources, mentioned, own_resources
+from alto._graph.spec import Declaration
+from alto._runtime.call import Call, calls_around
+from alto._runtime.checks import check_count, check_inputs, check_loop, check_open
+from alto._runtime.feeder import Feeder
+from alto._runtime.node import Node
+from alto._runtime.node_run import NodeRun
+from alto._runtime.observers import Observers, check_observers
+from alto._runtime.request import Options, Request
+from alto._runtime.resources import Resources
+from alto._runtime.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
+from alto._runtime.statistics import AppStatistics, prefix_of, statistics_of
+from alto._runtime.values import check_inner, check_names, values_of_request
+from alto._runtime.worker import Worker, clock_of, has_real_time
+from alto._runtime.worker_tasks import WorkerTasks
+from alto._safe_text import noted, shown
+from alto._wait import uncut
+from alto.errors import Closed, Overloaded, ResourceError
+from alto.events import (
+    CallEnded,
+    CallStarted,
+    EngineFailed,
+    EngineStarted,
+    EngineStopped,
+    GenerationEnded,
+    GenerationStarted,
+    GroupCompleted,
+    ItemProduced,
+    RequestEnded,
+    RequestStarted,
+)
+from alto.protocols import Observer
+
+__all__ = ("Host", "Installed")
+
+
+class Installed:
+    """A pipeline inside an app: its stages, shared by all its requests."""
+
+    __slots__ = ("_finalizer", "keeps", "name", "nodes", "prefix")
+
+    def __init__(
+        self, host: Host, declaration: Declaration, values: Mapping[str, object], prefix: str
+    ) -> None:
+        self.name = declaration.name
+        self.prefix = prefix
+        """What stands before the names of its stages in the app's statistics."""
+        bound = bind_resources(declaration, values)
+        self.nodes = tuple(
+            Node(declaration.name, plan, spec, kwargs, host)
+            for plan, spec, kwargs in zip(
+                declaration.plan.nodes, declaration.nodes, bound, strict=True
+            )
+        )
+        self.keeps = any(node.keeps for node in self.nodes)
+        """Whether replicas have something of their own, made when the app opens."""
+        self._finalizer: weakref.finalize[[], Declaration] | None = None
+
+    def close_with(self, declaration: Declaration, loop: asyncio.AbstractEventLoop) -> None:
+        """Close when *declaration* is collected: a pipeline that a stage has defined goes with it."""
+
+        # May run anywhere, also inside a machine's step: act in a step of its own.
+        def close_soon() -> None:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the app.
+                loop.call_soon_threadsafe(self.close)
+
+        self._finalizer = weakref.finalize(declaration, close_soon)
+        self._finalizer.atexit = False
+
+    def close(self) -> None:
+        """Let the workers end. No calls run any more."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        for node in self.nodes:
+            node.close()
+
+
+class Host:
+    """An open pipeline, as everything inside of it sees it. See the module.
+
+    Args:
+        declaration: The pipeline.
+        resources: By name, what its stages' keyword-only parameters get. Engines are started
+            when the app opens, unless they run already, and stopped when it closes.
+        capacity: Most items per edge and request that have all they need and wait.
+        max_held_items: Most items per request in group and join buffers, which have no other
+            bound; a request that needs more fails.
+        max_requests: Most requests that are open at once; None: any number.
+        observers: What gets the events of requests, calls, generations, groups and engines.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    clock: Any
+    now: Any
+    context: contextvars.Context
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        resources: Mapping[str, object],
+        *,
+        capacity: int,
+        max_held_items: int,
+        max_requests: int | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        check_count("open(capacity=...)", capacity)
+        check_count("open(max_held_items=...)", max_held_items)
+        if max_requests is not None:
+            check_count("open(max_requests=...)", max_requests)
+        self.declaration = declaration
+        self.capacity = capacity
+        self.max_held_items = max_held_items
+        self.max_requests = max_requests
+        # Refuse at once what cannot work.
+        bind_resources(declaration, own_resources(declaration, resources))
+        seen_by = Observers(check_observers(observers))
+        self.notify_request = seen_by.notifier(RequestStarted, RequestEnded)
+        self.notify_call = seen_by.notifier(CallStarted, CallEnded)
+        self.notify_item = seen_by.notifier(ItemProduced)
+        self.notify_group = seen_by.notifier(GroupCompleted)
+        self.notify_generation = seen_by.notifier(GenerationStarted, GenerationEnded, EngineFailed)
+        self._resources = Resources(
+            declaration, resources, seen_by.notifier(EngineStarted, EngineStopped)
+        )
+        self._values = resources
+        self._installed: weakref.WeakKeyDictionary[Declaration, Installed] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._own: Installed | None = None
+        self._requests: set[Request] = set()
+        self._top = 0  # Requests among them that no stage has started.
+        self._feeders: set[Feeder] = set()
+        self._room: set[Callable[[], None]] = set()  # Maps that wait for max_requests.
+        self._maps: set[object] = set()  # Those that have begun and are not over.
+        self._keepers = Keepers(self._spawn_keeper)
+        self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"
+        self._has_opened = False
+        self._task: asyncio.Task[None] | None = None
+        self._opening: anyio.CancelScope | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._workers: WorkerTasks | None = None
+        self._opened: asyncio.Event | None = None
+        self._closing: asyncio.Event | None = None
+        self._ended: asyncio.Event | None = None
+        self._quiet: asyncio.Event | None = None
+        self._failures: list[BaseException] = []
+        """What was raised while it opened or closed, to be raised to the task that asked."""
+
+    @property
+    def state(self) -> str:
+        """``new``, ``opening``, ``open``, ``draining`` or ``closed``."""
+        return self._state
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that have not ended, those that stages have started included."""
+        return len(self._requests)
+
+    # ---- opening and closing
+
+    async def open(self) -> None:
+        """Start the engines and open, in a task of its own.
+
+        Raises:
+            EngineStartError: An engine did not start; those that did are stopped again.
+            Closed: It was opened before, or closed while it opened.
+
+        Cancellation: nothing is left behind when it is raised.
+        """
+        if self._state != "new":
+            msg = f"this app of {self.declaration.name!r} was opened before; call open() again"
+            raise Closed(msg)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            msg = (
+                f"{self.declaration.name}.open() needs asyncio, and no asyncio event loop runs here; "
+                f"alto does not run under trio: call it from what asyncio.run(...) runs, and with "
+                f"anyio's pytest plugin let the fixture `anyio_backend` return 'asyncio'"
+            )
+            raise RuntimeError(msg) from error
+        self._state, self._opening = "opening", anyio.CancelScope()
+        self.loop, self.clock = loop, clock_of(loop)
+        self.now = time.monotonic if has_real_time(loop) else loop.time
+        self.context = contextvars.copy_context()
+        self._opened, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        # Past the program's task factory: an eager one would run it within this very step.
+        self._task = asyncio.Task(
+            self._main(),
+            loop=loop,
+            name=f"alto app {self.declaration.name}",
+            context=self.context.copy(),
+        )
+        try:
+            await self._opened.wait()
+        except asyncio.CancelledError:
+            self._opening.cancel()
+            self.close_soon()
+            await uncut(self._wait_closed)
+            self.raise_failure(None)
+            raise
+        if self.state == "closed":
+            await uncut(self._wait_closed)
+            self.raise_failure(None)
+            msg = f"this app of {self.declaration.name!r} was closed while it opened"
+            raise Closed(msg)
+
+    async def close(self) -> None:
+        """Cancel what still runs, wait until it has ended, and stop the engines. Idempotent.
+
+        Raises:
+            RuntimeError: A call of one of its requests runs here.
+
+        Cancellation: shielded.
+        """
+        if self._state == "new":
+            self._state = "closed"
+            return
+        if any(call.run.request in self._requests for call in calls_around()):
+            msg = "a stage cannot close the app that it works for; let it end, or raise"
+            raise RuntimeError(msg)
+        if self.state == "closed" and self.loop.is_closed():
+            return  # Its loop has ended, and has closed it.
+        self._check_loop()
+        if self._state == "opening":
+            assert self._opening is not None
+            self._opening.cancel()
+        self.close_soon()
+        await uncut(self._wait_closed)
+
+    async def _wait_closed(self) -> None:
+        assert self._ended is not None
+        await self._ended.wait()
+
+    def close_soon(self) -> None:
+        """Cancel all requests, and let the host task close. Nothing new is accepted from now on."""
+        if self._closing is not None:
+            if self._state in ("open", "draining"):
+                self._state = "closed"
+            for request in list(self._requests):
+                request.cancel("its app was closed")
+            self._maps.clear()  # They start nothing any more.
+            self._look_quiet()
+            self._closing.set()
+
+    def raise_failure(self, error: BaseException | None) -> None:
+        """Raise what went wrong while it opened or closed, once; where *error* is raised, note it."""
+        failures, self._failures = self._failures, []
+        if not failures:
+            return
+        if error is not None:
+            for failure in failures:
+                noted(error, f"while the app closed, also: {shown(failure)}")
+            return
+        try:
+            raise failures[0]
+        finally:
+            del failures
+
+    async def drain(self, timeout: float | None) -> bool:
+        """Accept no new requests, and wait until those that are open have ended.
+
+        Returns:
+            Whether all have ended; False where *timeout* seconds were over before.
+        """
+        if self._state != "draining":  # By another task: both wait.
+            self.check_open()
+        self._check_loop()
+        self._state = "draining"
+        with anyio.move_on_after(timeout):
+            await self._wait_quiet()
+        return not self._requests and not self._maps
+
+    async def _wait_quiet(self) -> None:
+        while self._requests or self._maps:
+            if self._quiet is None:
+                self._quiet = asyncio.Event()
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def _main(self) -> None:
+        assert self._opened is not None
+        assert self._ended is not None
+        try:
+            await self._open_and_close()
+        except BaseException as error:
+            self._failures.append(error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+        finally:
+            self._state = "closed"
+            self._opened.set()
+            self._ended.set()
+            self._task = None
+
+    async def _open_and_close(self) -> None:
+        assert self._opened is not None
+        assert self._closing is not None
+        assert self._opening is not None
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._workers = WorkerTasks(self.loop, self.context, self._worker_failed)
+        self._tasks.start_soon(self._workers.stand)
+        try:
+            with self._opening:
+                await self._resources.start()
+                await self._set_up()
+                self._state, self._has_opened = "open", True
+                self._opened.set()
+            if self._has_opened:
+                with contextlib.suppress(asyncio.CancelledError):  # Of a loop that goes down.
+                    await self._closing.wait()
+            self.close_soon()
+            with contextlib.suppress(asyncio.CancelledError):
+                await uncut(self._wait_quiet)
+        finally:
+            self._state = "closed"
+            try:
+                await self._leave_tasks()
+            finally:
+                await self._resources.stop()
+
+    async def _leave_tasks(self) -> None:
+        assert self._tasks is not None
+        assert self._workers is not None
+        for installed in self._installed.values():
+            installed.close()
+        self._keepers.give_up()
+        self._workers.close()
+        for feeder in self._feeders:
+            feeder.cancel()
+        self._tasks.cancel_scope.shield = True
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            for check in (self._workers.check, partial(self._keepers.raise_late, None)):
+                try:
+                    check()
+                except BaseException as failure:  # noqa: BLE001  # raised when it is closed
+                    self._failures.append(failure)
+
+    async def _set_up(self) -> None:
+        # Install what there is to install, and let replicas make what each has of its own.
+        self._own = self._install(self.declaration)
+        self._install_mentioned(lambda found: found.keeps)
+        replicas = [r for _, node in self.named_nodes() for r in node.replicas.values()]
+        await self._keepers.start(replicas)
+
+    # ---- pipelines inside of it
+
+    def _install(self, declaration: Declaration) -> Installed:
+        installed = self._installed.get(declaration)
+        if installed is None:
+            installed = self._made(declaration)
+            if installed.keeps and self._state != "opening":
+                raise ResourceError(unseen(declaration.name, self.declaration.name))
+            self._keep(declaration, installed)
+        return installed
+
+    def _made(self, declaration: Declaration) -> Installed:
+        prefix = prefix_of(declaration, self.declaration)
+        return Installed(self, declaration, self._own_values(declaration), prefix)
+
+    def _keep(self, declaration: Declaration, installed: Installed) -> None:
+        self._installed[declaration] = installed
+        if declaration is not self.declaration:
+            installed.close_with(declaration, self.loop)
+
+    def _install_mentioned(self, wanted: Callable[[Installed], bool]) -> None:
+        for other in mentioned(self.declaration, self._values.values()):
+            if other not in self._installed:
+                with contextlib.suppress(ResourceError):  # Raised where a stage calls it.
+                    found = self._made(other)
+                    if wanted(found):
+                        self._keep(other, found)
+
+    def _own_values(self, declaration: Declaration) -> Mapping[str, object]:
+        # An inner pipeline takes what it needs of the app's resources.
+        if declaration is self.declaration:
+            return own_resources(declaration, self._values)
+        return inner_resources(declaration, self._values)
+
+    def named_nodes(self) -> list[tuple[str, Node]]:
+        """Give the stages, by their names in the statistics."""
+        return [
+            (installed.prefix + node.plan.name, node)
+            for installed in self._installed.values()
+            for node in installed.nodes
+        ]
+
+    # ---- requests
+
+    def check_open(self) -> None:
+        """Refuse to go on unless it is open, here.
+
+        Raises:
+            Closed: It is not open, or it drains.
+            RuntimeError: It belongs to another event loop.
+        """
+        gone = self._state == "closed" and self._has_opened and self.loop.is_closed()
+        check_open(self.declaration.name, "gone" if gone else self._state)
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        check_loop(self.declaration.name, self.loop)
+
+    def check_values(self, given: Mapping[str, object]) -> tuple[Mapping[str, object] | None, ...]:
+        """Give, per stage, the resources that requests with the values *given* get.
+
+        Raises:
+            ResourceError: No stage takes one, or it does not fit.
+        """
+        others = mentioned(self.declaration, [*self._values.values(), *given.values()])
+        check_names(self.declaration, others, given)
+        check_inner(self.declaration, others, given)
+        return values_of_request(self.declaration, given)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may start."""
+        return self.max_requests is None or self._top < self.max_requests
+
+    def wait_for_room(self, wake: Callable[[], None]) -> None:
+        """Call *wake* when another request may start."""
+        self._room.add(wake)
+
+    def begin(self, inputs: Sequence[object], options: Options, *, waits: bool = False) -> Request:
+        """Start a request.
+
+        Args:
+            inputs: One value per input of the pipeline.
+            options: How it is to run.
+            waits: Whether it has waited for room, and was accepted before the app began to drain.
+
+        Raises:
+            InputError: An input does not fit.
+            Overloaded: There are as many requests as there may be.
+        """
+        if not (waits and self._state == "draining"):
+            self.check_open()
+        check_inputs(self.declaration, inputs)
+        if not waits and not self.has_room:
+            assert self.max_requests is not None
+            raise Overloaded(self._top, self.max_requests, kind="requests")
+        assert self._own is not None
+        request = Request(self, self.declaration, self._own.nodes, options)
+        self._top += 1
+        return self._started(request, inputs)
+
+    def inner(
+        self, declaration: Declaration, inputs: Sequence[object], call: Call, options: Options
+    ) -> Request:
+        """Start a request of another pipeline from inside a call of this app."""
+        installed = self._install(declaration)
+        check_inputs(declaration, inputs)
+        request = Request(self, declaration, installed.nodes, options, parent=call)
+        return self._started(request, inputs)
+
+    def _started(self, request: Request, inputs: Sequence[object]) -> Request:
+        self._requests.add(request)
+        request.start(inputs)
+        return request
+
+    def request_ended(self, request: Request) -> None:
+        """Let go of a request that has ended."""
+        if request not in self._requests:
+            return
+        self._requests.discard(request)
+        if request.parent is None:
+            self._top -= 1
+            if self._room:
+                woken, self._room = self._room, set()
+                for wake in woken:
+                    wake()
+        self._look_quiet()
+
+    def _look_quiet(self) -> None:
+        if not self._requests and not self._maps and self._quiet is not None:
+            self._quiet.set()
+
+    def map_begun(self, feeding: object) -> None:
+        """Note that a map has inputs left, or requests that run."""
+        if self._state in ("open", "draining"):
+            self._maps.add(feeding)
+
+    def map_over(self, feeding: object) -> None:
+        """Note that it has neither any more, or was closed. Idempotent."""
+        self._maps.discard(feeding)
+        self._look_quiet()
+
+    def runs_at(self, node: Node) -> list[NodeRun]:
+        """Give the runs of open requests at a stage."""
+        return [run for request in self._requests for run in request.runs if run.node is node]
+
+    def statistics(self) -> AppStatistics:
+        """Add up what it is doing now."""
+        return statistics_of(self._installed.values(), self._requests)
+
+    async def scale(self, stage: str, replicas: int) -> None:
+        """Change the number of a stage's replicas."""
+        if "." in str(stage):  # Of a pipeline that no stage has called yet.
+            self._install_mentioned(lambda _: True)
+        node = find_node(self.named_nodes(), stage, self.declaration.name)
+        async with node.scaling:
+            self.check_open()
+            more = replicas - len(node.binding.live)
+            if more > 0:
+                new = [node.new_replica() for _ in range(more)]
+                await self._keepers.start(new)
+                self.check_open()
+                add_replicas(node, new, self.runs_at(node))
+            else:
+                remove_replicas(node, -more, self.runs_at(node))
+
+    # ---- tasks
+
+    def spawn_worker(self, worker: Worker) -> None:
+        """Start a worker's task."""
+        assert self._workers is not None
+        self._workers.spawn(worker.main(), f"alto {worker.replica.name}")
+
+    def _worker_failed(self) -> None:
+        # Alto's own fault, or the end of the program: calls may never end, and must not be waited for.
+        try:
+            for request in list(self._requests):
+                request.give_up()
+        finally:
+            for request in list(self._requests):  # Whatever did not end even so.
+                self.request_ended(request)
+            self.close_soon()
+
+    def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert self._tasks is not None
+        self.context.copy().run(partial(self._tasks.start_soon, keeper))
+
+    def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> Feeder:
+        """Start a task that is cancelled when the app closes."""
+        assert self._tasks is not None
+        feeder = Feeder()
+        self._feeders.add(feeder)
+        self._tasks.start_soon(self._feed, feeder, function, *args)
+        return feeder
+
+    async def _feed(
+        self, feeder: Feeder, function: Callable[..., Awaitable[Any]], *args: object
+    ) -> None:
+        try:
+            await feeder.run(function, *args)
+        finally:
+            self._feeders.discard(feeder)

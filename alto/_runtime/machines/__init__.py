@@ -1,0 +1,1 @@
+"""Decisions of the runtime: synchronous, without clock, randomness or I/O."""

@@ -1,0 +1,267 @@
+"""One stage in a pipeline, as long as the app is open: its replicas, and which of them gets what.
+
+Theory of operation. As long as a stage has one replica, requests stand in that one's line
+themselves, and nothing here is in the way. With more, the stage is *routed*: an item of a stage that
+does not gather waits at its request until some replica could start a call; then the router says
+where it goes. A group is bound to a replica when its first piece comes, and its call goes there. A
+stage that was ever scaled stays routed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from alto._graph.plan import NodePlan
+from alto._graph.spec import NodeSpec
+from alto._runtime.lifespan import Keeper, needs_keeper
+from alto._runtime.machines.binding import Binding
+from alto._runtime.machines.permits import Rotation
+from alto._runtime.observers import Notify
+from alto._runtime.replica import Replica, Setting
+from alto._runtime.resources import with_handles
+from alto._safe_text import told
+from alto.errors import ResourceError, RoutingError
+from alto.model import Path
+from alto.protocols import Router
+from alto.routing import LeastWork
+
+if TYPE_CHECKING:
+    from alto._runtime.node_run import NodeRun
+
+__all__ = ("Node", "NodeSetting")
+
+
+class NodeSetting(Setting, Protocol):
+    """What an app gives all its stages."""
+
+    @property
+    def notify_group(self) -> Notify | None:
+        """The same for groups."""
+        ...
+
+
+class Node:
+    """A stage in a pipeline, shared by all requests of an app.
+
+    Args:
+        pipeline: Name of the pipeline.
+        plan: Where the stage stands in the graph.
+        spec: The stage.
+        resources: Its keyword arguments; those that each replica makes for itself as they were
+            given.
+        setting: What the app gives all its stages.
+    """
+
+    __slots__ = ("_again", "_dispatching", "arity", "binding", "done", "full_name", "group_slots", "home",
+                 "join", "keeps", "line", "plan", "replicas", "resources", "routed", "scaling", "setting",
+                 "spec")  # fmt: skip
+
+    def __init__(
+        self,
+        pipeline: str,
+        plan: NodePlan,
+        spec: NodeSpec,
+        resources: Mapping[str, object],
+        setting: NodeSetting,
+    ) -> None:
+        self.full_name = f"{pipeline}.{plan.name}"
+        self.plan = plan
+        self.spec = spec
+        self.resources = resources
+        self.setting = setting
+        self.arity = len(plan.inputs)
+        self.group_slots = tuple(k for k, source in enumerate(plan.inputs) if source.group)
+        self.join: tuple[int | None, ...] = ()
+        """Depths as :class:`Join` wants them; empty where a call needs one thing only."""
+        if self.arity > 1:
+            self.join = tuple(None if s.group else s.depth for s in plan.inputs)
+        self.keeps = needs_keeper(spec, resources)
+        """Whether each replica has something of its own, which must be made before it works."""
+        self.binding = Binding(_router(spec, plan.name), plan.name)
+        self.replicas: dict[int, Replica] = {}
+        """By number, in order; those that drain included."""
+        self.line: Rotation[NodeRun] = Rotation()
+        """Requests with items that no replica has been given yet."""
+        self.done = 0
+        """Calls that have ended by themselves at replicas that have gone."""
+        self.scaling = anyio.Lock()
+        """Held while replicas are added or removed."""
+        self._dispatching = self._again = False
+        self.routed = spec.stage.replicas > 1
+        """Whether a router says which replica gets what."""
+        for replica in [self.new_replica() for _ in range(spec.stage.replicas)]:
+            self.add(replica)
+        self.home: Replica = self.replicas[0]
+        """The only replica, as long as there is only one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        return self.plan.name
+
+    @property
+    def concurrency(self) -> int:
+        """Most calls that run at once, per replica."""
+        return self.spec.stage.concurrency
+
+    @property
+    def generator(self) -> bool:
+        """Whether a call may give any number of outputs."""
+        return self.spec.stage.generator
+
+    # ---- replicas come and go
+
+    def new_replica(self) -> Replica:
+        """Make a replica that gets nothing yet."""
+        number = self.binding.reserve()
+        keeper = None
+        if self.keeps:
+            keeper = Keeper(self.spec, self.plan.name, number, self.resources)
+        resources = {} if keeper is not None else with_handles(self.spec, self.resources)
+        return Replica(self, number, keeper, self.spec.stage.fn, resources)
+
+    def add(self, replica: Replica) -> None:
+        """Give a replica items and groups from now on."""
+        self.binding.add(replica.number, self.concurrency)
+        self.replicas[replica.number] = replica
+
+    def route(self, runs: Iterable[NodeRun]) -> None:
+        """Let a router say which replica gets what. *runs* are those of all open requests."""
+        if self.routed:
+            return
+        self.routed = True
+        for run in runs:
+            run.route()
+
+    def drain(self, number: int, runs: Iterable[NodeRun]) -> None:
+        """Give a replica nothing new, and let it go when its last call has ended.
+
+        Items that wait for it go to others; groups stay where they are.
+        """
+        self.binding.drain(number)
+        if not self.group_slots:
+            for run in runs:
+                for _ in range(run.take_back(number)):
+                    self.binding.withdrawn(number)
+        self._retire(number)
+        self.dispatch()
+
+    def _retire(self, number: int) -> None:
+        # See whether a replica that drains has nothing left.
+        if self.binding.is_drained(number):
+            self.binding.forget(number)
+            replica = self.replicas.pop(number)
+            self.done += replica.done
+            replica.close()
+
+    def close(self) -> None:
+        """Let the workers end. No calls run any more."""
+        for replica in self.replicas.values():
+            replica.close()
+
+    # ---- who gets what
+
+    def offer(self, run: NodeRun) -> None:
+        """Put *run*, which has items to start, in line, and route what can be started."""
+        self.line.add(run)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Route items as long as some replica could start one."""
+        if self._dispatching:
+            self._again = True
+            return
+        self._dispatching = self._again = bool(self.line)
+        try:
+            while self._again and self.line:
+                self._again = False
+                free = self._look()
+                while free and self.line:
+                    free -= self._dispatch(self.line.pop())
+        finally:
+            self._dispatching = False
+
+    def _look(self) -> int:
+        # Bring up to date what routers see; how many replicas could start a call.
+        some = 0
+        for load in self.binding.live:
+            load.free = self.replicas[load.number].permits.spare
+            some += load.free > 0
+        return some
+
+    def _dispatch(self, run: NodeRun) -> bool:
+        # Whether a replica that could start a call cannot start another one now.
+        unplaced = run.unplaced
+        if run.stalled or not unplaced:
+            return False
+        path, args = unplaced[0]
+        if run.is_full(path) and (room := run.no_room_at(path)) is not None:
+            run.stall(room)
+            return False
+        try:
+            number = self.binding.place(run.request.number, path, args[0])
+        except RoutingError as error:
+            run.request.fail(error)
+            return False
+        unplaced.popleft()
+        if unplaced:
+            self.line.add(run)
+        replica = self.replicas[number]
+        run.queue(replica).put(path, args)
+        load = self.binding.loads[number]
+        if not load.free:  # Of a router that named one which is busy.
+            return False
+        load.free = replica.permits.spare
+        return not load.free
+
+    def bind(self, run: NodeRun, path: Path, value: object) -> Replica:
+        """Choose the replica of a group that comes to be."""
+        self._look()
+        request = run.request
+        try:
+            number = self.binding.bind(request.number, path, value)
+        except RoutingError as error:
+            number = self.binding.live[0].number
+            self.binding.hold(request.number, path, number)
+            replica = self.replicas[number]
+            run.rows[path].replica = replica  # Before the request fails, which releases it.
+            request.fail(error)
+            return replica
+        return self.replicas[number]
+
+    def release(self, run: NodeRun, path: Path) -> None:
+        """Forget a group that is closed."""
+        self._retire(self.binding.release(run.request.number, path))
+
+    def withdrawn(self, number: int, items: int) -> None:
+        """Forget *items* that a replica had been given and that nothing needs any more."""
+        for _ in range(items):
+            self.binding.withdrawn(number)
+        self._retire(number)
+
+    def ended(self, number: int, seconds: float | None) -> None:
+        """Count a call that has ended, after it ran for *seconds*; None: that is not known."""
+        if self.group_slots:  # Its row has gone already, and counts for it.
+            if seconds is not None and number in self.binding.loads:
+                self.binding.took(number, seconds)
+            return
+        self.binding.ended(number, seconds)
+        self._retire(number)
+
+
+def _router(spec: NodeSpec, name: str) -> Router:
+    if spec.stage.router is None:
+        return LeastWork()
+    try:
+        return deepcopy(spec.stage.router)
+    except Exception as error:
+        msg = (
+            f"stage {name!r}: its router {type(spec.stage.router).__name__} cannot be copied, and "
+            f"each app works with a copy ({told(error)}); give it a __deepcopy__ "
+            f"that makes a new one, or returns itself to be shared"
+        )
+        raise ResourceError(msg) from error

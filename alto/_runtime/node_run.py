@@ -1,0 +1,441 @@
+"""One request at one stage: what has arrived, what can start, what runs, where results go.
+
+Theory of operation. A run has one *port* per stream parameter of its stage, and one target per
+consumer of its own stream. Upstream calls it with ``push`` (an item) and ``counted`` (a call has had
+so many children), in any order, and asks ``is_full`` before. All of these are sync: they feed a
+machine of ``_core`` and apply what it says.
+
+Calls that have all they need stand in the ready queue of a replica (queue.py); only these count
+against the capacity. Where the stage has several replicas, an item waits in ``unplaced`` until a
+router has said which queue it goes to (node.py). What still waits for something else from upstream is
+*held*: it has nowhere else to go.
+
+Why nothing deadlocks: a call that waits for room waits for a consumer which has all it needs from
+upstream (a ready call, or a begun group whose call does not wait for a piece). Waiting calls hold no
+permits. So following whom a call waits for leads strictly downstream, and ends at user code that
+runs, or at the reader of the request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alto._current_call import current_call
+from alto._runtime.call import Call
+from alto._runtime.group import GroupedCall
+from alto._runtime.machines.join import Join
+from alto._runtime.machines.liveness import Demand
+from alto._runtime.ports import GroupPort, ItemPort, JoinPort, Port, Target
+from alto._runtime.queue import ReadyQueue, Start
+from alto._runtime.replica import Replica
+from alto._runtime.room import Room
+from alto.events import GroupCompleted
+from alto.model import Path
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from alto._runtime.node import Node
+    from alto._runtime.request import Request
+
+__all__ = ("NodeRun",)
+
+
+class NodeRun:
+    """One request at one stage. See the module."""
+
+    __slots__ = (
+        "_counts_to",
+        "_demand",
+        "_group_ports",
+        "_targets",
+        "capacity",
+        "dropped",
+        "index",
+        "is_full",
+        "join",
+        "keeps_calls",
+        "node",
+        "ports",
+        "push",
+        "queues",
+        "request",
+        "room",
+        "routed",
+        "rows",
+        "sole",
+        "stage",
+        "stalled",
+        "suspended",
+        "unplaced",
+        "values",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, node: Node, values: Mapping[str, object] | None) -> None:
+        self.request = request
+        self.node = node
+        self.index: int = node.plan.index
+        self.stage: str = node.full_name
+        """Name of the stage, with its pipeline's."""
+        self.values = values
+        """Resources that the stage gets for this request alone; None: none."""
+        self.capacity: int = request.capacity
+        self.queues: dict[int, ReadyQueue] = {}
+        """What waits for each replica, by its number, and how much of it runs."""
+        self.sole: ReadyQueue | None = None
+        """The only queue, as long as the stage has one replica."""
+        self.unplaced: deque[Start] = deque()
+        """Calls that no replica has been given yet."""
+        self.stalled = False
+        """Whether the next of them may not be placed, since its outputs would have no room."""
+        self.routed: bool = node.routed
+        self.keeps_calls: bool = node.routed or bool(node.group_slots)
+        """Whether the end of every call matters here."""
+        """Whether a router says which replica gets what, and so learns how long calls run."""
+        if not node.routed:
+            self.sole = self.queues[node.home.number] = ReadyQueue(self, node.home)
+        self.room = Room()
+        """Who waits for a call to start."""
+        self.suspended: dict[Path, Call] = {}
+        """Calls that have suspended, so that they can be cancelled."""
+        self.rows: dict[Path, GroupedCall] = {}
+        """Groups whose call has not ended."""
+        self.dropped: set[Path] = set()
+        """Ancestors below which nothing is needed any more."""
+        self._demand: Demand | None = None
+        self.join: Join | None = Join(node.plan.depth, node.join) if node.join else None
+        self.ports: tuple[Port, ...] = tuple(self._port(slot) for slot in range(node.arity))
+        self._group_ports = tuple(port for port in self.ports if isinstance(port, GroupPort))
+        # Filled by the request once all runs exist:
+        self._targets: tuple[Target, ...] = ()
+        self._counts_to: tuple[Target, ...] = ()
+        # Any: functions that stand in attributes with a slot are methods to pyright.
+        self.push: Any = self._push_all
+        self.is_full: Any = self._any_full
+
+    def _port(self, slot: int) -> Port:
+        if self.node.plan.inputs[slot].group:
+            return GroupPort(self, slot)
+        return ItemPort(self, slot) if self.join is None else JoinPort(self, slot)
+
+    def connect(self, targets: tuple[Target, ...], counts_to: tuple[Target, ...]) -> None:
+        """Say where results go, and what must know how many there were."""
+        self._targets = targets
+        self._counts_to = counts_to
+        if len(targets) == 1:  # The common case: straight to the target, without a loop.
+            self.push = targets[0].push
+            self.is_full = targets[0].is_full
+
+    # ---- what it is, to those that see little of it
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        return self.node.plan.name
+
+    @property
+    def depth(self) -> int:
+        """Length of a call's path."""
+        return self.node.plan.depth
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The app's event loop."""
+        return self.node.setting.loop
+
+    @property
+    def priority(self) -> int:
+        """The request's priority."""
+        return self.request.priority
+
+    @property
+    def root(self) -> Request:
+        """The outermost request."""
+        return self.request.root
+
+    @property
+    def in_arrival_order(self) -> bool:
+        """Whether groups hand out their pieces as they come."""
+        return self.node.spec.stage.order == "arrival"
+
+    def input_depth(self, slot: int) -> int:
+        """Length of the paths that come in at parameter *slot*."""
+        return self.node.plan.inputs[slot].depth
+
+    def rank(self, slot: int) -> int:
+        """Give which of the stage's groups parameter *slot* is."""
+        return self.node.group_slots.index(slot)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that have all they need and have not started."""
+        if self.sole is not None:
+            return len(self.sole.ready)
+        return len(self.unplaced) + sum(len(queue.ready) for queue in self.queues.values())
+
+    @property
+    def active(self) -> int:
+        """Calls that have started and have not ended."""
+        return sum(queue.active for queue in self.queues.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call runs or could start."""
+        if self.sole is not None:
+            return bool(self.sole.active or self.sole.ready)
+        return bool(self.unplaced) or any(q.active or q.ready for q in self.queues.values())
+
+    # ---- what can start
+
+    def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
+        """Queue a call that has all it needs."""
+        if self.sole is not None:
+            self.sole.put(path, args)
+        elif self._group_ports:
+            self.queue(self.rows[path].replica).put(path, args)
+        else:
+            self.unplaced.append((path, args))
+            if not self.stalled:
+                self.node.offer(self)
+
+    def row(self, path: Path, value: object = None) -> GroupedCall:
+        """Give the groups of the call at *path*, made when the first of them begins, with *value*."""
+        row = self.rows.get(path)
+        if row is None:
+            row = self.rows[path] = GroupedCall(self, path, self._group_ports)
+            if self.sole is None:
+                row.replica = self.node.bind(self, path, value)
+        return row
+
+    def begin(self, grouped: GroupedCall) -> None:
+        """Queue the call of *grouped* if it has all it needs: one of its groups has begun."""
+        if self.join is None:
+            grouped.begun = True
+            self.put(grouped.path, grouped.groups)
+            return
+        held = self.join.held
+        self.start_all(self.join.begun(grouped.path))
+        self.request.hold(self.join.held - held, self)
+
+    def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
+        """Queue calls that have all their items."""
+        for path, args in starts:
+            if self._group_ports:
+                row = self.rows[path]
+                row.begun = True
+                for port, group in zip(self._group_ports, row.groups, strict=True):
+                    args[port.slot] = group
+            self.put(path, args)
+
+    def completed(self, path: Path, slot: int) -> None:
+        """Report that a group is complete."""
+        if (notify := self.node.setting.notify_group) is not None:
+            notify(
+                GroupCompleted(
+                    request=self.request.id,
+                    stage=self.stage,
+                    path=path,
+                    parameter=self.node.spec.stage.params[slot].name,
+                    time=self.loop.time(),
+                )
+            )
+
+    # ---- where a router says which replica gets what
+
+    def queue(self, replica: Replica) -> ReadyQueue:
+        """Give the queue for *replica*."""
+        queue = self.queues.get(replica.number)
+        if queue is None:
+            queue = self.queues[replica.number] = ReadyQueue(self, replica)
+        return queue
+
+    def route(self) -> None:
+        """Let a router say which replica gets what, from now on. What has begun stays where it is."""
+        sole, self.sole = self.sole, None
+        if sole is None:
+            return
+        self.routed = self.keeps_calls = True
+        node = self.node
+        if self._group_ports:
+            for path, row in self.rows.items():
+                row.replica = node.home
+                node.binding.hold(self.request.number, path, node.home.number)
+            return
+        node.binding.adopt(node.home.number, sole.active)
+        self._take_back(sole)
+
+    def take_back(self, number: int) -> int:
+        """Let others have what waits for replica *number*, and give how many items that is."""
+        queue = self.queues.get(number)
+        return 0 if queue is None else self._take_back(queue)
+
+    def _take_back(self, queue: ReadyQueue) -> int:
+        starts = queue.take_all()
+        self.unplaced.extendleft(reversed(starts))
+        if starts and not self.stalled:
+            self.node.offer(self)
+        return len(starts)
+
+    def stall(self, room: Room) -> None:
+        """Place nothing more until there is *room* for what the next call would give."""
+        room.block(self)
+        self.stalled = True
+
+    def unblock(self) -> None:
+        """Go on placing: there is room again."""
+        self.stalled = False
+        if self.unplaced:
+            self.node.offer(self)
+
+    # ---- where results go
+
+    def no_room_at(self, path: Path) -> Room | None:
+        """Give where an item at *path*, or below it, has no room; None: it has room everywhere."""
+        for target in self._targets:
+            if target.is_full(path):
+                return target.room_for(path)
+        return None
+
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
+        """Give ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
+        if len(self._targets) == 1:
+            return self._targets[0].inlet(path)
+        return self.is_full, self.push
+
+    def counted(self, path: Path, children: int) -> None:
+        """Say that the call at *path* has ended after *children* outputs."""
+        for port in self._counts_to:
+            port.counted(path, children)
+
+    def _push_all(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        for target in self._targets:
+            target.push(path, value)
+
+    def _any_full(self, path: Path) -> bool:
+        return any(target.is_full(path) for target in self._targets)
+
+    # ---- what ends
+
+    def call_ended(self, call: Call, seconds: float | None) -> None:
+        """Let go of a call that has ended, after it ran for *seconds*, where that is known."""
+        self.suspended.pop(call.path, None)
+        if self._group_ports and (row := self.rows.pop(call.path, None)) is not None:
+            # What only its groups waited for is cancelled.
+            row.leave()
+            if row.replica is not None:
+                self.node.release(self, call.path)
+        if self.routed:
+            self.node.line.served(self)
+            self.node.ended(call.replica.number, seconds)
+
+    def idle(self) -> None:
+        """Look whether the request has ended, since no call of it runs at one replica."""
+        self.request.check_end()
+
+    def is_dropped(self, path: Path) -> bool:
+        """Say whether nothing needs what comes in at *path*."""
+        return any(path[:n] in self.dropped for n in range(len(path) + 1))
+
+    def release(self, slot: int, ancestor: Path) -> None:
+        """Cancel what only input *slot* needs at or below *ancestor*: it needs that no more."""
+        self.ports[slot].dropped.add(ancestor)
+        source = self.node.plan.inputs[slot]
+        producer = self.request.producer(source.source)
+        if producer is not None:
+            producer.released(source.rank, ancestor)
+
+    def released(self, rank: int, ancestor: Path) -> None:
+        """Drop what no consumer needs any more: number *rank* needs nothing below *ancestor*."""
+        if self._demand is None:
+            self._demand = Demand(len(self._targets))
+        for dead in self._demand.release(rank, ancestor):
+            self.request.drop_soon(self, dead)
+
+    def drop(self, ancestor: Path) -> None:
+        """Stop making what is below *ancestor*: nothing needs it any more."""
+        size = len(ancestor)
+        if self.is_dropped(ancestor):
+            return
+        self.dropped.add(ancestor)
+        self._drop_waiting(ancestor)
+        if self.join is not None:
+            held = self.join.held
+            self.join.drop(ancestor)
+            self.request.let_go(held - self.join.held)
+        running = self._cancel_running(ancestor)
+        for path in self._below(ancestor, self.rows):
+            row = self.rows[path]
+            for group in row.groups:
+                group.dropped = True
+            row.leave()
+            if path not in running:  # A running call's row goes when the call has ended.
+                del self.rows[path]
+                if row.replica is not None:
+                    self.node.release(self, path)
+        for slot, source in enumerate(self.node.plan.inputs):
+            # Below its calls the levels of its outputs are its own, not those of its inputs.
+            if size <= min(source.depth, self.node.plan.depth):
+                self.release(slot, ancestor)
+        self.room.wake_all()
+        if self.stalled:
+            self.unblock()
+        for queue in list(self.queues.values()):
+            if queue.blocked:
+                queue.unblock()
+
+    def _cancel_running(self, ancestor: Path) -> set[Path]:
+        size = len(ancestor)
+        running = [self.suspended[path] for path in self._below(ancestor, self.suspended)]
+        mine = current_call.get()  # A call that has not suspended yet is in no set.
+        if isinstance(mine, Call) and mine.run is self and mine.path[:size] == ancestor:
+            running.append(mine)
+        for call in running:
+            call.cancel()
+        return {call.path for call in running}
+
+    def _below(self, ancestor: Path, paths: Mapping[Path, object]) -> Sequence[Path]:
+        # The paths of calls at or below an ancestor. Most often it is one: then without a search.
+        size = len(ancestor)
+        if size == self.node.plan.depth:
+            return [ancestor] if ancestor in paths else []
+        return [path for path in paths if path[:size] == ancestor]
+
+    def _drop_waiting(self, ancestor: Path) -> None:
+        size = len(ancestor)
+        kept = [start for start in self.unplaced if start[0][:size] != ancestor]
+        if len(kept) < len(self.unplaced):
+            self.unplaced.clear()
+            self.unplaced.extend(kept)
+        for number, queue in list(self.queues.items()):
+            gone = queue.drop(ancestor)
+            if gone and self.sole is None and not self._group_ports:
+                self.node.withdrawn(number, gone)
+
+    def close(self) -> None:
+        """Let go of everything: the request has ended, and must not keep its items alive."""
+        for path, row in self.rows.items():
+            for group in row.groups:
+                group.left = True
+            row.groups = ()
+            if row.replica is not None:
+                self.node.release(self, path)
+        self._targets = self._counts_to = ()
+        self.push, self.is_full = _closed_push, _closed_full
+        self.ports = self._group_ports = ()
+        self.rows.clear()
+        self.unplaced.clear()
+        self.suspended.clear()
+        self.queues.clear()
+        self.sole = None
+        self.join = None
+        self.values = None
+
+
+def _closed_push(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Drop an item of a request that has ended."""
+
+
+def _closed_full(path: Path) -> bool:  # noqa: ARG001
+    return False

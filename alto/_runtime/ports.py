@@ -1,0 +1,256 @@
+"""Where items come in: one port per stream parameter of a stage, for one request.
+
+A port answers four things, all sync: ``is_full`` (must a call with an item wait), ``room_for``
+(where to wait), ``push`` (an item is here), ``counted`` (a call has had so many children). A request's
+results (sink.py) have the same interface.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from alto._runtime.group import GroupedCall, GroupRequest
+from alto._runtime.machines.completion import Closure
+from alto._runtime.machines.join import Join
+from alto._runtime.queue import ReadyQueue
+from alto._runtime.room import Room
+from alto.model import Path
+
+__all__ = ("GroupPort", "ItemPort", "JoinPort", "Port", "PortRun", "Target")
+
+
+class Target(Protocol):
+    """What takes items: a port, or a request's results."""
+
+    def is_full(self, path: Path) -> bool:
+        """Say whether an item at *path*, or below it, must wait."""
+        ...
+
+    def room_for(self, path: Path) -> Room:
+        """Give where to wait while it is full."""
+        ...
+
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
+        """Give ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        ...
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Take an item."""
+        ...
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Take the count of children of the node at *parent*."""
+        ...
+
+
+class PortRun(Protocol):
+    """The request at the stage, as its ports see it."""
+
+    capacity: int
+    room: Room
+    rows: dict[Path, GroupedCall]
+    dropped: set[Path]
+    join: Join | None
+    sole: ReadyQueue | None
+    unplaced: deque[Any]
+
+    @property
+    def request(self) -> GroupRequest:
+        """The request."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Length of a call's path."""
+        ...
+
+    @property
+    def in_arrival_order(self) -> bool:
+        """Whether groups hand out their pieces as they come."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Calls that have all they need and have not started."""
+        ...
+
+    def input_depth(self, slot: int) -> int:
+        """Length of the paths that come in at parameter *slot*."""
+        ...
+
+    def rank(self, slot: int) -> int:
+        """Give which of the stage's groups parameter *slot* is."""
+        ...
+
+    def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
+        """Queue a call that has all it needs."""
+        ...
+
+    def row(self, path: Path, value: object = None) -> GroupedCall:
+        """Give the groups of the call at *path*, made where they are not there yet."""
+        ...
+
+    def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
+        """Queue calls that have all their items."""
+        ...
+
+    def is_dropped(self, path: Path) -> bool:
+        """Say whether nothing needs what comes in at *path*."""
+        ...
+
+
+class Port:
+    """A stream parameter of a stage, for one request."""
+
+    __slots__ = ("dropped", "run", "slot")
+
+    def __init__(self, run: PortRun, slot: int) -> None:
+        self.run = run
+        self.slot = slot
+        self.dropped: set[Path] = set()
+        """Ancestors at and below which nothing is needed here any more."""
+
+    def is_full(self, path: Path) -> bool:  # noqa: ARG002
+        """Say whether an item at *path*, or below it, must wait."""
+        run = self.run
+        return run.waiting >= run.capacity
+
+    def room_for(self, path: Path) -> Room:  # noqa: ARG002
+        """Give where to wait while it is full."""
+        return self.run.room
+
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
+        """Give ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        return self.is_full, self.push
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Take an item."""
+        raise NotImplementedError
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Take the count of children of the node at *parent*."""
+        raise NotImplementedError
+
+    def is_dropped(self, path: Path) -> bool:
+        """Say whether nothing needs *path* here."""
+        return any(path[:n] in self.dropped for n in range(len(path) + 1))
+
+
+class ItemPort(Port):
+    """The only parameter of its stage, and not a group: an item is all that a call needs."""
+
+    __slots__ = ()
+
+    def is_full(self, path: Path) -> bool:  # noqa: ARG002
+        """Say whether an item at *path*, or below it, must wait."""
+        run = self.run
+        sole = run.sole
+        return (len(sole.ready) if sole is not None else run.waiting) >= run.capacity
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Queue a call."""
+        if self.dropped and self.is_dropped(path):
+            return
+        run = self.run
+        sole = run.sole
+        if sole is None:
+            run.put(path, (value,))
+        else:
+            sole.put(path, (value,))
+        if run.room.awaited and run.waiting < run.capacity:
+            run.room.wake()
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Do nothing: this parameter is not a group."""
+
+
+class JoinPort(Port):
+    """One of several parameters, and not a group."""
+
+    __slots__ = ()
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Match it with what else its calls need."""
+        if self.dropped and self.is_dropped(path):
+            return
+        run = self.run
+        join = run.join
+        assert join is not None
+        held = join.held
+        run.start_all(join.arrived(self.slot, path, value))
+        run.request.hold(join.held - held, run)
+        if run.room.awaited and run.waiting < run.capacity:
+            run.room.wake()
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Let go of an item that has served all calls below it."""
+        run = self.run
+        if (self.dropped and self.is_dropped(parent)) or (run.dropped and run.is_dropped(parent)):
+            return
+        join = run.join
+        assert join is not None
+        held = join.held
+        join.counted(self.slot, parent, children)
+        run.request.let_go(held - join.held)
+
+
+class GroupPort(Port):
+    """A parameter that gathers."""
+
+    __slots__ = ("closure", "depth", "rank", "top")
+
+    def __init__(self, run: PortRun, slot: int) -> None:
+        super().__init__(run, slot)
+        self.top = run.depth
+        self.rank = run.rank(slot)
+        self.depth = run.input_depth(slot)
+        self.closure: Closure | None = None
+        """Counts where pieces come as they arrive; else every group's order does."""
+        if run.in_arrival_order:
+            self.closure = Closure(self.top, self.depth)
+
+    def is_full(self, path: Path) -> bool:
+        """Ask its group; without one yet, count the stage's other calls."""
+        row = self.run.rows.get(path[: self.top])
+        if row is None:
+            if self.dropped and self.is_dropped(path):
+                return False
+            return self.run.waiting >= self.run.capacity
+        group = row.groups[self.rank]
+        return len(group.buffer) >= group.capacity and group.is_full()
+
+    def room_for(self, path: Path) -> Room:
+        """Give where to wait while it is full."""
+        row = self.run.rows.get(path[: self.top])
+        return self.run.room if row is None else row.groups[self.rank].room
+
+    def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
+        """Put it into its group, and see whether that is complete."""
+        if self.dropped and self.is_dropped(path):
+            return
+        run, key = self.run, path[: self.top]
+        row = run.rows.get(key)
+        if row is None:
+            row = run.row(key, value)
+        row.groups[self.rank].push(path, value)
+
+    def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
+        """Give those of the one group to which everything goes that one generator call gives."""
+        row = self.run.rows.get(path[: self.top])
+        if row is None:  # Nothing needs it any more.
+            return self.is_full, self.push
+        group = row.groups[self.rank]
+        return group.is_full, group.push
+
+    def counted(self, parent: Path, children: int) -> None:
+        """Take the count of an inner node; with its last piece, a group is complete."""
+        if self.dropped and self.is_dropped(parent):
+            return
+        self.run.row(parent[: self.top]).groups[self.rank].counted(parent, children)

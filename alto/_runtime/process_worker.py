@@ -1,0 +1,157 @@
+"""What runs in a worker process: it makes what it needs, runs calls, and gives everything back.
+
+Each function takes bytes and returns bytes: what it raises is pickled here, where it is known
+whether it survives that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import copy_context
+from multiprocessing.util import Finalize
+from typing import Any, ClassVar, Final, TypeAlias
+
+from alto._graph.spec import PerReplica
+from alto._safe_text import message, noted, told
+from alto.errors import ResourceError
+
+__all__ = ("PLAIN", "Place", "begin", "end", "found", "run")
+
+PLAIN: Final = "give it plain data, or let the stage run elsewhere: runs_in='thread'"
+"""The remedy for what cannot be pickled."""
+Place: TypeAlias = tuple[str, str]
+"""Where something stands: a module, and a name in it."""
+
+
+def found(module: str, where: str) -> object:
+    """Find the function of the stage that stands in a module."""
+    value: object = sys.modules.get(module)
+    for part in where.split("."):
+        value = getattr(value, part, None)
+    return getattr(value, "fn", value)
+
+
+class _State:
+    """What the process works with."""
+
+    fn: Callable[..., Any]
+    resources: ClassVar[dict[str, object]] = {}
+    kept: ClassVar[ExitStack] = ExitStack()
+
+
+def begin(payload: bytes) -> bytes:
+    """Make everything. Returns what was raised, or None, pickled."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever is interrupted ends this process too.
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, name="alto-guard", daemon=True).start()
+    try:
+        (module, where), name, number, sent = pickle.loads(payload)  # noqa: S301  # our parent's
+        __import__(module)
+        function = found(module, where)
+        assert callable(function), (module, where)
+        _State.fn = function
+        Finalize(None, _State.kept.close, exitpriority=10)
+        for resource, data in sent:
+            _State.resources[resource] = _made(name, resource, number, data, _State.kept)
+    except BaseException as error:  # noqa: BLE001  # raised by the parent
+        return pickle.dumps(_sendable(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return pickle.dumps(None)
+
+
+def _leave(number: int, _: object) -> None:
+    # Nobody waits for what is being made: leave it as an error does, so that it is given back.
+    sys.exit(128 + number)
+
+
+def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -> object:
+    value = pickle.loads(data)  # noqa: S301  # our parent's
+    if not isinstance(value, PerReplica):
+        return value
+    try:
+        made = value.make(number)
+        if isinstance(made, AbstractContextManager):
+            made = kept.enter_context(made)
+        if hasattr(made, "__aenter__") or asyncio.iscoroutine(made):
+            if asyncio.iscoroutine(made):
+                made.close()
+            msg = "a worker process has no event loop; make it with a plain function or `with`"
+            raise TypeError(msg)  # noqa: TRY301  # said as any other reason
+    except Exception as error:
+        msg = (
+            f"stage {name!r}: resource {resource!r} of replica {number} could not be made: "
+            f"{told(error)}"
+        )
+        raise ResourceError(msg) from error
+    return made
+
+
+def end(_: bytes) -> bytes:
+    """Give everything back. Returns what was raised, or None, pickled."""
+    try:
+        _State.kept.close()
+    except BaseException as error:  # noqa: BLE001  # raised by the parent
+        return pickle.dumps(_sendable(error))
+    return pickle.dumps(None)
+
+
+def run(sent: bytes) -> bytes:
+    """Run a call. Returns whether it raised, and what it raised or returned, pickled."""
+    try:
+        # Each call in a context of its own: what one sets, the next one does not see.
+        value = copy_context().run(_called, *pickle.loads(sent))  # noqa: S301  # our parent's
+    except BaseException as error:  # noqa: BLE001  # raised by the parent
+        return pickle.dumps((True, _sendable(error)))
+    try:
+        return pickle.dumps((False, value), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001  # raised by the parent
+        why = f"its result cannot be sent back from the worker process ({told(error)}); {PLAIN}"
+        return pickle.dumps((True, TypeError(why)))
+
+
+def _called(
+    args: Sequence[object], values: Mapping[str, object], context: Mapping[Place, object]
+) -> object:
+    for (module, name), value in context.items():
+        getattr(importlib.import_module(module), name).set(value)
+    return _State.fn(*args, **{**_State.resources, **values})
+
+
+def _sendable(error: BaseException) -> Exception:
+    # Not every exception survives the way: those whose constructor takes something else do not.
+    where = f"{type(error).__module__}.{type(error).__qualname__}"
+    if isinstance(error, Exception):
+        with contextlib.suppress(Exception):
+            survived = pickle.loads(pickle.dumps(error))  # noqa: S301  # made here
+            if type(survived) is not type(error):
+                raise TypeError(survived)
+            noted(error, f"in worker process {os.getpid()}{_traced(error)}")
+            return error
+    return RuntimeError(f"{where}: {message(error)}{_traced(error)}")
+
+
+def _traced(error: BaseException) -> str:
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"\n  {code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    return "".join(lines[1:])
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -1,0 +1,126 @@
+"""The calls of one request that are ready at one replica."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+from alto._runtime.call import CallRun
+from alto._runtime.room import Room
+from alto.model import Path
+
+__all__ = ("QueueReplica", "QueueRun", "ReadyQueue", "Start")
+
+Start = tuple[Path, Any]
+"""A call that can start: its ancestry, and the stage's positional arguments."""
+
+
+class QueueRun(CallRun, Protocol):
+    """The request at the stage, as its queues see it."""
+
+    room: Room
+
+    @property
+    def priority(self) -> int:
+        """The request's priority."""
+        ...
+
+    @property
+    def root(self) -> Hashable:
+        """The outermost request."""
+        ...
+
+    def idle(self) -> None:
+        """Look whether the request has ended, since no call of it runs here."""
+        ...
+
+
+class QueueReplica(Protocol):
+    """The replica, as the queues before it see it."""
+
+    number: int
+
+    def offer(self, queue: ReadyQueue) -> None:
+        """Put *queue*, which has something to start, in line, and see that it is looked at."""
+        ...
+
+    def withdraw(self, queue: ReadyQueue) -> None:
+        """Take *queue*, which has nothing to start any more, out of line."""
+        ...
+
+
+class ReadyQueue:
+    """Calls of one request that have all they need, wait for one replica, and have not started.
+
+    A worker takes calls from it. While a worker serves it, it is out of line.
+    """
+
+    __slots__ = ("active", "blocked", "priority", "ready", "replica", "request", "root", "run")
+
+    def __init__(self, run: QueueRun, replica: QueueReplica) -> None:
+        self.run = run
+        self.request = run.request
+        self.replica = replica
+        self.priority = run.priority
+        self.root = run.root
+        self.ready: deque[Start] = deque()
+        """The calls, in order. Changed by this class only."""
+        self.active = 0
+        """Calls that were taken from here and have not ended."""
+        self.blocked = False
+        """Whether the next call may not start, since its outputs would have no room."""
+
+    def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
+        """Append a call, and wake a worker."""
+        ready = self.ready
+        ready.append((path, args))
+        if len(ready) == 1 and not self.blocked:  # With more it is in line, or a worker serves it.
+            self.replica.offer(self)
+
+    def take(self) -> Start | None:
+        """Take the next call to start, or nothing where it must wait. The caller has a permit."""
+        ready = self.ready
+        if not ready:
+            return None
+        run, path = self.run, ready[0][0]
+        if run.is_full(path) and (room := run.no_room_at(path)) is not None:
+            room.block(self)
+            self.blocked = True
+            return None
+        start = ready.popleft()
+        self.active += 1
+        if run.room.awaited:
+            run.room.wake()
+        return start
+
+    def ended(self) -> None:
+        """Count a call that has ended."""
+        self.active -= 1
+        if not self.active and not self.ready:
+            self.run.idle()
+
+    def unblock(self) -> None:
+        """Go on: there is room again for what a call would give."""
+        self.blocked = False
+        if self.ready:
+            self.replica.offer(self)
+
+    def drop(self, ancestor: Path) -> int:
+        """Remove the calls at and below *ancestor*, and give how many there were."""
+        size = len(ancestor)
+        ready = self.ready
+        kept = [start for start in ready if start[0][:size] != ancestor]
+        gone = len(ready) - len(kept)
+        if gone:
+            ready.clear()
+            ready.extend(kept)
+        return gone
+
+    def take_all(self) -> list[Start]:
+        """Leave the line, remove all calls, which are to wait elsewhere, and give them."""
+        self.replica.withdraw(self)
+        starts = list(self.ready)
+        self.ready.clear()
+        self.blocked = False
+        return starts

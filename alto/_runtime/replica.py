@@ -1,0 +1,167 @@
+"""One instance of a stage: its permits, its workers, its resources."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from alto._runtime.call import Call
+from alto._runtime.lifespan import Keeper
+from alto._runtime.machines.permits import Permits
+from alto._runtime.observers import Notifies
+from alto._runtime.queue import ReadyQueue
+from alto._runtime.worker import Worker
+
+__all__ = ("Replica", "ReplicaNode", "Setting")
+
+
+class Setting(Notifies, Protocol):
+    """What an app gives all its replicas."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The time on the loop's clock."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Says when a worker has had the loop for long."""
+        ...
+
+    def spawn_worker(self, worker: Worker) -> None:
+        """Start a worker's task."""
+        ...
+
+
+class ReplicaNode(Protocol):
+    """The stage, as its replicas see it."""
+
+    routed: bool
+
+    @property
+    def setting(self) -> Setting:
+        """What the app gives all its replicas."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its pipeline."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """Most calls that run at once, per replica."""
+        ...
+
+    @property
+    def generator(self) -> bool:
+        """Whether a call may give any number of outputs."""
+        ...
+
+    def dispatch(self) -> None:
+        """Route what has waited for a free replica."""
+        ...
+
+
+class Replica:
+    """An instance of a stage in a pipeline, shared by all requests of an app.
+
+    Args:
+        node: The stage.
+        number: Which instance this is; never used again by another one.
+        keeper: Who makes and keeps what only this instance has; None: it has nothing of its own.
+        fn: What a call awaits or iterates, as long as no keeper says otherwise.
+        resources: Its keyword arguments, likewise.
+    """
+
+    __slots__ = ("clock", "closing", "done", "fn", "generator", "idle", "keeper", "leader", "loop", "node",
+                 "notify_call", "notify_generation", "notify_item",
+        "now",
+        "number", "permits",
+                 "resources")  # fmt: skip
+
+    def __init__(
+        self,
+        node: ReplicaNode,
+        number: int,
+        keeper: Keeper | None,
+        fn: Callable[..., Any],
+        resources: Mapping[str, object],
+    ) -> None:
+        setting = node.setting
+        self.node = node
+        self.number = number
+        self.keeper = keeper
+        self.fn = fn
+        self.resources = resources
+        self.generator = node.generator
+        self.loop = setting.loop
+        self.clock: Any = setting.clock  # Any: pyright takes it for a method
+        self.now: Any = setting.now
+        self.notify_call: Any = setting.notify_call
+        self.notify_item: Any = setting.notify_item
+        self.notify_generation: Any = setting.notify_generation
+        self.permits: Permits[ReadyQueue, Call] = Permits(node.concurrency)
+        self.leader: Worker | None = None
+        """The worker that is being woken, or runs calls that have not suspended. See worker.py."""
+        self.idle: list[Worker] = []
+        self.closing = False
+        self.done = 0
+        """Calls that have ended by themselves since the app was opened."""
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.number} of {self.node.name!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of its stage."""
+        return self.node.name
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router says which replica of the stage gets what."""
+        return self.node.routed
+
+    def dispatch(self) -> None:
+        """Route what has waited for a free replica."""
+        self.node.dispatch()
+
+    def offer(self, queue: ReadyQueue) -> None:
+        """Put *queue* in line, and wake a worker unless one leads."""
+        self.permits.offered(queue)
+        if self.leader is None:
+            self.kick()
+
+    def withdraw(self, queue: ReadyQueue) -> None:
+        """Take *queue*, which has nothing to start any more, out of line."""
+        self.permits.withdrawn(queue)
+
+    def kick(self) -> None:
+        """Use free permits: for calls that want to go on, then for what is next in line."""
+        permits = self.permits
+        while (call := permits.next_resume()) is not None:
+            call.resumed()
+        if self.leader is None and permits.has_next:
+            if self.idle:
+                self.leader = self.idle.pop()
+                self.leader.wake()
+            else:
+                self.leader = Worker(self)
+                self.node.setting.spawn_worker(self.leader)
+
+    def freed(self) -> None:
+        """Use a permit that was given back."""
+        self.kick()
+        if self.node.routed:
+            self.node.dispatch()
+
+    def close(self) -> None:
+        """Let the workers end. No calls run any more."""
+        self.closing = True
+        while self.idle:
+            self.idle.pop().wake()
+        if self.keeper is not None:
+            self.keeper.close()

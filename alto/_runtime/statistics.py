@@ -1,0 +1,132 @@
+"""What an app is doing at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import attrs
+
+from alto._graph.spec import Declaration
+from alto._runtime.node import Node
+from alto._runtime.node_run import NodeRun
+from alto._runtime.replica import Replica
+from alto._runtime.request import Request
+
+__all__ = ("AppStatistics", "ReplicaStatistics", "StageStatistics", "prefix_of", "statistics_of")
+
+
+@attrs.frozen(kw_only=True)
+class ReplicaStatistics:
+    """What one replica of a stage is doing at this moment."""
+
+    number: int = attrs.field(eq=False)
+    """Which one: 0, 1, ... in the order in which they came; not compared."""
+    running: int = 0
+    """Calls that have started and have not ended, those that wait inside alto included."""
+    waiting: int = 0
+    """Calls that it was given and that have not started."""
+    bound: int = 0
+    """Groups that are bound to it, those of its calls included."""
+    draining: bool = False
+    """Whether it gets nothing new, since the stage was scaled down."""
+    done: int = attrs.field(default=0, eq=False)
+    """Calls that have ended by themselves since it was made; not compared."""
+    abandoned: int = 0
+    """Threads that still run the function of a call that was cancelled."""
+
+
+@attrs.frozen(kw_only=True)
+class StageStatistics:
+    """What one stage is doing at this moment."""
+
+    running: int = 0
+    """Calls that have started and have not ended, those that wait inside alto included."""
+    waiting: int = 0
+    """Calls that have all they need and have not started."""
+    done: int = attrs.field(default=0, eq=False)
+    """Calls that have ended by themselves since the app was opened; not compared."""
+    replicas: tuple[ReplicaStatistics, ...] = ()
+    """Its instances, by number."""
+
+
+@attrs.frozen(kw_only=True)
+class AppStatistics:
+    """What an open pipeline is doing at this moment. An idle one equals a fresh one."""
+
+    open_requests: int
+    """Requests that have not ended, those that stages have started included."""
+    stages: Mapping[str, StageStatistics]
+    """By stage; those of pipelines that stages call only while they do something."""
+    open_groups: int
+    """Groups whose call has not ended."""
+    buffered_items: int
+    """Pieces in group and join buffers, and results that nobody has taken."""
+
+
+def prefix_of(declaration: Declaration, own: Declaration) -> str:
+    """Give what stands before the names of a pipeline's stages in an app of *own*."""
+    return "" if declaration is own else f"{declaration.name}."
+
+
+class InstalledNodes(Protocol):
+    """A pipeline inside an app."""
+
+    prefix: str
+    nodes: tuple[Node, ...]
+
+
+def statistics_of(
+    installed: Iterable[InstalledNodes], requests: Collection[Request]
+) -> AppStatistics:
+    """Add up what the requests of an app are doing."""
+    stages: dict[str, StageStatistics] = {}
+    at: dict[Node, list[NodeRun]] = {}
+    for request in requests:
+        for run in request.runs:
+            at.setdefault(run.node, []).append(run)
+    for pipeline in installed:
+        for node in pipeline.nodes:
+            runs = at.get(node, [])
+            replicas = _replicas(node, runs)
+            row = StageStatistics(
+                running=sum(run.active for run in runs),
+                waiting=sum(run.waiting for run in runs),
+                done=node.done + sum(one.done for one in replicas),
+                replicas=replicas,
+            )
+            if not pipeline.prefix or row.running or row.waiting:
+                stages[pipeline.prefix + node.plan.name] = row
+    return AppStatistics(
+        open_requests=len(requests),
+        stages=MappingProxyType(stages),
+        open_groups=sum(
+            len(run.rows) * len(run.node.group_slots) for runs in at.values() for run in runs
+        ),
+        buffered_items=sum(r.held + r.sink.held for r in requests),
+    )
+
+
+def _replicas(node: Node, runs: Collection[NodeRun]) -> tuple[ReplicaStatistics, ...]:
+    live = {load.number for load in node.binding.live}
+    rows: list[ReplicaStatistics] = []
+    for number, replica in node.replicas.items():
+        queues = [queue for run in runs if (queue := run.queues.get(number)) is not None]
+        bound = node.binding.loads[number].bound
+        rows.append(
+            ReplicaStatistics(
+                number=number,
+                running=sum(queue.active for queue in queues),
+                waiting=sum(len(queue.ready) for queue in queues),
+                bound=bound if node.routed else sum(len(run.rows) for run in runs),
+                draining=number not in live,
+                done=replica.done,
+                abandoned=_abandoned(replica),
+            )
+        )
+    return tuple(rows)
+
+
+def _abandoned(replica: Replica) -> int:
+    return 0 if replica.keeper is None else replica.keeper.abandoned

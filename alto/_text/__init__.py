@@ -1,0 +1,1 @@
+"""Implementation of `alto.text`: cut text into pieces while it grows."""

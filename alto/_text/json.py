@@ -1,0 +1,541 @@
+# long: one state machine, whose steps all move the same position
+
+r"""Cut a text that grows into the values of its JSON.
+
+Theory of operation. Text outside of JSON is skipped up to the first ``[`` or ``{``, since models like to
+say a word before they answer. After a ``[`` the values are the items of that list. After a ``{`` they
+are that object and each object behind it, with anything between them, so JSON lines are read too.
+With ``field`` the text is one object, and the values are the items of the list in that field.
+
+Nothing can tell a ``[1]`` that cites a source from a list of one number, so nothing is guessed: any
+other ``[`` or ``{`` is an error, behind a list, and a ``[`` behind objects. Values that have been given
+cannot be taken back, but whoever reads to the end knows that they were all there was. To find
+the right place is the caller's: behind a literal text, in code blocks, or the first there is.
+
+A value is known to be whole by its brackets and quotes alone; then the text of it is parsed, once. So
+a string, an object or a list comes with the character that closes it, a number or a word
+with the character after it, and a fault inside a value shows when the value is whole. Each character
+is looked at once here and once by the parser, whatever the chunks.
+
+Nothing here raises: after a fault :attr:`JsonSplitter.error` is set, and what comes then is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any, final
+
+from alto._text.fences import Fences
+from alto._text.json_values import decode, decode_lenient, fault_of, is_lenient
+from alto.errors import OutputError
+
+__all__ = ("JsonSplitter",)
+
+_OPENING = re.compile(r"[\[{]").search
+_BLANK = re.compile(r"[ \t\n\r]*").match
+_MARK = re.compile(r"[\"{}\[\]]").search
+_MARK_OR_COMMENT = re.compile(r"[\"{}\[\]/]").search
+_IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL).match
+_SCALAR_END = re.compile(r"[ \t\n\r,\]\[{}\":]").search
+_SCALAR_OR_COMMENT = re.compile(r"[ \t\n\r,\]\[{}\":/]").search
+_LINE_END = re.compile(r"[\n\r]").search
+
+_NEAR = 30
+"""Characters of context in a message."""
+_USE_LENIENT = "; lenient=True accepts it"
+_SHOWN = 10
+"""Names of fields in a message."""
+_KINDS = {'"': "a string", "{": "an object", "[": "a list"}
+"""What a value is by its first character."""
+
+
+class _State(Enum):
+    """Where the text is."""
+
+    OUTSIDE = auto()
+    """Before, between or behind values that are in no list."""
+    FIRST = auto()
+    """Where the first item of the list may begin."""
+    ITEM = auto()
+    """Where an item must begin."""
+    BEHIND_ITEM = auto()
+    FIRST_NAME = auto()
+    """Where the first field of an object on the way to the list may begin."""
+    NAME = auto()
+    """Where a field must begin."""
+    COLON = auto()
+    """Behind the name of a field."""
+    FIELD = auto()
+    """Where the value of a field must begin."""
+    BEHIND_FIELD = auto()
+    NESTED = auto()
+    """In a string, an object or a list that is a value."""
+    SCALAR = auto()
+    """In a number or a word."""
+    OVER = auto()
+    """Behind all that is read, or a fault."""
+
+
+class _Role(Enum):
+    """What the value is that grows."""
+
+    ITEM = auto()
+    NAME = auto()
+    OTHER = auto()
+    """That of a field that was not asked for."""
+
+
+_EXPECTED = {
+    _State.FIRST: "a value",
+    _State.ITEM: "a value",
+    _State.FIELD: "a value",
+    _State.BEHIND_ITEM: "',' or ']'",
+    _State.FIRST_NAME: "the name of a field",
+    _State.NAME: "the name of a field",
+    _State.COLON: "':'",
+    _State.BEHIND_FIELD: "',' or '}'",
+}
+"""The states between values, and what must come there."""
+
+
+@final
+class JsonSplitter:
+    """Pieces are parsed values. See the module.
+
+    Args:
+        max_chars: Characters that the text of a value has at most; None: any number.
+        after: Nothing is looked at before the end of the first such text; None: begin at once.
+        fenced: Whether nothing outside of fenced code blocks of JSON is looked at.
+        field: The names that lead to the list, if it is in an object.
+        first: Whether what is behind the first list or object is ignored.
+        lenient: Whether the faults that `decode_json` lists are accepted.
+    """
+
+    __slots__ = ("_after", "_comment", "_decode", "_depth", "_escaped", "_fences", "_field", "_first", "_found",
+                 "_in_list", "_in_string", "_kind", "_last", "_length", "_lenient", "_mark", "_max", "_name",
+                 "_names", "_number", "_parts", "_role", "_scalar_end", "_seen", "_sought", "_start", "_state",
+                 "_tail", "_worded", "error")  # fmt: skip
+
+    def __init__(
+        self,
+        max_chars: int | None = None,
+        *,
+        after: str | None = None,
+        fenced: bool = False,
+        field: Sequence[str] = (),
+        first: bool = False,
+        lenient: bool = False,
+    ) -> None:
+        self._max = max_chars
+        self._after = after
+        self._sought = after is not None  # Whether the text of *after* is still to come.
+        self._tail = ""  # The end of what was read, in which it may have begun.
+        self._fences = Fences() if fenced else None
+        self._field = field
+        self._first = first
+        self._lenient = lenient
+        self._decode = decode_lenient if lenient else decode
+        self._mark = _MARK_OR_COMMENT if lenient else _MARK
+        self._scalar_end = _SCALAR_OR_COMMENT if lenient else _SCALAR_END
+        self._seen = 0  # Characters before those that are being read.
+        self._worded = False  # Whether anything visible was there before the JSON.
+        self._kind = ""  # The bracket that the JSON began with.
+        self._in_list = False  # Whether the values are the items of a list.
+        self._state = _State.OUTSIDE
+        self._role = _Role.ITEM
+        self._number = 0  # Of the item that comes or grows.
+        self._name = ""  # Of the field that was read last.
+        self._names: list[dict[str, None]] = []  # Of the objects that are open, the first few.
+        self._found: list[bool] = []  # Of each of these whether its field on the way was there.
+        self._start = 0  # Where in the whole text the value begins that grows.
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False  # Whether the next character of the string stands for itself.
+        self._comment = ""  # How the comment began, if this is one; with a "*" that may end it.
+        self._parts: list[str] = []
+        self._length = 0
+        self._last = ""  # The end of what was read of the list or object.
+        self.error: OutputError | None = None
+        """Why the text is not what it should be."""
+
+    def feed(self, text: str, /) -> list[Any]:
+        """Read more text.
+
+        Returns:
+            The values that are whole now.
+        """
+        out: list[Any] = []
+        pos, size = 0, len(text)
+        while pos < size:
+            match self._state:
+                case _State.NESTED:
+                    pos = self._nested(text, pos, out)
+                case _State.SCALAR:
+                    pos = self._scalar(text, pos, out)
+                case _State.OUTSIDE:
+                    pos = self._outside(text, pos)
+                case _State.OVER:
+                    break
+                case _:
+                    pos = self._between(text, pos)
+        self._seen += size
+        return out
+
+    def flush(self) -> list[Any]:
+        """End the text: whatever is not whole is a fault.
+
+        Returns:
+            Nothing, since what is whole has been given.
+        """
+        state, end = self._state, self._seen
+        if self._sought:
+            self._fail(f"there is no {self._after!r} in the text, as after= says", end)
+        elif state in (_State.NESTED, _State.SCALAR):
+            raw = "".join(self._parts)
+            self._fail(f"the text ended inside {self._what()}{self._if_cut(raw)}", self._start, raw)
+        elif state is _State.OUTSIDE:
+            opening = "'{'" if self._field else "'[' and no '{'"
+            if self._kind:
+                pass
+            elif self._fences is not None:
+                self._fail(f"there is no {opening} in a fenced block of JSON in the text", end)
+            elif self._worded or self._field or self._after is not None:
+                behind = "" if self._after is None else f" behind {self._after!r}"
+                self._fail(f"there is no {opening} in the text{behind}", end)
+        elif state in (_State.FIRST, _State.ITEM, _State.BEHIND_ITEM):
+            self._fail(f"the text ended before its list was closed, at item {self._number}", end)
+        elif state is not _State.OVER:
+            self._fail("the text ended before its object was closed", end)
+        return []
+
+    # Outside of JSON.
+
+    def _before(self, text: str) -> int:
+        after, tail = self._after, self._tail
+        assert after is not None
+        whole = tail + text
+        at = whole.find(after)
+        if at < 0:
+            self._tail = whole[1 - len(after) :] if len(after) > 1 else ""
+            return len(text)
+        self._sought = False
+        return at + len(after) - len(tail)
+
+    def _outside(self, text: str, pos: int) -> int:
+        if self._sought:
+            return self._before(text)
+        if self._fences is not None:
+            at = self._fences.find(text, pos)
+        else:
+            found = _OPENING(text, pos)
+            at = len(text) if found is None else found.start()
+        if not self._worded and not self._kind:
+            self._worded = bool(text[pos:at].strip())
+        if at == len(text):
+            return at
+        this = text[at]
+        if self._kind and (self._field or self._kind == "[" or this == "["):
+            self._fail(self._second(this), self._seen + at)
+            return at
+        self._kind = this
+        if self._field:
+            if this == "{":
+                return self._enter(at)
+            named = ".".join(self._field)
+            why = f"expected an object with the field {named!r} and found a list"
+            self._fail(f"{why}{self._if_words()}", self._seen + at)
+        elif this == "[":
+            return self._enter_list(at)
+        else:
+            self._begin(this, at, _Role.ITEM)
+        return at
+
+    def _second(self, this: str) -> str:
+        whole = "list" if self._kind == "[" else "object"
+        skip = (
+            f"skip what precedes the right one with {ways}, or " if (ways := self._ways()) else ""
+        )
+        return (
+            f"{this!r} follows the end of the {whole}, which may not be the one that was meant; "
+            f"{skip}ignore what follows with first=True"
+        )
+
+    def _ways(self) -> str:
+        """Say how words before the JSON can be skipped."""
+        ways = ["after='</think>'"] if self._after is None else []
+        return " or ".join([*ways, "fenced=True"] if self._fences is None else ways)
+
+    def _if_words(self) -> str:
+        """Say what to do if what was taken for the JSON is no JSON, but words before it."""
+        ways = self._ways() if self._worded and not self._number else ""
+        return f"; if this bracket belongs to the words before the JSON, use {ways}" if ways else ""
+
+    # In the list, or in an object on the way to it.
+
+    def _enter(self, pos: int) -> int:
+        self._names.append({})
+        self._found.append(False)
+        self._state = _State.FIRST_NAME
+        self._last = "{"
+        return pos + 1
+
+    def _enter_list(self, pos: int) -> int:
+        self._in_list = True
+        self._state = _State.FIRST
+        self._last = "["
+        return pos + 1
+
+    def _between(self, text: str, pos: int) -> int:
+        if self._comment:
+            return self._in_comment(text, pos)
+        this, state = text[pos], self._state
+        if this in " \t\n\r":
+            blank = _BLANK(text, pos)
+            assert blank is not None
+            return blank.end()
+        if this == "/" and self._lenient:
+            self._comment = this
+            return pos + 1
+        if state is _State.BEHIND_ITEM and this == ",":
+            self._state = _State.ITEM
+            self._last = this
+            return pos + 1
+        if (state is _State.ITEM or state is _State.FIRST) and this not in ",:]}":
+            self._begin(this, pos, _Role.ITEM)
+            return pos
+        return self._structure(this, pos)
+
+    def _structure(self, this: str, pos: int) -> int:
+        """Read what is not the beginning of an item and not the comma behind one."""
+        state, may_end = self._state, self._lenient
+        if state is _State.FIRST or state is _State.ITEM or state is _State.BEHIND_ITEM:
+            if this == "]" and (may_end or state is not _State.ITEM):
+                self._close(this, pos)
+                return pos + 1
+        elif state is _State.BEHIND_FIELD:
+            if this == ",":
+                self._state = _State.NAME
+                self._last = this
+                return pos + 1
+            if this == "}":
+                self._close(this, pos)
+                return pos + 1
+        elif state is _State.FIELD:
+            if this not in ",:]}":
+                return self._field_value(this, pos)
+        elif state is _State.COLON:
+            if this == ":":
+                self._state = _State.FIELD
+                self._last = ":"
+                return pos + 1
+        elif this == '"':
+            self._begin(this, pos, _Role.NAME)
+            return pos
+        elif this == "}" and (may_end or state is _State.FIRST_NAME):
+            self._close(this, pos)
+            return pos + 1
+        self._unexpected(pos, this)
+        return pos
+
+    def _field_value(self, this: str, pos: int) -> int:
+        """Begin the value of a field: the list, an object on the way to it, or another."""
+        path = self._field[: len(self._found)]
+        if self._name != path[-1]:
+            self._begin(this, pos, _Role.OTHER)
+            return pos
+        last = len(path) == len(self._field)
+        named = f"the field {'.'.join(path)!r}"
+        if self._found[-1]:
+            self._fail(f"{named} is there twice", self._seen + pos)
+            return pos
+        self._found[-1] = True
+        if this != ("[" if last else "{"):
+            wanted, kind = "a list" if last else "an object", _KINDS.get(this, "a number or a word")
+            self._fail(f"expected {wanted} in {named} and found {kind}", self._seen + pos)
+            return pos
+        return self._enter_list(pos) if last else self._enter(pos)
+
+    def _close(self, this: str, pos: int) -> None:
+        """Close the list, or an object on the way to it."""
+        self._last = this
+        if this == "}":
+            found, names = self._found.pop(), self._names.pop()
+            if not found:
+                path = self._field[: len(self._found) + 1]
+                shown = ", ".join(map(repr, list(names)[:_SHOWN])) or "none"
+                shown += ", …" if len(names) > _SHOWN else ""
+                named = ".".join(path)
+                self._fail(f"there is no field {named!r}; its object has {shown}", self._seen + pos)
+                return
+        if self._found:
+            self._state = _State.BEHIND_FIELD
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._state = _State.OVER if self._first else _State.OUTSIDE
+
+    def _in_comment(self, text: str, pos: int) -> int:
+        before = self._comment
+        pos = self._commented(text, pos)
+        if before == "/" and not self._comment:  # it was none
+            self._unexpected(pos - 1, "/")
+        return pos
+
+    def _commented(self, text: str, pos: int) -> int:
+        """Read on in a comment, or behind a slash. Returns where it ends, or where the text does."""
+        if self._comment == "/":
+            self._comment = {"/": "//", "*": "/*"}.get(text[pos], "")
+            return pos + 1 if self._comment else pos
+        if self._comment == "//":
+            found = _LINE_END(text, pos)
+            if found is None:
+                return len(text)
+            end = found.start()
+        elif self._comment == "/**" and text[pos] == "/":
+            end = pos + 1
+        else:
+            end = text.find("*/", pos) + 2
+            if end == 1:
+                self._comment = "/**" if text[-1] == "*" else "/*"
+                return len(text)
+        self._comment = ""
+        return end
+
+    # In a value.
+
+    def _begin(self, this: str, pos: int, role: _Role) -> None:
+        self._state = _State.NESTED if this in '"[{' else _State.SCALAR
+        self._role = role
+        self._start = self._seen + pos
+        self._depth = self._length = 0
+
+    def _nested(self, text: str, pos: int, out: list[Any]) -> int:
+        start, size = pos, len(text)
+        while pos < size:
+            if self._in_string:
+                pos = self._string(text, pos)
+                if self._in_string:
+                    break
+            elif self._comment:
+                pos = self._commented(text, pos)
+                continue
+            else:
+                found = self._mark(text, pos)
+                if found is None:
+                    break
+                pos = found.end()
+                this = found[0]
+                if this == '"':
+                    self._in_string = True
+                    continue
+                if this == "/":
+                    self._comment = this
+                    continue
+                self._depth += 1 if this in "[{" else -1
+            if not self._depth:
+                if self._take(text[start:pos]):
+                    self._finish(out)
+                return pos
+        self._take(text[start:])
+        return size
+
+    def _string(self, text: str, pos: int) -> int:
+        """Read on in a string. Returns where it ends, or where the text does."""
+        if self._escaped:
+            self._escaped = False
+            pos += 1
+        rest = _IN_STRING(text, pos)
+        assert rest is not None
+        pos = rest.end()
+        if pos < len(text):
+            self._in_string = text[pos] != '"'
+            self._escaped = self._in_string
+            pos += 1
+        return pos
+
+    def _scalar(self, text: str, pos: int, out: list[Any]) -> int:
+        found = self._scalar_end(text, pos)
+        end = len(text) if found is None else found.start()
+        if self._take(text[pos:end]) and found is not None:
+            self._finish(out)
+        return end
+
+    def _take(self, part: str) -> bool:
+        """Add *part* to the value. Returns whether that is not too long by now."""
+        self._parts.append(part)
+        self._length += len(part)
+        if self._max is None or self._length <= self._max or self._role is not _Role.ITEM:
+            return True
+        why = f"item {self._number} is longer than max_chars={self._max}"
+        text = "".join(self._parts)[: self._max + 1]  # the same, however the text came
+        self._fail(f"{why}; raise it, or ask for smaller items", self._start, text)
+        return False
+
+    def _finish(self, out: list[Any]) -> None:
+        raw = "".join(self._parts)
+        self._parts.clear()
+        try:
+            value = self._decode(raw)
+        except (ValueError, RecursionError) as error:
+            self._undecodable(error, raw)
+            return
+        self._last = raw[-_NEAR:]
+        if self._role is _Role.ITEM:
+            out.append(value)
+            self._number += 1
+            if self._in_list:
+                self._state = _State.BEHIND_ITEM
+            else:
+                self._end()
+        elif self._role is _Role.NAME:
+            self._name = value
+            if len(self._names[-1]) <= _SHOWN:
+                self._names[-1][value] = None
+            self._state = _State.COLON
+        else:
+            self._state = _State.BEHIND_FIELD
+
+    # Faults.
+
+    def _what(self) -> str:
+        if self._role is _Role.ITEM:
+            return f"item {self._number}"
+        return "the name of a field" if self._role is _Role.NAME else f"the field {self._name!r}"
+
+    def _undecodable(self, error: ValueError | RecursionError, raw: str) -> None:
+        reason, at = fault_of(error)
+        near = raw[max(0, at - _NEAR) : at + _NEAR]
+        why = f"{self._what()} is no JSON ({reason}), near {near!r}"
+        if not self._lenient and (raw.startswith(("//", "/*"), at) or is_lenient(raw)):
+            why += _USE_LENIENT
+        else:
+            why += self._if_words()
+        self._fail(why, self._start + at, raw, error)
+
+    def _unexpected(self, pos: int, this: str) -> None:
+        state = self._state
+        why = f"expected {_EXPECTED[state]} and found {this!r} after {self._last!r}"
+        if state in (_State.FIRST, _State.ITEM, _State.BEHIND_ITEM):
+            why += f", at item {self._number}"
+        trailing = (this == "]" and state is _State.ITEM) or (this == "}" and state is _State.NAME)
+        if not self._lenient and (trailing or this == "/"):
+            why += _USE_LENIENT
+        else:
+            why += self._if_words()
+        self._fail(why, self._seen + pos)
+
+    def _if_cut(self, raw: str) -> str:
+        """Say so if the value is whole for whoever knows comments, which may have brackets."""
+        if self._lenient or self._state is not _State.NESTED:
+            return ""
+        lenient = JsonSplitter(lenient=True)
+        return _USE_LENIENT if lenient.feed(f"[{raw}") else ""
+
+    def _fail(self, why: str, at: int, text: str = "", cause: Exception | None = None) -> None:
+        self._state = _State.OVER
+        self._parts.clear()
+        self.error = OutputError(f"{why}; character {at} of the text", text=text)
+        self.error.__cause__ = cause

@@ -1,0 +1,231 @@
+"""What calls of a pool have to say, in tokens, and as the scheduler wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast, final
+
+import anyio
+import attrs
+
+from alto.engines._pool.members import Members
+from alto.engines._simulated.generation import whole_prompt
+from alto.errors import Closed, EngineDied, PromptTooLong
+from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
+from alto.protocols import Member
+from alto.sched import Ticket, Work
+
+__all__ = ("Prompts", "in_order", "with_changes", "work_of")
+
+_PREFIXES = 64
+"""Declared prefixes whose tokens are remembered."""
+
+
+@final
+class Prompts:
+    """Turns prompts into tokens, with whichever engine runs.
+
+    Args:
+        name: The pool's.
+        members: Its engines.
+        attempts: Engines that are asked.
+    """
+
+    def __init__(self, name: str, members: Members, *, attempts: int) -> None:
+        self._name = name
+        self._members = members
+        self._attempts = attempts
+        self._prefixes: OrderedDict[object, tuple[int, ...]] = OrderedDict()
+        self._wanted: list[asyncio.Event] = []
+        self.closed: Closed | None = None
+        """Why nothing goes on any more."""
+        self.refusing: Closed | None = None
+        """Why nothing more is taken, while what is there goes on."""
+        self.streaming = 0
+        """Calls whose prompts an engine has while they are being written."""
+        self._reading: set[anyio.CancelScope] = set()
+
+    def engines_changed(self) -> None:
+        """Engines came or went: whoever waits for one looks again."""
+        for news in self._wanted:
+            news.set()
+        self._wanted.clear()
+        if self.closed is not None or not self._members.hopeful:
+            for scope in tuple(self._reading):
+                scope.cancel()
+
+    def death(self) -> EngineDied:
+        """Why there is no engine."""
+        return EngineDied(self._name, f"no engine is left: {self._members.last_cause()}")
+
+    def check_hopeful(self) -> None:
+        """Raise if nothing is taken any more, or no engine will ever be there."""
+        if self.closed is not None:
+            raise Closed(*self.closed.args)
+        if not self._members.hopeful:
+            raise self.death()
+
+    async def prepared(
+        self, request: GenerateRequest, /
+    ) -> tuple[GenerateRequest, Sequence[int] | None]:
+        """The request as engines get it, and its prompt in tokens; None: nobody knows them."""
+        prompt = request.prompt
+        if isinstance(prompt, StreamedPrompt):
+            if self._may_stream():
+                self.streaming += 1
+                try:
+                    return request, await self.encode(prompt.head) if prompt.head else ()
+                except BaseException:
+                    self.streaming -= 1
+                    raise
+            prompt = await self._whole(prompt)
+            request = attrs.evolve(request, prompt=prompt)
+        tokens = await self.encode(prompt)
+        if await self._member() is not None:
+            request = with_changes(request, prompt=tokens, prefix=None)
+            self._check_length(len(tokens))
+        return request, tokens
+
+    def _may_stream(self) -> bool:
+        """Whether an engine may have one more prompt that is still being written.
+
+        A few only: each holds a place while it is written, perhaps by a call of the same engine.
+        """
+        running = self._members.running
+        able = all(getattr(seat.engine, "streams_prompts", False) for seat in running)
+        places = [seat.book.capacity.max_num_seqs for seat in running if seat.book is not None]
+        return able and self.streaming < min(places, default=0) // 4
+
+    async def _whole(self, prompt: StreamedPrompt) -> str:
+        """Read a prompt to its end, unless the pool ends before."""
+        with anyio.CancelScope() as scope:
+            self._reading.add(scope)
+            try:
+                return await whole_prompt(prompt)
+            finally:
+                self._reading.discard(scope)
+        self.check_hopeful()
+        raise self.death()
+
+    def _check_length(self, length: int) -> None:
+        limits = [book.capacity.max_model_len for book in self._members.scheduler.engines]
+        known = [limit for limit in limits if limit is not None]
+        if known and length >= max(known):  # one that fits some of them is refused with its name
+            raise PromptTooLong(length, min(known))
+
+    async def _member(self) -> Member | None:
+        """An engine that tells its tokens, when one runs; None: those of this pool do not."""
+        while True:
+            self.check_hopeful()
+            running = self._members.running
+            for seat in running:
+                if seat.member is not None:
+                    return seat.member
+            if running:
+                return None
+            news = asyncio.Event()
+            self._wanted.append(news)
+            await news.wait()
+
+    async def encode(self, prompt: Prompt, /) -> Sequence[int]:
+        """The token ids of a prompt; made up where no engine tells."""
+        for attempt in range(1, self._attempts + 1):
+            member = await self._member()
+            if member is None:
+                return _made_up(prompt)
+            try:
+                return await member.encode(prompt)
+            except (EngineDied, Closed) as error:
+                seats = [seat for seat in self._members.running if seat.engine is member]
+                gone = all(self._members.died(seat, seat.life, error) for seat in seats)
+                if attempt == self._attempts or not gone:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def prefix_tokens(self, prefix: Prompt | None, tokens: Sequence[int] | None, /) -> int:
+        """How many of *tokens* are those of the declared prefix."""
+        if prefix is None or tokens is None:
+            return 0
+        key: Any = prefix if isinstance(prefix, str) else tuple(prefix)
+        head = self._prefixes.get(key)
+        if head is None:
+            head = self._prefixes[key] = tuple(await self.encode(prefix))
+            if len(self._prefixes) > _PREFIXES:
+                self._prefixes.popitem(last=False)
+        count = 0
+        for a, b in zip(head, tokens, strict=False):
+            if a != b:
+                break
+            count += 1
+        return count
+
+
+def with_changes(request: GenerateRequest, /, **changes: object) -> GenerateRequest:
+    """A copy that is not checked again: a pool changes only what needs no check, for every call."""
+    copied = copy.copy(request)
+    for name, value in changes.items():
+        object.__setattr__(copied, name, value)  # it is frozen for all others
+    return copied
+
+
+def in_order(request: GenerateRequest, ticket: Ticket, /) -> GenerateRequest:
+    """The request with its place in the line as its priority, in milliseconds.
+
+    So an engine that must choose itself, among the few that it has in advance or whom to take memory
+    from, chooses as the scheduler would.
+    """
+    return with_changes(request, priority=round(1000 * ticket.key[0]))
+
+
+def work_of(  # noqa: PLR0913  # fields of the record that it makes
+    origin: Origin | None,
+    tokens: Sequence[int] | None,
+    *,
+    max_tokens: int | None,
+    priority: int,
+    n: int = 1,
+    salt: int = 0,
+    prefix: Prompt | None = None,
+    prefix_tokens: int = 0,
+    streamed: bool = False,
+) -> Work:
+    """A call as the scheduler wants it; *tokens* None: nobody knows them."""
+    stage, arrived, deadline, depth = "", None, None, 0
+    group = parent = None
+    if origin is not None:
+        stage, arrived, deadline = origin.stage, origin.arrived, origin.deadline
+        depth = origin.depth
+        if origin.path:
+            parent = (origin.request, origin.path[:-1])
+            group = (*parent, stage)
+    key = 0 if prefix is None else hash(prefix if isinstance(prefix, str) else tuple(prefix))
+    return Work(
+        template=(stage, key),
+        prompt_tokens=len(tokens) if tokens else 1,
+        token_ids=tokens,
+        prefix_tokens=prefix_tokens,
+        max_tokens=max_tokens,
+        n=n,
+        priority=priority,
+        arrived=arrived,
+        deadline=deadline,
+        depth=depth,
+        group=group,
+        parent=parent,
+        salt=salt,
+        streamed=streamed,
+    )
+
+
+def _made_up(prompt: Prompt) -> list[int]:
+    """Numbers for the words of a prompt, so that equal beginnings can be told; ids as they are."""
+    if isinstance(prompt, str):
+        words = prompt.split()
+    elif prompt and isinstance(prompt[0], Message):
+        words = [w for m in cast(Sequence[Message], prompt) for w in (m.role, *m.content.split())]
+    else:
+        return list(cast(Sequence[int], prompt))
+    return [hash(word) & 0x7FFFFFFF for word in words] or [0]

@@ -1,0 +1,124 @@
+"""One generation of a simulated engine, between the machine and its reader."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import final
+
+import attrs
+
+from alto.engines._simulated.answers import Answer
+from alto.engines._simulated.batching import Event
+from alto.errors import InvalidRequest
+from alto.model import Chunk, StreamedPrompt, TokenLogprob, Usage
+
+__all__ = ("Spoken", "whole_prompt")
+
+
+@final
+@attrs.define(eq=False, kw_only=True)
+class Spoken:
+    """One generation, from when the engine has its prompt to its end."""
+
+    answer: Answer
+    token_ids: tuple[int, ...]
+    """Of the answer."""
+    samples: int
+    prompt_tokens: int
+    asked: float
+    """When somebody asked for it."""
+    logprobs: bool
+    said: list[int]
+    """Tokens that each sample has said."""
+    given: list[int]
+    """Those of them that the reader has got."""
+    open: int
+    """Samples that the engine is not done with."""
+    cached_tokens: int = 0
+    queue_time: float = 0.0
+    first_token_time: float = -1.0
+    reader: asyncio.Event | None = None
+    """What its reader waits for."""
+    error: Exception | None = None
+    """Why it was ended from outside."""
+
+    def hear(self, sample: int, event: Event) -> None:
+        """The machine tells something of one sample."""
+        if self.first_token_time < 0:
+            self.first_token_time = event.time - self.asked
+            self.queue_time = max(0.0, event.began - self.asked)
+            self.cached_tokens = event.cached_tokens
+        self.said[sample] = event.output_tokens
+        if event.kind == "finished":
+            self.open -= 1
+
+    def wake(self) -> None:
+        """Let the reader look again."""
+        if self.reader is not None:
+            self.reader.set()
+
+    async def wait(self) -> None:
+        """Wait until it has said more, or was ended.
+
+        Raises:
+            Exception: What it was ended with.
+        """
+        if self.error is None:
+            self.reader = asyncio.Event()
+            try:
+                await self.reader.wait()
+            finally:
+                self.reader = None
+        if self.error is not None:
+            raise self.error
+
+    def take(self) -> Chunk | None:
+        """What some sample has said and the reader has not got; None: nothing."""
+        for sample in range(self.samples):
+            start, stop = self.given[sample], self.said[sample]
+            if stop > start:
+                self.given[sample] = stop
+                return self._chunk(sample, start, stop)
+        return None
+
+    def _chunk(self, sample: int, start: int, stop: int) -> Chunk:
+        ids = self.token_ids[start:stop]
+        chunk = Chunk(text="".join(self.answer.texts[start:stop]), token_ids=ids, index=sample)
+        if self.logprobs:
+            chunk.logprobs = tuple(TokenLogprob(one, 0.0, ((one, 0.0),)) for one in ids)
+        if stop == len(self.token_ids):
+            chunk.finish_reason = self.answer.reason
+            if self.is_read:
+                chunk.usage = Usage(
+                    prompt_tokens=self.prompt_tokens,
+                    cached_tokens=self.cached_tokens,
+                    output_tokens=sum(self.given),
+                    queue_time=self.queue_time,
+                    first_token_time=self.first_token_time,
+                )
+        return chunk
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the reader has got everything."""
+        return all(given == len(self.token_ids) for given in self.given)
+
+
+async def whole_prompt(prompt: StreamedPrompt) -> str:
+    """All of a prompt that streams in.
+
+    Raises:
+        InvalidRequest: It is empty, or not made of texts.
+    """
+    whole = prompt.head + "".join([_text(piece) async for piece in prompt.tail])
+    if not whole:
+        msg = "the prompt is empty; give at least one token"
+        raise InvalidRequest(msg)
+    return whole
+
+
+def _text(piece: object) -> str:
+    if not isinstance(piece, str):
+        msg = f"the tail of a streamed prompt gives texts, not {type(piece).__name__}"
+        raise InvalidRequest(msg)
+    return piece

@@ -1,0 +1,1 @@
+"""Implementation of `alto.engines.vllm`. Only this package imports vllm, torch and transformers."""

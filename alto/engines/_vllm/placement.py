@@ -1,0 +1,317 @@
+"""Which engine runs where: from the devices of a machine to the arguments of each replica.
+
+A replica needs ``width`` devices: the product of its parallel sizes. Without a word about replicas
+there are as many as have devices of their own; a CPU counts as one device. More replicas than that
+share the devices, or a CPU's cores, as long as the memory allows. Nothing here asks the machine
+anything: see :mod:`alto.engines._vllm.machine`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, final
+
+import attrs
+
+from alto.errors import EngineStartError
+
+__all__ = ("Device", "Machine", "Place", "Wish", "check_wish", "plan")
+
+DeviceId: TypeAlias = int | str
+"""A device's number among those that the program sees, or its UUID."""
+
+_GIB = 1 << 30
+_UTILISATION = 0.92
+"""Part of a device's memory that engines take together, unless told otherwise."""
+_DEVICE_OVERHEAD = 2 * _GIB
+"""What an engine takes of a device besides its weights and its cache, about."""
+_PROCESS_MEMORY = 3 * _GIB // 2
+"""What the processes of one engine take on a CPU besides weights and cache: 1.3 GB were measured."""
+_SPARE_CORES = 4
+"""With this many cores, a replica on a CPU leaves one to the process that schedules."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Device:
+    """One GPU that the program sees."""
+
+    index: int
+    """Its number among the visible ones."""
+    memory: int | None = None
+    """All of its memory, in bytes; None where nobody asked."""
+    free: int | None = None
+    """What of it nobody uses, in bytes."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Machine:
+    """What there is to run engines on."""
+
+    cpu: bool
+    """Whether vLLM computes on the CPU."""
+    devices: tuple[Device, ...] = ()
+    """The GPUs, as the program sees them; none on a CPU."""
+    cores: tuple[int, ...] = ()
+    """Numbers of the CPU's cores that the program may use, one for each physical core, those of one
+    memory node beside each other; empty where the system cannot tell."""
+    memory: int = 0
+    """All of the machine's memory, in bytes."""
+    available: int | None = None
+    """What of it is free, in bytes; None where nobody asked."""
+    binding_chosen: bool = False
+    """Whether the program's environment says which cores to use; then we do not."""
+    cache_space: int | None = None
+    """What the program's environment gives to the KV cache of each part of a replica on a CPU, in
+    bytes; then we do not. vLLM takes it before what the arguments say. None: it does not say."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Wish:
+    """What the user wants."""
+
+    name: str
+    """Of the engine, for messages."""
+    replicas: int | Literal["auto"] = "auto"
+    """How many."""
+    devices: tuple[DeviceId, ...] | None = None
+    """Which devices to use; None: all."""
+    sizes: Mapping[str, int] = attrs.field(factory=dict)
+    """The parallel sizes by the names of their arguments; those that are missing are 1."""
+    engine_args: Mapping[str, Any] = attrs.field(factory=dict)
+    """The other arguments, those about memory among them."""
+    weights: int | None = None
+    """Size of the model's files, in bytes; None where it is not known."""
+
+    @property
+    def width(self) -> int:
+        """Devices per replica."""
+        return math.prod(self.sizes.values())
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where one replica runs."""
+
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    """Arguments for its engine, besides the user's."""
+    cores: str | None = None
+    """Cores to bind to, in the words of ``VLLM_CPU_OMP_THREADS_BIND``; None: it is left to vLLM."""
+    group: int
+    """Replicas of the same group share a device and start one after the other."""
+
+
+def check_wish(
+    replicas: object, tensor_parallel_size: object, devices: object
+) -> tuple[DeviceId, ...] | None:
+    """Refuse what no machine could do; give the devices as a tuple.
+
+    Raises:
+        ValueError: With what is allowed.
+    """
+    if replicas != "auto" and not _is_count(replicas):
+        raise ValueError(f'replicas must be a whole number above 0 or "auto", not {replicas!r}')
+    if not _is_count(tensor_parallel_size):
+        raise ValueError(
+            f"tensor_parallel_size must be a whole number above 0, not {tensor_parallel_size!r}"
+        )
+    if devices is None:
+        return None
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence) or not devices:
+        raise ValueError(f"devices must be a list of device numbers or UUIDs, not {devices!r}")
+    for device in devices:
+        if isinstance(device, bool) or not isinstance(device, (int, str)) or device == "":
+            raise ValueError(f"a device is named by its number or UUID, not {device!r}")
+    if len({type(device) for device in devices}) > 1:
+        raise ValueError(f"name devices by number or by UUID, not both: {list(devices)}")
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"a device is given twice: {list(devices)}")
+    return tuple(devices)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def plan(machine: Machine, wish: Wish) -> tuple[Place, ...]:
+    """Where each replica runs.
+
+    Raises:
+        EngineStartError: The machine does not allow it; what was asked, what there is, what to set.
+    """
+    return _plan_cpu(machine, wish) if machine.cpu else _plan_devices(machine, wish)
+
+
+def _plan_devices(machine: Machine, wish: Wish) -> tuple[Place, ...]:
+    usable = _usable_devices(machine, wish)
+    groups = len(usable) // wish.width
+    replicas = groups if wish.replicas == "auto" else wish.replicas
+    if groups == 0 or (replicas > groups and wish.width > 1):
+        _too_few(wish, len(usable), max(replicas, 1))
+    if replicas == 1 and wish.devices is None and len(usable) == wish.width:
+        return (Place(group=0),)
+    by_index = {device.index: device for device in machine.devices}
+    places = []
+    for number in range(replicas):
+        group = number % groups
+        ids = usable[group * wish.width : (group + 1) * wish.width]
+        sharers = len(range(group, replicas, groups))
+        shared: dict[str, Any] = {}
+        if sharers > 1:
+            shared = _share_of_device(wish, ids[0], by_index.get(ids[0]), sharers)
+        places.append(Place(arguments={"device_ids": list(ids), **shared}, group=group))
+    return tuple(places)
+
+
+def _usable_devices(machine: Machine, wish: Wish) -> tuple[Any, ...]:
+    visible = tuple(device.index for device in machine.devices)
+    if not visible:
+        raise EngineStartError(
+            wish.name,
+            "this vLLM is built for GPUs, and none is visible; look at CUDA_VISIBLE_DEVICES and "
+            "the driver, or install alto-llm[cpu]",
+        )
+    if wish.devices is None:
+        return visible
+    missing = [i for i in wish.devices if isinstance(i, int) and i not in visible]
+    if missing:
+        raise EngineStartError(
+            wish.name,
+            f"devices={list(wish.devices)} asks for {missing}, and the visible devices are "
+            f"{list(visible)}; set devices to some of them (they are numbered within "
+            f"CUDA_VISIBLE_DEVICES, where that is set)",
+        )
+    return wish.devices
+
+
+def _too_few(wish: Wish, there: int, replicas: int) -> None:
+    sizes = ", ".join(f"{name}={size}" for name, size in wish.sizes.items() if size > 1)
+    each = f"{wish.width} device{'s' if wish.width > 1 else ''}"
+    most = there // wish.width
+    remedy = f"replicas={most}" if most else f"a product of these sizes of at most {there}"
+    what = "given" if wish.devices is not None else "visible"
+    raise EngineStartError(
+        wish.name,
+        f"replicas={replicas} with {sizes} needs {each} for each replica, {replicas * wish.width} "
+        f"in all, and {there} {'is' if there == 1 else 'are'} {what}; set {remedy}",
+    )
+
+
+def _share_of_device(
+    wish: Wish, device_id: DeviceId, device: Device | None, sharers: int
+) -> dict[str, Any]:
+    """Memory arguments of one of *sharers* replicas on a device."""
+    asked = f"replicas={wish.replicas} puts {sharers} of them on device {device_id!r}"
+    cache = wish.engine_args.get("kv_cache_memory_bytes")
+    memory = None if device is None else device.memory
+    if cache is not None:
+        needed = sharers * (cache + (wish.weights or 0) + _DEVICE_OVERHEAD)
+        if memory is not None and needed > memory:
+            raise EngineStartError(
+                wish.name,
+                f"{asked}, which takes about {_gib(needed)} with kv_cache_memory_bytes={cache}, "
+                f"and it has {_gib(memory)}; set fewer replicas or a smaller kv_cache_memory_bytes",
+            )
+        # What vLLM wants to find free before it begins; the cache has its own size.
+        return {"gpu_memory_utilization": _down(_UTILISATION / sharers)}
+    given = wish.engine_args.get("gpu_memory_utilization")
+    if given is not None and given * sharers > 1:
+        raise EngineStartError(
+            wish.name,
+            f"{asked}, each with gpu_memory_utilization={given}, which is more than the device; "
+            f"set at most {_down(_UTILISATION / sharers)}, or fewer replicas",
+        )
+    share = given if given is not None else _down(_UTILISATION / sharers)
+    least = (wish.weights or 0) + _DEVICE_OVERHEAD
+    if share <= 0:
+        raise EngineStartError(
+            wish.name, f"{asked}, which leaves none of it any; set fewer replicas"
+        )
+    if memory is not None and share * memory < least:
+        raise EngineStartError(
+            wish.name,
+            f"{asked}, where each has {_gib(share * memory)} of {_gib(memory)} and needs "
+            f"{_gib(least)} before it caches anything; set fewer replicas, or give it more devices",
+        )
+    free = None if device is None else device.free
+    if memory is not None and free is not None and share * sharers * memory > free:
+        raise EngineStartError(
+            wish.name,
+            f"{asked}, which takes {_gib(share * sharers * memory)} of it, and only {_gib(free)} "
+            f"of {_gib(memory)} are free; end what uses the device, or set "
+            f"gpu_memory_utilization={_down(free / memory / sharers)}",
+        )
+    return {} if given is not None else {"gpu_memory_utilization": share}
+
+
+def _plan_cpu(machine: Machine, wish: Wish) -> tuple[Place, ...]:
+    replicas = 1 if wish.replicas == "auto" else wish.replicas
+    if wish.devices is not None:
+        raise EngineStartError(
+            wish.name,
+            f"devices={list(wish.devices)} was given, and this vLLM computes on the CPU; leave "
+            f"devices out, and set replicas for more than one engine",
+        )
+    memory = _share_of_memory(machine, wish, replicas)
+    alone = replicas == 1 and wish.width == 1  # vLLM itself binds one part for each memory node
+    if alone or machine.binding_chosen or not machine.cores:
+        return tuple(Place(arguments=memory, group=i) for i in range(replicas))
+    cores = len(machine.cores)
+    if replicas * wish.width > cores:
+        raise EngineStartError(
+            wish.name,
+            f"replicas={replicas} needs {replicas * wish.width} CPU cores, one for each part of a "
+            f"replica at least, and there are {cores}; set replicas={max(1, cores // wish.width)}, "
+            f"or the environment variable VLLM_CPU_OMP_THREADS_BIND=nobind to let them share cores",
+        )
+    return tuple(
+        Place(arguments=memory, cores=_cores_of(machine.cores, i, replicas, wish.width), group=i)
+        for i in range(replicas)
+    )
+
+
+def _share_of_memory(machine: Machine, wish: Wish, replicas: int) -> dict[str, Any]:
+    sizes = ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization")
+    given = machine.cache_space is not None or any(name in wish.engine_args for name in sizes)
+    cache, said = wish.engine_args.get("kv_cache_memory_bytes") or 0, "kv_cache_memory_bytes"
+    if machine.cache_space is not None:
+        cache, said = machine.cache_space, "VLLM_CPU_KVCACHE_SPACE in the environment"
+    least = cache * wish.width + _PROCESS_MEMORY + (wish.weights or 0)  # each part has a cache
+    available = machine.available
+    if available is not None and replicas > 1 and replicas * least > available:
+        raise EngineStartError(
+            wish.name,
+            f"replicas={replicas} needs about {_gib(replicas * least)} of memory, and "
+            f"{_gib(available)} are free; set replicas={max(1, available // least)}"
+            f"{f', or a smaller {said}' if cache else ''}",
+        )
+    if given or replicas == 1:
+        return {}
+    spare = machine.memory // 4 // replicas
+    if available is not None:
+        spare = min(spare, (available - replicas * least) // (2 * replicas))
+    return {"kv_cache_memory_bytes": max(64 << 20, min(4 * _GIB, spare))}
+
+
+def _cores_of(cores: Sequence[int], number: int, replicas: int, width: int) -> str:
+    """The cores of one replica: a list for each of its parts."""
+    mine = _slice(cores, number, replicas)
+    if len(mine) >= _SPARE_CORES * width:
+        mine = mine[:-1]
+    return "|".join(",".join(map(str, _slice(mine, part, width))) for part in range(width))
+
+
+def _slice(values: Sequence[int], number: int, of: int) -> Sequence[int]:
+    return values[len(values) * number // of : len(values) * (number + 1) // of]
+
+
+def _down(share: float) -> float:
+    return math.floor(share * 100) / 100
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB"
