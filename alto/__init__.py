@@ -10,7 +10,6 @@ from alto import routing as routing
 from alto import text as text
 from alto._graph.spec import PerReplica as PerReplica
 from alto._graph.spec import per_replica as per_replica
-from alto._graph.stage import Stage as Stage
 from alto.app import App as App
 from alto.app import AppStatistics as AppStatistics
 from alto.app import Failed as Failed
@@ -82,6 +81,7 @@ from alto.protocols import Engine as Engine
 from alto.protocols import Executor as Executor
 from alto.protocols import Member as Member
 from alto.protocols import Observer as Observer
+from alto.stage import Stage as Stage
 from alto.stage import stage as stage
 from alto.stream import Group as Group
 from alto.stream import Stream as Stream

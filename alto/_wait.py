@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 
-__all__ = ("LoopLock", "uncut")
+__all__ = ("LoopLock", "to_the_end", "uncut")
 
 
 async def uncut(wait: Callable[[], Awaitable[None]], /) -> None:
@@ -47,3 +48,23 @@ class LoopLock:
         if self._held is None or self._held[0] is not loop:
             self._held = (loop, asyncio.Lock())
         return self._held[1]
+
+
+_T = TypeVar("_T")
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Do *work* to its end, and only then be cancelled."""
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # it has been seen
+        raise cancelled
+    return task.result()

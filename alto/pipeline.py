@@ -23,10 +23,8 @@ from typing import (
 from alto._current_call import current_call
 from alto._graph import check_input_count
 from alto._graph.declaration import check_name
-from alto._graph.names import Unresolved
 from alto._graph.nested import bound_pipeline
-from alto._graph.signature import PipelineSpec
-from alto._graph.source import Source, local_names, pipeline_source
+from alto._graph.signature import PipelineSpec, Source, Unresolved, local_names, pipeline_source
 from alto._graph.spec import Declaration, GroupOrder
 from alto._graph.trace import inline, trace
 from alto._runtime.handles import StreamHandle

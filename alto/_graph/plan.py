@@ -1,5 +1,9 @@
 """From a declaration to a plan: depths, levels, groupings, and everything that can be wrong.
 
+A path is a plain tuple of indices, one per open level, below its request: ``()`` is the request
+itself, ``(2,)`` the third child of the first fan-out, ``(2, 0)`` the first child of that one.
+Tuples compare in ancestry order, hash in C, and cost nothing to share.
+
 Theory of operation. A pipeline is declared as a list of nodes in call order, so every node's
 sources come before it. Streams are numbered: the pipeline's inputs first, then one per node.
 
@@ -30,10 +34,41 @@ from collections.abc import Sequence
 
 import attrs
 
-from alto._graph.path import common_prefix, is_prefix
 from alto.errors import GraphError
+from alto.model import Path
 
-__all__ = ("InputPlan", "NodeDecl", "NodePlan", "ParamDecl", "Plan", "call_levels", "make_plan")
+__all__ = (
+    "InputPlan",
+    "NodeDecl",
+    "NodePlan",
+    "ParamDecl",
+    "Plan",
+    "call_levels",
+    "common_prefix",
+    "covers",
+    "is_prefix",
+    "make_plan",
+)
+
+
+def covers(ancestor: Path, path: Path, /) -> bool:
+    """Whether *path* is *ancestor* or descends from it."""
+    return path[: len(ancestor)] == ancestor
+
+
+def is_prefix(shorter: Sequence[int], longer: Sequence[int], /) -> bool:
+    """Whether *shorter* is where *longer* begins; equal ones are."""
+    return tuple(longer[: len(shorter)]) == tuple(shorter)
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int], /) -> tuple[int, ...]:
+    """What *first* and *second* begin with alike."""
+    common = []
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        common.append(one)
+    return tuple(common)
 
 
 @attrs.frozen

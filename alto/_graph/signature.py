@@ -1,24 +1,101 @@
-"""From a declared function to its record: annotations looked up, roles told apart."""
+"""Signatures: look up the annotations of a declared function, and make its record.
+
+A decorated function may be annotated with names that its module defines further down. What cannot
+be looked up at the decoration is tried again at the first use, and reported there.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections import abc
-from collections.abc import Callable
-from typing import Final, get_args, get_origin
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import FrameType, SimpleNamespace
+from typing import Final, Generic, TypeVar, final, get_args, get_origin, get_type_hints
 
 import attrs
 
-from alto._graph.declaration import Parameter, Shape
-from alto._graph.fit import class_of, is_union, plain
-from alto._graph.names import Names
-from alto._graph.options import StageOptions
+from alto._graph.declaration import Parameter, Shape, StageOptions, pipeline_shape, stage_shape
 from alto._graph.resources import refused
-from alto._graph.show import show
 from alto._graph.spec import InputSpec, ParamSpec, ResourceSpec, StageSpec
+from alto._graph.types import class_of, is_union, plain, show
 from alto.errors import GraphError
 from alto.stream import Group, Stream
 
-__all__ = ("PipelineSpec", "pipeline_spec", "stage_spec")
+__all__ = (
+    "Names",
+    "PipelineSpec",
+    "Source",
+    "Unresolved",
+    "local_names",
+    "pipeline_source",
+    "pipeline_spec",
+    "stage_source",
+    "stage_spec",
+)
+
+NO_TYPES = (bool, bytes, complex, dict, float, int, list, set, tuple)
+"""Values of these are not types; people write ``[str]`` who mean ``list[str]``."""
+
+
+class Unresolved(GraphError):
+    """A name in an annotation means nothing yet; it may later, so this can be tried again."""
+
+
+class Names:
+    """The scope of a function's annotations: its globals, what it closes over, its caller's locals.
+
+    The caller is whoever decorates the function. Its locals are a snapshot, so a type that is
+    defined in the same function after the decoration is not found.
+    """
+
+    def __init__(self, fn: Callable[..., object], caller: Mapping[str, object], /) -> None:
+        inner = inspect.unwrap(fn)
+        self._globals: dict[str, object] = getattr(inner, "__globals__", {})
+        self._locals = dict(caller)
+        code = getattr(inner, "__code__", None)
+        for name, cell in zip(
+            getattr(code, "co_freevars", ()),
+            getattr(inner, "__closure__", None) or (),
+            strict=False,
+        ):
+            try:
+                self._locals[name] = cell.cell_contents
+            except ValueError:  # Not assigned yet.
+                continue
+
+    def resolve(self, annotation: object, /, *, where: str) -> object:
+        """The type that *annotation* means, strings in it included.
+
+        Args:
+            annotation: As written; a string where the module postpones annotations.
+            where: What is annotated, for the message: ``stage 'search': parameter 'query'``.
+
+        Raises:
+            Unresolved: A name is not defined (yet).
+            GraphError: The annotation is no type at all.
+        """
+        holder = SimpleNamespace(__annotations__={"it": annotation})
+        try:
+            found = get_type_hints(holder, self._globals, self._locals, include_extras=True)["it"]
+        except (NameError, AttributeError) as error:
+            msg = (
+                f"{where}: the annotation {show(annotation)!r} cannot be resolved ({error}); "
+                f"define or import the name before the first use, outside `if TYPE_CHECKING`, "
+                f"at the top of the module or where the function can see it"
+            )
+            raise Unresolved(msg) from error
+        except Exception as error:
+            msg = (
+                f"{where}: the annotation {show(annotation)!r} is not a type "
+                f"({type(error).__name__}: {error}); correct it"
+            )
+            raise GraphError(msg) from error
+        if isinstance(found, NO_TYPES):
+            msg = f"{where}: the annotation {found!r} is not a type; correct it"
+            raise GraphError(msg)
+        return found
+
 
 ITERATORS: Final = (abc.AsyncIterator, abc.AsyncGenerator, abc.AsyncIterable)
 """What an async generator function may be annotated to give."""
@@ -206,3 +283,65 @@ def _output(tp: object, what: str, *, generator: bool) -> object:
         msg = f"{what} gives a {show(output)}, but a stage gives items; write the type of one item"
         raise GraphError(msg)
     return output
+
+
+S = TypeVar("S")
+
+
+def local_names(frame: FrameType) -> Mapping[str, object]:
+    """The local names of *frame*; none where it is a module's."""
+    return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+
+
+@final
+class Source(Generic[S]):
+    """A shape, and its record once its annotations mean something."""
+
+    def __init__(
+        self, shape: Shape, caller: Mapping[str, object], read: Callable[[Shape, Names], S], /
+    ) -> None:
+        self.shape = shape
+        self._caller = caller
+        self._read = read
+        self._spec: S | None = None
+        try:
+            self.resolve()
+        except Unresolved:
+            return  # Tried again at the first use.
+
+    def resolve(self) -> S:
+        """The record.
+
+        Raises:
+            Unresolved: A name in an annotation is not defined (yet).
+            GraphError: An annotation is wrong.
+        """
+        if self._spec is None:
+            self._spec = self._read(self.shape, Names(self.shape.fn, self._caller))
+            self._caller = {}
+        return self._spec
+
+
+def stage_source(
+    fn: object,
+    caller: Mapping[str, object],
+    options: StageOptions,
+) -> Source[StageSpec]:
+    """A stage's function with its options.
+
+    Raises:
+        GraphError: No stage can be made of it.
+    """
+    read = partial(stage_spec, options=options)
+    return Source(stage_shape(fn, options.name, options.where), caller, read)
+
+
+def pipeline_source(
+    fn: object, caller: Mapping[str, object], *, name: str | None
+) -> Source[PipelineSpec]:
+    """A pipeline's function.
+
+    Raises:
+        GraphError: No pipeline can be made of it.
+    """
+    return Source(pipeline_shape(fn, name), caller, pipeline_spec)

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, get_args
 
-from alto._graph.fit import class_of, fits, plain
 from alto._graph.plan import NodeDecl, ParamDecl, make_plan
 from alto._graph.resources import bind_stages
-from alto._graph.show import show
 from alto._graph.signature import PipelineSpec
 from alto._graph.spec import Declaration, NodeSpec, ParamSpec, StageSpec
+from alto._graph.types import class_of, fits, plain, show
 from alto.errors import GraphError
 from alto.stream import Stream, Symbol, symbol_of
 

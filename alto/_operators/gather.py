@@ -9,15 +9,17 @@ from functools import partial
 from numbers import Number
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args, overload
 
-from alto._graph.accept import accepts
-from alto._graph.show import show
 from alto._graph.spec import GroupOrder
+from alto._graph.types import accepts, show
 from alto._operators.arguments import (
     check_choice,
     check_function,
     check_takes,
     check_whole,
     function_of,
+    sum_of,
+    unaddable,
+    unordered,
 )
 from alto._operators.fold import (
     Counting,
@@ -30,7 +32,6 @@ from alto._operators.fold import (
     fold_in_panes,
     short,
 )
-from alto._operators.numbers import sum_of, unaddable, unordered
 from alto._operators.site import Place, Site
 from alto._operators.stages import call, generic
 from alto._safe_text import told

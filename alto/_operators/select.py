@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, TypeGuard, TypeVar, get_args, overload
 
-from alto._graph.accept import accepts
-from alto._graph.show import show
 from alto._graph.spec import GroupOrder
+from alto._graph.types import accepts, show
 from alto._operators.arguments import (
     check_choice,
     check_function,

@@ -7,8 +7,7 @@ from typing import final
 
 import attrs
 
-from alto._graph.path import is_prefix
-from alto._graph.plan import call_levels
+from alto._graph.plan import call_levels, is_prefix
 from alto._graph.trace import Tracer, reading
 from alto.errors import GraphError
 from alto.stream import Stream, Symbol

@@ -1,19 +1,204 @@
-"""What a caller holds while a request runs."""
+"""Handles: what a caller holds while a request runs.
+
+An ``async for`` holds its iterator, and nothing else does: the iterator of a loop that was left, however
+it was, is dropped in that moment, with the garbage collector off and the traceback kept. So the
+iterator, not the handle, says that the handle was left.
+
+An iterator that lives on after a read of it was cut is one that a program reads by hand, as in
+``await wait_for(anext(iterator), 1)``. It belongs to the task that made it: while that task goes on,
+the read can be made again; when the task ends, or is being cancelled, the handle was left.
+
+An iterator may also live on in a generator that waits at its ``yield``, below a framework that keeps it
+with the traceback of a cancelled task. So the task that made the iterator is watched: where it ends
+cancelled, and no other task reads on, the handle was left too.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import warnings
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self, TypeVar, final
 
 from alto._runtime.call import check_outside, wait
-from alto._runtime.reading import Reading, Reads
 from alto._runtime.request import Request, RequestUsage
 from alto._wait import uncut
 from alto.errors import RequestCancelled
 
-__all__ = ("StreamHandle",)
+__all__ = ("Handle", "Reading", "Reads", "StreamHandle")
+
+R_co = TypeVar("R_co", covariant=True)
+
+_TURNS: Final = 8
+"""Turns of the event loop in which a task that is being cancelled may read on.
+
+Whether that is a time limit of its own, which ends well, shows only when the cancellation has come up
+to it: a task that waits for the one which reads hears of it two turns later, and for each
+``asyncio.wait_for`` of Python 3.11, which reads in a task of its own, three turns later. Limits in the
+same task (``asyncio.timeout``, ``anyio.move_on_after``, ``wait_for`` since 3.12) take no turn.
+"""
+
+
+class Handle(Protocol[R_co]):
+    """What is read."""
+
+    async def __anext__(self) -> R_co:
+        """Give the next result."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop, and wait until it has."""
+        ...
+
+
+class Reads:
+    """How a handle is read, and whether it was left.
+
+    Args:
+        stop: Stops what is read, when the handle was left.
+    """
+
+    __slots__ = ("_stop", "count", "finished", "held", "left", "loop")
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self.loop = asyncio.get_running_loop()
+        self.count = 0
+        """Reads that have begun."""
+        self.held = False
+        """Whether ``async with`` holds the handle: its end closes it, and no loop over it does."""
+        self.finished = False
+        """Whether it was read to its end."""
+        self.left = False
+        """Whether a loop over it was left."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it would be left now."""
+        return not (self.held or self.finished or self.left)
+
+    def leave(self) -> None:
+        """Stop, since a loop over the handle was left. Idempotent."""
+        if self.open:
+            self.left = True
+            self._stop()
+
+    def leave_soon(self) -> None:
+        """Do the same, from anywhere: also another thread, or inside a machine's step."""
+        if self.open:
+            self.left = True
+            self.stop_soon()
+
+    def stop_soon(self) -> None:
+        """Stop in a step of the loop's own."""
+        with contextlib.suppress(RuntimeError):  # The loop is closed: so is what is read.
+            self.loop.call_soon_threadsafe(self._stop)
+
+
+@final
+class Reading(AsyncIterator[R_co]):
+    """One loop over a handle, which leaves the handle when it is left itself."""
+
+    __slots__ = ("_ended", "_state", "_task")
+
+    def __init__(self, handle: Handle[R_co], reads: Reads) -> None:
+        self._state = state = _State(handle, reads)
+        self._task = _current_task()
+        self._ended = partial(_owner_ended, weakref.ref(state))
+        if (task := self._task()) is not None:
+            task.add_done_callback(self._ended)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> R_co:
+        state = self._state
+        # A traceback that is kept must not keep the iterator of a loop that was left.
+        del self
+        try:
+            result: R_co = await state.handle.__anext__()
+        except asyncio.CancelledError:
+            state.cut()
+            raise
+        return result
+
+    async def aclose(self) -> None:
+        """Leave the handle, and wait until nothing of its request runs."""
+        await self._state.handle.aclose()
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", None)
+        if state is not None:
+            state.reads.leave_soon()
+            if (task := self._task()) is not None:
+                task.remove_done_callback(self._ended)
+
+
+class _State:
+    """A loop over a handle, without the loop's hold on it."""
+
+    __slots__ = ("__weakref__", "_cut_at", "_owner", "_watched", "handle", "reads")
+
+    def __init__(self, handle: Handle[Any], reads: Reads) -> None:
+        self.handle = handle
+        self.reads = reads
+        # Weak: a task has its exception, which has the traceback, which has this.
+        self._owner = _current_task()
+        self._watched = _no_task
+        self._cut_at = 0  # The read that was cut last.
+
+    def cut(self) -> None:
+        """See whether the read that was cut is made again."""
+        if self.reads.open:
+            self._cut_at = self.reads.count
+            self._look(self._cut_at, _current_task(), _TURNS)
+
+    def _look(self, read: int, reader: Callable[[], asyncio.Task[Any] | None], turns: int) -> None:
+        reads = self.reads
+        if not reads.open or reads.count != read:
+            return
+        if turns:
+            reads.loop.call_soon(self._look, read, reader, turns - 1)
+            return
+        for task in (self._owner(), reader()):
+            if task is not None and not task.done() and not task.cancelling():
+                self._watch(task)
+                return
+        reads.leave()
+
+    def _watch(self, task: asyncio.Task[Any]) -> None:
+        if self._watched() is not task:
+            self._watched = weakref.ref(task)
+            task.add_done_callback(partial(_task_ended, weakref.ref(self)))
+
+    def task_ended(self) -> None:
+        """Leave the handle, unless a read was made since the last one that was cut."""
+        if self.reads.count == self._cut_at:
+            self.reads.leave()
+
+
+def _owner_ended(state: Callable[[], _State | None], task: asyncio.Task[Any]) -> None:
+    if task.cancelled() and (still := state()) is not None:
+        still.cut()
+
+
+def _task_ended(state: Callable[[], _State | None], _: object) -> None:
+    if (still := state()) is not None:
+        still.task_ended()
+
+
+def _no_task() -> asyncio.Task[Any] | None:
+    return None
+
+
+def _current_task() -> Callable[[], asyncio.Task[Any] | None]:
+    task = asyncio.current_task()
+    return _no_task if task is None else weakref.ref(task)
+
 
 R = TypeVar("R")
 

@@ -25,17 +25,15 @@ from alto._graph.nested import inner_resources, mentioned, own_resources
 from alto._graph.spec import Declaration
 from alto._runtime.call import Call, calls_around
 from alto._runtime.checks import check_count, check_inputs, check_loop, check_open
-from alto._runtime.feeder import Feeder
+from alto._runtime.map import Feeder
 from alto._runtime.node import Node
 from alto._runtime.node_run import NodeRun
 from alto._runtime.observers import Observers, check_observers
 from alto._runtime.request import Options, Request
-from alto._runtime.resources import Resources
+from alto._runtime.resources import Resources, check_inner, check_names, values_of_request
 from alto._runtime.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
 from alto._runtime.statistics import AppStatistics, prefix_of, statistics_of
-from alto._runtime.values import check_inner, check_names, values_of_request
-from alto._runtime.worker import Worker, clock_of, has_real_time
-from alto._runtime.worker_tasks import WorkerTasks
+from alto._runtime.worker import Worker, WorkerTasks, clock_of, has_real_time
 from alto._safe_text import noted, shown
 from alto._wait import uncut
 from alto.errors import Closed, Overloaded, ResourceError

@@ -1,4 +1,4 @@
-"""Many requests, a bounded number at a time, one result record each."""
+"""Run many requests, a bounded number at a time, with one result record each."""
 
 from __future__ import annotations
 
@@ -29,16 +29,67 @@ from typing import (
     final,
 )
 
+import anyio
 import attrs
 
 from alto._runtime.call import check_outside, wait
-from alto._runtime.feeder import Feeder
-from alto._runtime.reading import Reading, Reads
+from alto._runtime.handles import Reading, Reads
 from alto._runtime.request import Request, RequestUsage
 from alto._wait import uncut
 from alto.errors import AltoError, Closed
 
-__all__ = ("Failed", "MapApp", "MapHandle", "Progress", "Result", "Succeeded", "map_requests")
+__all__ = (
+    "Failed",
+    "Feeder",
+    "MapApp",
+    "MapHandle",
+    "Progress",
+    "Result",
+    "Succeeded",
+    "map_requests",
+)
+
+
+@final
+class Feeder:
+    """A task of an app that can be cancelled once, natively.
+
+    A cancel scope would cancel it again at each wait of what it does to clean up.
+    """
+
+    __slots__ = ("_asked", "_task")
+
+    def __init__(self) -> None:
+        self._asked = False  # To end.
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was asked to end."""
+        return self._asked
+
+    async def run(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
+        """Call *function*, unless it was cancelled before."""
+        if self._asked:
+            return
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        try:
+            with anyio.CancelScope(shield=True):
+                await function(*args)
+        except asyncio.CancelledError:
+            if not self.asked or task.uncancel():  # By the loop, which is going down.
+                raise
+        finally:
+            self._task = None
+
+    def cancel(self) -> None:
+        """Cancel it, once."""
+        if not self._asked:
+            self._asked = True
+            if self._task is not None:
+                self._task.cancel()
+
 
 _APP_CLOSED: Final = "the app was closed before all inputs of this map were taken"
 

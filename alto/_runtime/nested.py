@@ -12,7 +12,7 @@ from alto._runtime.call import calls_around, parking_call
 from alto._runtime.checks import check_order, check_timeout
 from alto._runtime.handles import StreamHandle
 from alto._runtime.request import Options, Request
-from alto._runtime.values import values_of_request
+from alto._runtime.resources import values_of_request
 from alto.errors import Closed
 
 if TYPE_CHECKING:

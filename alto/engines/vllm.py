@@ -17,12 +17,17 @@ from typing import Any, Final, Literal, Self, final
 
 import anyio
 
-from alto._wait import LoopLock
+from alto._wait import LoopLock, to_the_end
 from alto.engines._vllm.arguments import check_model_folder, lora_arguments
 from alto.engines._vllm.engine import VLLMEngine
-from alto.engines._vllm.machine import look_at_machine, size_of_weights
-from alto.engines._vllm.placement import Place, Wish, check_wish, plan
-from alto.engines._vllm.shielding import to_the_end
+from alto.engines._vllm.placement import (
+    Place,
+    Wish,
+    check_wish,
+    look_at_machine,
+    plan,
+    size_of_weights,
+)
 from alto.engines.pool import Pool, PoolEngine, PoolProgress
 from alto.errors import Closed, EngineDied, EngineStartError
 from alto.model import (

@@ -17,7 +17,7 @@ from alto.model import Path
 from alto.pipeline import pipeline
 from alto.stage import stage
 from alto.stream import Group, Stream
-from alto.testing._drawn import PipelineDraw, StageDraw, Words
+from alto.testing._sketch import PipelineDraw, StageDraw, Words
 
 __all__ = ("Broken", "Probe", "build")
 

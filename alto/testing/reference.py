@@ -18,8 +18,8 @@ from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from alto._current_call import Cleanup, current_call
 from alto._graph import bind_resources, check_input
-from alto._graph.models import engine_of, engines_in, engines_of, with_handles
 from alto._graph.nested import inner_resources, mentioned, own_resources
+from alto._graph.resources import engine_of, engines_in, engines_of, with_handles
 from alto._graph.spec import Declaration, NodeSpec, PerReplica
 from alto.errors import Closed, StageError
 from alto.model import Path, Usage

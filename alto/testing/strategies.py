@@ -13,8 +13,7 @@ import attrs
 from hypothesis import strategies as st
 
 from alto.testing._built import Probe, build
-from alto.testing._drawn import StageDraw
-from alto.testing._sketch import Chooser
+from alto.testing._sketch import Chooser, StageDraw
 
 __all__ = ("DrawnPipeline", "Failing", "Scaling", "pipelines")
 

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 import alto
-from alto._graph.accept import accepts
+from alto._graph.types import accepts
 from alto.model import Chunk, EngineStatistics, GenerateRequest
 
 UserId = NewType("UserId", int)

@@ -26,8 +26,7 @@ from typing import (
 
 import pytest
 
-from alto._graph.fit import fits
-from alto._graph.show import show
+from alto._graph.types import fits, show
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import alto
-from alto._graph.models import engines_in, find_misfit, is_read_once, with_handles
+from alto._graph.resources import engines_in, find_misfit, is_read_once, with_handles
 from alto._graph.spec import NodeSpec
 from alto.testing import Scripted
 

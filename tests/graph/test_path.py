@@ -1,4 +1,4 @@
-"""What `alto._graph.path` promises: ancestry compares as prefixes do."""
+"""What `alto._graph.plan` promises: ancestry compares as prefixes do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alto._graph.path import common_prefix, covers, is_prefix
+from alto._graph.plan import common_prefix, covers, is_prefix
 from alto.model import Path
 
 paths = st.lists(st.integers(0, 2), max_size=5).map(tuple)

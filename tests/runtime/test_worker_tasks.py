@@ -8,7 +8,7 @@ import contextvars
 import anyio
 import pytest
 
-from alto._runtime.worker_tasks import WorkerTasks
+from alto._runtime.worker import WorkerTasks
 
 VARIABLE = contextvars.ContextVar[str]("VARIABLE", default="the caller's")
 

@@ -1,4 +1,4 @@
-"""`alto._text.fences`: brackets are found in blocks of JSON, and nowhere else."""
+"""`alto._text.json`: brackets are found in blocks of JSON, and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alto._text.fences import Fences
+from alto._text.json import Fences
 
 WORDS = st.text(alphabet="ab[]{}` \t", max_size=8).filter(
     lambda line: not line.lstrip().startswith("```")

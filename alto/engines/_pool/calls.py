@@ -1,13 +1,20 @@
-"""The calls of a pool: each waits for its engine, runs there, and may go on elsewhere.
+"""Calls of a pool: each waits for its engine, runs there, and may go on elsewhere.
+
+An engine goes on with a generation that nobody reads, and its place is free when it is done. But a
+pool sees what an engine does by reading. So where somebody waits for an engine in vain, and a reader
+has not come back to a generation on it for a moment, a *pump* reads on in its place and keeps what it
+gets: a task that belongs to the call and ends with it. While nobody waits there is neither a pump nor
+a timer.
 
 A call is driven by whoever iterates its generator; where that reader is away and others wait, the
-pool reads on for it (`alto/engines/_pool/readers.py`).
+pool reads on for it (`alto/engines/_pool/calls.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import cast, final
 
@@ -17,8 +24,6 @@ from alto._sched.prefix import salt_of
 from alto._wait import uncut
 from alto.engines._pool.members import Members, Seat
 from alto.engines._pool.prompts import Prompts, in_order, work_of
-from alto.engines._pool.readers import Readers
-from alto.engines._pool.run import Run
 from alto.errors import Closed, DeadlineExceeded, EngineDied, InvalidRequest, Overloaded
 from alto.model import (
     Chunk,
@@ -31,9 +36,145 @@ from alto.model import (
     Usage,
 )
 from alto.protocols import Embedder
-from alto.sched import Scheduler, Ticket, Work
+from alto.sched import EngineBook, Scheduler, Ticket, Work
 
-__all__ = ("Calls",)
+__all__ = ("Calls", "Readers", "Run")
+
+
+@final
+class Run:
+    """A call: where it waits or runs, and what it has got so far.
+
+    Args:
+        request: As its engine gets it; None: it is to be embedded.
+        ticket: Its place in the scheduler's books.
+        asked: When its caller began, in seconds of the loop's clock.
+    """
+
+    __slots__ = ("asked", "begun", "book", "buffer", "checking", "closed", "dispatched", "ended", "first",
+                 "granted", "left", "news", "pump", "reading", "request", "said", "seat", "seen",
+                 "source", "ticket", "time")  # fmt: skip
+
+    def __init__(self, request: GenerateRequest | None, ticket: Ticket, asked: float) -> None:
+        self.request = request
+        self.ticket = ticket
+        self.asked = asked
+        self.time = asyncio.get_running_loop().time
+        self.dispatched = self.first = asked
+        self.granted: asyncio.Event | None = None
+        self.seat: Seat | None = None
+        self.book: EngineBook | None = None
+        self.source: AsyncGenerator[Chunk, None] | None = None
+        self.begun = False
+        """Its engine has said something."""
+        self.ended = False
+        """The scheduler knows that its engine has no more of it."""
+        self.reading = False
+        self.checking = False
+        """Somebody will look whether its reader is away."""
+        self.seen = 0
+        """Chunks so far."""
+        self.said: list[int] = []
+        """Its output in tokens; all samples together."""
+        self.left = 1 if request is None else request.n
+        """Samples that have not ended."""
+        self.closed: Exception | None = None
+        """Why it ends, though its engine may go on."""
+        self.pump: asyncio.Task[None] | None = None
+        self.buffer: deque[Chunk | BaseException] = deque()
+        self.news: asyncio.Event | None = None
+
+    async def next_kept(self) -> Chunk:
+        """The next chunk that the pump has read or reads."""
+        while not self.buffer:
+            self.news = asyncio.Event()
+            await self.news.wait()
+        if self.closed is not None:
+            raise self.closed
+        kept = self.buffer.popleft()
+        if isinstance(kept, BaseException):
+            raise kept
+        return kept
+
+    def keep(self, what: Chunk | BaseException) -> None:
+        """The pump has read something."""
+        self.buffer.append(what)
+        if self.news is not None:
+            self.news.set()
+
+
+_AWAY = 0.02
+"""Seconds for which a reader may be away from a generation while others wait for its engine."""
+
+
+@final
+class Readers:
+    """Sees to it that no reader holds up others.
+
+    Args:
+        scheduler: The pool's books.
+        runs: Its calls.
+        account: Is told of every chunk that a pump reads.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runs: Mapping[Ticket, Run],
+        account: Callable[[Run, Chunk], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._runs = runs
+        self._account = account
+        self.pressed: set[EngineBook] = set()
+        """Engines for which somebody may wait in vain. Invariant: a reader that is away from a
+        generation on one of them is going to be looked at, or has a pump."""
+
+    def watch(self) -> None:
+        """Calls wait: find the engines that are full; or seem silent, perhaps as nobody reads."""
+        before = self.pressed
+        self.pressed = {
+            book
+            for book in self._scheduler.engines
+            if book.silent or (book.line.count and not book.has_room)
+        }
+        for book in self.pressed - before:
+            for ticket in book.tickets:
+                run = self._runs.get(ticket)
+                if run is not None and run.begun and not run.reading:
+                    self.check_later(run)
+
+    def relax(self) -> None:
+        """No call waits."""
+        self.pressed.clear()
+
+    def check_later(self, run: Run) -> None:
+        """Its reader leaves, or has left; look whether it comes back."""
+        if run.left and run.pump is None and not run.checking:
+            run.checking = True
+            asyncio.get_running_loop().call_later(_AWAY, self._check, run, run.seen)
+
+    def _check(self, run: Run, seen: int) -> None:
+        run.checking = False
+        if run.ended or run.reading or run.pump is not None or run.source is None:
+            return
+        if run.book not in self.pressed:
+            return
+        if run.seen != seen:
+            self.check_later(run)
+            return
+        run.pump = asyncio.get_running_loop().create_task(self._read_on(run, run.source))
+
+    async def _read_on(self, run: Run, source: AsyncGenerator[Chunk, None]) -> None:
+        try:
+            while run.left:
+                chunk = await anext(source)
+                self._account(run, chunk)
+                run.keep(chunk)
+        except BaseException as error:
+            run.keep(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
 
 @final

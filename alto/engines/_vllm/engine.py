@@ -13,13 +13,12 @@ from typing import Any, Final, Self, final
 import anyio
 import attrs
 
-from alto._wait import LoopLock
+from alto._wait import LoopLock, to_the_end
 from alto.engines._vllm.arguments import lora_arguments
 from alto.engines._vllm.kv_events import CacheEvents
 from alto.engines._vllm.launch import Launch, Started, shut_down
 from alto.engines._vllm.process_watcher import Deaths
 from alto.engines._vllm.session import Session
-from alto.engines._vllm.shielding import to_the_end
 from alto.errors import Closed, EngineDied, EngineStartError
 from alto.model import (
     Chunk,

@@ -29,8 +29,8 @@ from alto.engines._vllm.arguments import (
     unknown_arguments,
 )
 from alto.engines._vllm.child_output import ChildOutput, find_cause
-from alto.engines._vllm.machine import CACHE_SPACE
 from alto.engines._vllm.main_module import main_module_left_alone
+from alto.engines._vllm.placement import CACHE_SPACE
 from alto.engines._vllm.process_watcher import is_alive
 from alto.engines._vllm.sockets import Sockets
 from alto.engines._vllm.stat_logger import Tally, stat_loggers

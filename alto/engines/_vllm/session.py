@@ -12,8 +12,9 @@ from typing import Any, final
 import anyio
 
 from alto._safe_text import told
+from alto._wait import to_the_end
 from alto.engines._vllm.child_output import find_cause
-from alto.engines._vllm.launch import Started
+from alto.engines._vllm.launch import Started, shut_down
 from alto.engines._vllm.pooling import Pooling, pools
 from alto.engines._vllm.requests import (
     Adapters,
@@ -26,8 +27,6 @@ from alto.engines._vllm.requests import (
     client_errors,
     settle_constraints,
 )
-from alto.engines._vllm.shielding import to_the_end
-from alto.engines._vllm.shutdown import end
 from alto.engines._vllm.streamed import Incoming, Prefill, Streams
 from alto.engines._vllm.tokens import Tokens
 from alto.errors import (
@@ -51,7 +50,44 @@ from alto.model import (
     StreamedPrompt,
 )
 
-__all__ = ("Session", "to_the_end")
+__all__ = ("Session", "end", "to_the_end")
+
+
+async def end(started: Started, known: Mapping[str, bool], death: Exception | None, /) -> None:
+    """Abort what runs, or tell it that the engine is dead, and end the processes.
+
+    Args:
+        started: The engine.
+        known: Its open generations, and whether it has said anything to them.
+        death: What those that wait are told, where it has died; None: it serves.
+    """
+    engine = started.engine
+    reader = getattr(getattr(engine.engine_core, "resources", None), "output_queue_task", None)
+    try:
+        if known and death is None:
+            await _registered(engine, known)
+            await engine.abort(list(known))
+        handler = engine.output_handler
+        if handler is not None:
+            if death is not None:  # it is about to tell those that wait
+                await asyncio.wait([handler], timeout=1.0)
+            handler.cancel()  # or it would report the shutdown as a failure
+            await asyncio.wait([handler])
+        if death is not None:
+            engine.output_processor.propagate_error(death)
+    finally:
+        await asyncio.get_running_loop().run_in_executor(None, shut_down, started)
+        if reader is not None:  # vLLM closes its sockets in the loop, and then cancels this
+            await asyncio.wait([reader], timeout=1.0)
+
+
+async def _registered(engine: Any, known: Mapping[str, bool]) -> None:  # noqa: ANN401  # vLLM's
+    """Let vLLM take in what is on its way, since it can abort only what it knows."""
+    there = getattr(engine.output_processor, "external_req_ids", known)
+    for _ in range(500):
+        if engine.errored or all(heard or rid in there for rid, heard in known.items()):
+            return
+        await asyncio.sleep(0.01)
 
 
 @final

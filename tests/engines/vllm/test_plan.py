@@ -5,9 +5,17 @@ import sys
 
 import pytest
 
-from alto.engines._vllm import machine as _machine
-from alto.engines._vllm.machine import look_at_machine, size_of_weights
-from alto.engines._vllm.placement import Device, Machine, Place, Wish, check_wish, plan
+from alto.engines._vllm import placement as _machine
+from alto.engines._vllm.placement import (
+    Device,
+    Machine,
+    Place,
+    Wish,
+    check_wish,
+    look_at_machine,
+    plan,
+    size_of_weights,
+)
 from alto.errors import EngineStartError
 
 GIB = 1 << 30

@@ -1,8 +1,10 @@
-"""Whether a type fits another: an edge is refused only where it is provably wrong.
+"""Types of declarations: show one, fit one into another, test a value against one.
 
 The rules are those of the type checkers where both types are known, and lenient where something
 is not: ``Any``, type variables, bare generics, what a Protocol's methods take. Type arguments are
 compared covariantly, also where a checker would insist on equality.
+
+Only the outermost class is looked at: a ``list[str]`` may be any list.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import (
     NewType,
     NoReturn,
     Protocol,
+    TypeVar,
     Union,
     Unpack,
     get_args,
@@ -26,8 +29,55 @@ from typing import (
     is_typeddict,
 )
 
-__all__ = ("CALLABLE", "MAPPINGS", "ONE_ARGUMENT", "PROMOTED", "class_of", "fits", "is_protocol", "is_union", "missing_members", "plain",
-           "protocol_methods")  # fmt: skip
+from alto.llm import LLM
+from alto.protocols import Engine
+
+__all__ = (
+    "CALLABLE",
+    "MAPPINGS",
+    "ONE_ARGUMENT",
+    "PROMOTED",
+    "accepts",
+    "class_of",
+    "fits",
+    "is_protocol",
+    "is_union",
+    "missing_members",
+    "plain",
+    "protocol_methods",
+    "show",
+)
+
+
+def show(tp: object, /) -> str:
+    """*tp* as it would stand in source: ``list[str] | None``, without module names."""
+    if isinstance(tp, str):
+        return tp
+    if tp is None or tp is NoneType:
+        return "None"
+    if tp is Ellipsis:
+        return "..."
+    if isinstance(tp, list):  # The parameters of a Callable.
+        return f"[{', '.join(map(show, tp))}]"
+    if isinstance(tp, NewType | TypeVar):
+        return tp.__name__
+    origin, args = get_origin(tp), get_args(tp)
+    if origin is Annotated:
+        return show(args[0])
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, args))}]"
+    if origin is Union or origin is UnionType:
+        return " | ".join(map(show, args))
+    if origin is not None and args:
+        return f"{_name(origin)}[{', '.join(map(show, args))}]"
+    return _name(tp)
+
+
+def _name(tp: object) -> str:
+    if isinstance(tp, type):
+        return tp.__qualname__.removeprefix("builtins.").rpartition("<locals>.")[2]
+    return repr(tp).removeprefix("typing.")
+
 
 PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}
 """What the checkers take for subclasses of a class."""
@@ -232,3 +282,51 @@ def _methods(classes: Iterable[type]) -> Iterable[str]:
                 is_method = callable(value) or isinstance(value, property)
                 if is_method and name not in of_any_class:
                     yield name
+
+
+def accepts(value: object, wanted: object, /) -> bool:
+    """Whether *value* may be given where *wanted* is annotated.
+
+    An engine fits where ``alto.LLM`` is asked for: the runtime wraps it.
+
+    Returns:
+        False only where it is provably wrong.
+    """
+    wanted = plain(wanted)
+    if is_union(wanted):
+        return any(accepts(value, one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return any(type(one) is type(value) and one == value for one in get_args(wanted))
+    if isinstance(wanted, NewType):
+        return accepts(value, wanted.__supertype__)
+    cls = class_of(wanted)
+    if cls is None:
+        return True
+    if cls is CALLABLE:
+        return callable(value)
+    if is_typeddict(cls):
+        return isinstance(value, dict)
+    if is_protocol(cls):
+        return all(hasattr(value, name) for name in protocol_methods(cls))
+    if cls is type and get_args(wanted):
+        return isinstance(value, type) and _is_below(value, plain(get_args(wanted)[0]))
+    if cls is LLM and isinstance(value, Engine) and not isinstance(value, type):
+        return True
+    return _is_instance(value, cls)
+
+
+def _is_instance(value: object, cls: type) -> bool:
+    try:
+        return isinstance(value, (cls, *PROMOTED.get(cls, ())))
+    except TypeError:  # A metaclass that does not say.
+        return True
+
+
+def _is_below(value: type, wanted: object) -> bool:
+    if is_union(wanted):
+        return any(_is_below(value, plain(one)) for one in get_args(wanted))
+    cls = class_of(wanted)
+    try:
+        return cls is None or issubclass(value, cls)
+    except TypeError:
+        return True
