@@ -32,7 +32,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from typing import Any, Final, NoReturn, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 from alto._resumable import close
 from alto._text.coalescing import Coarsening, joined
@@ -40,12 +40,22 @@ from alto._text.json import JsonSplitter
 from alto._text.pieces import Pieces
 from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Splitter, TokenSplitter
+from alto._text.splitter import LineSplitter, Splitter, WordSplitter
 
-__all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
+__all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "words")
 
+_RENAMED: Final = {"tokens": "words"}
 _IDLE: Final = object()
 _END: Final = object()
+
+
+if not TYPE_CHECKING:  # with a __getattr__ type checkers accept every name
+
+    def __getattr__(name: str) -> NoReturn:
+        new = _RENAMED.get(name)
+        hint = "" if new is None else f"; it is now alto.text.{new}"
+        msg = f"module 'alto.text' has no attribute {name!r}{hint}"
+        raise AttributeError(msg)
 
 
 def sentences(
@@ -106,7 +116,7 @@ def lines(
     return Pieces(_cut(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle))
 
 
-def tokens(
+def words(
     text: AsyncIterable[str],
     /,
     *,
@@ -114,10 +124,10 @@ def tokens(
     max_chars: int | None = None,
     idle: float | None = None,
 ) -> AsyncGenerator[str, None]:
-    """Words of *text*, *size* at a time, each as soon as the character after it is there.
+    """Split *text* into words, *size* at a time, each as soon as the character after it is there.
 
-    These are words for people and for search by words, not the tokens of a model. A word is a
-    run of characters between white space; the marks at its ends belong to it. In scripts without
+    A word is what people, and a search by words, take for one; a model's tokens are something else. It
+    is a run of characters between white space; the marks at its ends belong to it. In scripts without
     spaces it is a single Han character, or a run of hiragana, of katakana, or of Thai, Lao, Burmese
     or Khmer, which ``max_chars`` may cut.
 
@@ -133,9 +143,9 @@ def tokens(
     Raises:
         TypeError, ValueError: As said for all of these functions.
     """
-    _check(text, "tokens", max_chars, idle)
+    _check(text, "words", max_chars, idle)
     _check_count("size", size)
-    return Pieces(_cut(text, "tokens", TokenSplitter(size, max_chars), idle))
+    return Pieces(_cut(text, "words", WordSplitter(size, max_chars), idle))
 
 
 def regex(

@@ -1,4 +1,4 @@
-"""Cut a text that grows into pieces, each as soon as it is certain: the common ground, lines, tokens.
+"""Cut a text that grows into pieces, each as soon as it is certain: the common ground, lines, words.
 
 Theory of operation. A splitter is fed text in chunks of any size. What it gives depends on the text
 alone, never on how the text was cut into chunks: every decision looks only at text whose meaning
@@ -21,7 +21,7 @@ from itertools import takewhile
 from typing import Any, Protocol, final
 from unicodedata import category
 
-__all__ = ("LineSplitter", "Pieces", "Splitter", "TokenSplitter", "cut_at")
+__all__ = ("LineSplitter", "Pieces", "Splitter", "WordSplitter", "cut_at")
 
 
 class Splitter(Protocol):
@@ -238,7 +238,7 @@ _RUNS = {
     "spaced": rf"[^\s{_HAN}{''.join(_CLASSES.values())}]*",
 }
 _REST = {name: re.compile(run).match for name, run in _RUNS.items()}
-_TOKEN = re.compile(
+_WORD = re.compile(
     rf"(?P<han>[{_HAN}]{_RUNS['han']})|"
     + "|".join(f"(?P<{name}>[{chars}]{_RUNS[name]})" for name, chars in _CLASSES.items())
     + rf"|(?P<spaced>[^\s]{_RUNS['spaced']})"
@@ -246,16 +246,16 @@ _TOKEN = re.compile(
 
 
 @final
-class TokenSplitter(Pieces):
-    """Pieces are so many tokens, with the white space between them.
+class WordSplitter(Pieces):
+    """Pieces are so many words, with the white space between them.
 
-    A token is a run of characters without white space and of one kind: a single Han character, or
+    A word is a run of characters without white space and of one kind: a single Han character, or
     as many as follow each other of hiragana, of katakana, of scripts without spaces (Thai, Lao, Burmese,
     Khmer), or of anything else. So words of scripts with spaces keep the marks at their ends. A
-    token is certain with the character after it.
+    word is certain with the character after it.
 
     Args:
-        size: Tokens in a piece.
+        size: Words in a piece.
         max_chars: Characters that a piece has at most; None: any number.
     """
 
@@ -264,8 +264,8 @@ class TokenSplitter(Pieces):
     def __init__(self, size: int = 1, max_chars: int | None = None) -> None:
         super().__init__(max_chars)
         self._size = size
-        self._count = 0  # Tokens of the piece that are whole.
-        self._kind: str | None = None  # Of the token at the end, which may go on.
+        self._count = 0  # Words of the piece that are whole.
+        self._kind: str | None = None  # Of the word at the end, which may go on.
 
     def feed(self, text: str, /) -> list[str]:
         """More text.
@@ -281,7 +281,7 @@ class TokenSplitter(Pieces):
             if pos < len(text):
                 start = self._whole(text, start, pos, out)
         while pos < len(text):
-            found = _TOKEN.search(text, pos)
+            found = _WORD.search(text, pos)
             if found is None:
                 break
             pos = found.end()
@@ -292,7 +292,7 @@ class TokenSplitter(Pieces):
         return out
 
     def _whole(self, text: str, start: int, end: int, out: list[str]) -> int:
-        """The token that ends there is whole. Returns where the text begins that is not taken."""
+        """The word that ends there is whole. Returns where the text begins that is not taken."""
         self._kind = None
         self._count += 1
         if self._count < self._size:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Pieces, Splitter, TokenSplitter
+from alto._text.splitter import LineSplitter, Pieces, Splitter, WordSplitter
 
 FAMILY = "👩\u200d👩\u200d👧"
 ACCENTED = "e\u0301\u0323"
@@ -28,14 +28,14 @@ KINDS: dict[str, Make] = {
     "sentences": SentenceSplitter,
     "lines": LineSplitter,
     "all lines": lambda max_chars: LineSplitter(max_chars, keep_empty=True),
-    "tokens": lambda max_chars: TokenSplitter(1, max_chars),
-    "three tokens": lambda max_chars: TokenSplitter(3, max_chars),
+    "words": lambda max_chars: WordSplitter(1, max_chars),
+    "three words": lambda max_chars: WordSplitter(3, max_chars),
     "regex": lambda max_chars: RegexSplitter(Separator(r"\s*[.;]\s+|\n"), max_chars),
 }
 CLASSES: dict[type[Pieces], Callable[..., Splitter]] = {
     SentenceSplitter: lambda kind, limit: kind(limit),
     LineSplitter: lambda kind, limit: kind(limit, keep_empty=True),
-    TokenSplitter: lambda kind, limit: kind(2, limit),
+    WordSplitter: lambda kind, limit: kind(2, limit),
     RegexSplitter: lambda kind, limit: kind(Separator(r"\s*[.;]\s+|\n"), limit),
 }
 
@@ -182,7 +182,7 @@ def test_a_line_break_may_come_in_two_halves_around_a_rest() -> None:
 
 
 def kind_of(char: str) -> str:
-    """The kind of character that a token is made of, by its name in Unicode."""
+    """The kind of character that a word is made of, by its name in Unicode."""
     first, *rest = unicodedata.name(char, "?").split()
     if first == "CJK" and rest[1].startswith("IDEOGRAPH"):
         return "han"
@@ -194,15 +194,15 @@ def kind_of(char: str) -> str:
 @given(
     st.text(alphabet="ab1.,'é \n日本語かなカナーไทยລາວမြန်ខ្មែ한국", max_size=30), st.integers(1, 4)
 )
-def test_tokens_are_runs_of_one_kind(text: str, size: int) -> None:
-    """A token is a Han character, or a run of characters of one kind without white space."""
-    tokens = []
-    for word in text.split():
-        for kind, chars in groupby(word.replace("ー", "ア"), kind_of):
+def test_words_are_runs_of_one_kind(text: str, size: int) -> None:
+    """A word is a Han character, or a run of characters of one kind without white space."""
+    words = []
+    for run_of_text in text.split():
+        for kind, chars in groupby(run_of_text.replace("ー", "ア"), kind_of):
             run = "".join(chars)
-            tokens += list(run) if kind == "han" else [run]
-    got = pieces(TokenSplitter(size), [text])
-    expected = ["".join(tokens[at : at + size]) for at in range(0, len(tokens), size)]
+            words += list(run) if kind == "han" else [run]
+    got = pieces(WordSplitter(size), [text])
+    expected = ["".join(words[at : at + size]) for at in range(0, len(words), size)]
     assert ["".join(piece.split()).replace("ー", "ア") for piece in got] == expected
 
 
@@ -221,21 +221,21 @@ def test_tokens_are_runs_of_one_kind(text: str, size: int) -> None:
         ("", 1, []),
     ],
 )
-def test_tokens(text: str, size: int, expected: list[str]) -> None:
-    """Tokens are words, and in scripts without spaces characters or runs of one kind."""
-    assert pieces(TokenSplitter(size), list(text)) == expected
+def test_words(text: str, size: int, expected: list[str]) -> None:
+    """Words stand between spaces; in scripts without spaces they are characters or runs of one kind."""
+    assert pieces(WordSplitter(size), list(text)) == expected
 
 
-def test_a_token_comes_with_the_character_after_it() -> None:
-    """A token may go on until another kind of character comes, and then it is given at once."""
-    splitter = TokenSplitter()
-    assert splitter.feed("to") == []
-    assert splitter.feed("ken") == []
-    assert splitter.feed(" ") == ["token"]
+def test_a_word_comes_with_the_character_after_it() -> None:
+    """A word may go on until another kind of character comes, and then it is given at once."""
+    splitter = WordSplitter()
+    assert splitter.feed("wo") == []
+    assert splitter.feed("rd") == []
+    assert splitter.feed(" ") == ["word"]
     assert splitter.feed("日") == []
     assert splitter.feed("本a") == ["日", "本"]
     assert splitter.flush() == ["a"]
-    two = TokenSplitter(2)
+    two = WordSplitter(2)
     assert [two.feed(chunk) for chunk in ("a", " ", "b", " ", "c")] == [[], [], [], ["a b"], []]
 
 

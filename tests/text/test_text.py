@@ -24,7 +24,7 @@ Splitting = Callable[..., AsyncGenerator[Any, None]]
 SPLITTINGS: dict[str, Splitting] = {
     "sentences": alto.text.sentences,
     "lines": alto.text.lines,
-    "tokens": alto.text.tokens,
+    "words": alto.text.words,
     "regex": lambda text, **options: alto.text.regex(text, r"\n+|; ", **options),
 }
 
@@ -80,9 +80,9 @@ async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
         (alto.text.sentences(group(["One two three."]), max_chars=8), ["One two", "three."]),
         (alto.text.lines(group(["a\n\n", "b\r"])), ["a", "b"]),
         (alto.text.lines(group(["a\n\nb", "c"]), keep_empty=True, max_chars=1), ["a", "", "b", "c"]),
-        (alto.text.tokens(group(["a b", " c d"])), ["a", "b", "c", "d"]),
-        (alto.text.tokens(group(["a b", " c d"]), size=3), ["a b c", "d"]),
-        (alto.text.tokens(group(["abc d"]), max_chars=2), ["ab", "c", "d"]),
+        (alto.text.words(group(["a b", " c d"])), ["a", "b", "c", "d"]),
+        (alto.text.words(group(["a b", " c d"]), size=3), ["a b c", "d"]),
+        (alto.text.words(group(["abc d"]), max_chars=2), ["ab", "c", "d"]),
         (alto.text.regex(group(["a,", " b,c"]), r",\s*"), ["a", "b", "c"]),
         (alto.text.regex(group(["aXbxcc"]), re.compile("x", re.IGNORECASE), max_chars=1), ["a", "b", "c", "c"]),
         (alto.text.json_items(group(['Sure: [1, {"a"', ":2}]."])), [1, {"a": 2}]),
@@ -98,6 +98,14 @@ async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
 async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) -> None:
     """Every function hands its options on and gives the last piece too."""
     assert [piece async for piece in pieces] == expected
+
+
+def test_an_old_name_says_the_new_one() -> None:
+    """A program that was written for the old name learns what to write."""
+    with pytest.raises(AttributeError, match=r"no attribute 'tokens'; it is now alto\.text\.words"):
+        _ = alto.text.tokens  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        _ = alto.text.nothing  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +125,8 @@ async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) ->
         (lambda t: alto.text.json_items(t, field=1), TypeError, "field must be a name, .*, not 1"),
         (lambda t: alto.text.lines(t, max_chars=1.5), TypeError, "max_chars must be a whole number"),
         (lambda t: alto.text.lines(t, max_chars=True), TypeError, "max_chars must be a whole number"),
-        (lambda t: alto.text.tokens(t, size=0), ValueError, "size must be at least 1, not 0"),
-        (lambda t: alto.text.tokens(t, idle=0), ValueError, "idle must be more than 0 seconds"),
+        (lambda t: alto.text.words(t, size=0), ValueError, "size must be at least 1, not 0"),
+        (lambda t: alto.text.words(t, idle=0), ValueError, "idle must be more than 0 seconds"),
         (lambda t: alto.text.regex(t, "a", idle=float("nan")), ValueError, "idle must be more than 0"),
         (lambda t: alto.text.regex(t, "a", idle=float("inf")), ValueError, "and finite"),
         (lambda t: alto.text.sentences(t, idle="1"), TypeError, "idle must be a number of seconds"),
