@@ -38,13 +38,12 @@ from alto._resumable import close
 from alto._text.coalescing import Coarsening, joined
 from alto._text.json import JsonSplitter
 from alto._text.pieces import Pieces
-from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Splitter, WordSplitter
+from alto._text.splitter import LineSplitter, SeparatorSplitter, Splitter, WordSplitter
 
-__all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "words")
+__all__ = ("Coarsening", "joined", "json_items", "lines", "sentences", "split", "words")
 
-_RENAMED: Final = {"tokens": "words"}
+_RENAMED: Final = {"regex": "split, which takes separators as plain text", "tokens": "words"}
 _IDLE: Final = object()
 _END: Final = object()
 
@@ -148,37 +147,37 @@ def words(
     return Pieces(_cut(text, "words", WordSplitter(size, max_chars), idle))
 
 
-def regex(
+def split(
     text: AsyncIterable[str],
     /,
-    pattern: str | re.Pattern[str],
-    *,
+    *separators: str,
     max_chars: int | None = None,
     idle: float | None = None,
 ) -> AsyncGenerator[str, None]:
-    r"""What is between the matches of *pattern*, each piece as soon as the match after it is certain.
+    r"""Split *text* at each of *separators*, each piece as soon as the separator after it is certain.
 
-    The pieces are those of ``re.split``, but for white space around them and for empty ones. A match
-    is certain when nothing that may follow could change it: that of ``\n+`` with the first
-    character after it, that of ``;`` at once or one character later.
+    Separators are plain text. The cuts are those that a split of the whole text would make: at the
+    leftmost separator, and where several begin there at the longest, then on behind it. ``";"`` is
+    certain at once; ``"\n--"`` when its last character is there, and as long as only its beginning is,
+    that is held back.
 
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
-        pattern: What separates two pieces. Refused are patterns that may match nothing at all, back
-            references, and ``^``, ``$``, ``\A`` and ``\Z`` for the whole text; ``(?m)^`` and ``(?m)$``,
-            ``\b``, look ahead and look behind are fine.
+        separators: What separates two pieces, for example ``"\n"`` and ``";"``. A run of separators
+            is one, since empty pieces are left out.
         max_chars: Characters that a piece has at most; None: any number.
         idle: Seconds without a chunk after which what is there is given; None: never.
 
     Returns:
-        Pieces without the white space around them.
+        Pieces without the white space around them, and without the separators.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions; and *pattern* is none for text, or
-            is refused.
+        TypeError, ValueError: As said for all of these functions; and there is no separator, or one is
+            empty, or no ``str``, such as a compiled pattern.
     """
-    _check(text, "regex", max_chars, idle)
-    return Pieces(_cut(text, "regex", RegexSplitter(Separator(pattern), max_chars), idle))
+    _check(text, "split", max_chars, idle)
+    _check_separators(separators)
+    return Pieces(_cut(text, "split", SeparatorSplitter(separators, max_chars), idle))
 
 
 def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts as JSON
@@ -288,6 +287,26 @@ def _check_count(name: str, value: object) -> None:
     if value < 1:
         msg = f"{name} must be at least 1, not {value}"
         raise ValueError(msg)
+
+
+def _check_separators(separators: tuple[object, ...]) -> None:
+    if not separators:
+        msg = r"alto.text.split() needs at least one separator, as in split(text, '\n', ';')"
+        raise TypeError(msg)
+    for separator in separators:
+        if isinstance(separator, re.Pattern):
+            msg = (
+                f"alto.text.split() takes separators as plain text, not the pattern {separator.pattern!r}; "
+                r"give each text that separates, as in split(text, '\n', ';'), or use the pattern on each "
+                "of lines() or sentences()"
+            )
+            raise TypeError(msg)
+        if not isinstance(separator, str):
+            msg = f"a separator must be a str, as in split(text, '\\n', ';'), not {separator!r}"
+            raise TypeError(msg)
+        if not separator:
+            msg = "a separator must not be empty; to cut after a number of characters use max_chars"
+            raise ValueError(msg)
 
 
 def _check_name(name: str, value: object, what: str) -> None:

@@ -1,9 +1,9 @@
-"""Cut a text that grows into pieces, each as soon as it is certain: the common ground, lines, words.
+"""Cut a text that grows into pieces, each as soon as it is certain: the common ground, lines, words, separators.
 
 Theory of operation. A splitter is fed text in chunks of any size. What it gives depends on the text
 alone, never on how the text was cut into chunks: every decision looks only at text whose meaning
 later text cannot change, and where that is not there yet, it waits. ``flush`` says that the text
-has ended, and gives the tail. Sentences, patterns and JSON are in the modules beside this one.
+has ended, and gives the tail. Sentences and JSON are in the modules beside this one.
 
 Pieces are stripped of white space around them, and empty ones are left out. With ``max_chars``
 the natural pieces are the same, and those that are longer are cut: the pieces are
@@ -17,11 +17,12 @@ parts it came in, and is joined once, when the piece is given.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, Protocol, final
 from unicodedata import category
 
-__all__ = ("LineSplitter", "Pieces", "Splitter", "WordSplitter", "cut_at")
+__all__ = ("LineSplitter", "Pieces", "SeparatorSplitter", "Splitter", "WordSplitter", "cut_at")
 
 
 class Splitter(Protocol):
@@ -313,3 +314,82 @@ class WordSplitter(Pieces):
         self._count = 0
         self._kind = None
         return out
+
+
+@final
+class SeparatorSplitter(Pieces):
+    """Pieces are the text between separators: the leftmost match, and of several there the longest.
+
+    Let *open* be the first place from which the rest of the text is the beginning of a separator, but not
+    all of it. A separator that starts before *open* has been read to its end, and so has every other one
+    that starts at the same place, so it is certain. One that starts at *open* ends the piece before it
+    for certain, although a longer one may still take its place. Only the text from *open* on is held back,
+    which is shorter than the longest separator.
+
+    Args:
+        separators: At least one, none of them empty.
+        max_chars: Characters that a piece has at most; None: any number.
+    """
+
+    __slots__ = ("_held", "_longest", "_search", "_separators", "_start")
+
+    def __init__(self, separators: Sequence[str], max_chars: int | None = None) -> None:
+        super().__init__(max_chars)
+        longest_first = sorted(separators, key=len, reverse=True)
+        any_separator = re.compile("|".join(map(re.escape, longest_first)))
+        self._search = any_separator.search
+        # Those of one character are never held back.
+        self._separators = [separator for separator in longest_first if len(separator) > 1]
+        self._longest = len(longest_first[0])
+        firsts = {re.escape(separator[0]) for separator in self._separators}
+        self._start = re.compile(f"[{''.join(firsts)}]").search if firsts else None
+        self._held = ""
+
+    def feed(self, text: str, /) -> list[str]:
+        """Read more text.
+
+        Returns:
+            The pieces that are certain now.
+        """
+        return self._scan(self._held + text if self._held else text, final=False)
+
+    def flush(self) -> list[str]:
+        """End the text.
+
+        Returns:
+            What is left. The splitter is as new then.
+        """
+        out = self._scan(self._held, final=True)
+        self._end(out)
+        return out
+
+    def _scan(self, text: str, *, final: bool) -> list[str]:
+        out: list[str] = []
+        pos, size = 0, len(text)
+        open_from = size if final else self._open_from(text, 0)
+        while (found := self._search(text, pos)) is not None and found.start() < open_from:
+            self._add(text[pos : found.start()], out)
+            self._end(out)
+            pos = found.end()
+            if pos > open_from:  # what began there was part of the separator
+                open_from = self._open_from(text, pos)
+        if pos < open_from:
+            self._add(text[pos:open_from] if pos or open_from < size else text, out)
+        if found is not None and found.start() == open_from:
+            self._end(out)  # When the longest separator is known, the piece before it is empty.
+        self._held = text[open_from:]
+        return out
+
+    def _open_from(self, text: str, pos: int) -> int:
+        """Return the first place, from *pos* on, where a separator may begin that is not all there."""
+        size = len(text)
+        if self._start is None:
+            return size
+        at = max(pos, size - self._longest + 1)
+        while (found := self._start(text, at)) is not None:
+            at = found.start()
+            rest = text[at:]
+            if any(len(s) > len(rest) and s.startswith(rest) for s in self._separators):
+                return at
+            at += 1
+        return size

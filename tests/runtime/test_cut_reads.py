@@ -46,7 +46,7 @@ WAYS: dict[str, Reading] = {
     "idle": lambda llm: alto.text.sentences(texts(llm), idle=2.5),
     "lines": lambda llm: alto.text.lines(texts(llm)),
     "words": lambda llm: alto.text.words(texts(llm)),
-    "regex": lambda llm: alto.text.regex(texts(llm), "; "),
+    "split": lambda llm: alto.text.split(texts(llm), "; "),
     "json_items": lambda llm: alto.text.json_items(
         chunk.text async for chunk in llm.generate("items", max_tokens=ASKS_FOR_ITEMS)
     ),

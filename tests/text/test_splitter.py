@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from itertools import groupby, pairwise
+from collections.abc import Callable, Sequence
+from itertools import combinations, groupby, pairwise, product, takewhile
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Pieces, Splitter, WordSplitter
+from alto._text.splitter import LineSplitter, Pieces, SeparatorSplitter, Splitter, WordSplitter
 
 FAMILY = "👩\u200d👩\u200d👧"
 ACCENTED = "e\u0301\u0323"
@@ -23,6 +22,7 @@ PARTS = [*"ab I1.!?…。」\"')*-( \n\r\t", "Dr.", "e.g. ", "3.5", "U.S. ", "Th
          "ক্ত"]  # fmt: skip
 TEXT = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 
+SEPARATORS = (". ", "\n", "; ", "\n\n", "..", "日", ".!", "a.")
 Make = Callable[[int | None], Splitter]
 KINDS: dict[str, Make] = {
     "sentences": SentenceSplitter,
@@ -30,13 +30,13 @@ KINDS: dict[str, Make] = {
     "all lines": lambda max_chars: LineSplitter(max_chars, keep_empty=True),
     "words": lambda max_chars: WordSplitter(1, max_chars),
     "three words": lambda max_chars: WordSplitter(3, max_chars),
-    "regex": lambda max_chars: RegexSplitter(Separator(r"\s*[.;]\s+|\n"), max_chars),
+    "separators": lambda max_chars: SeparatorSplitter(SEPARATORS, max_chars),
 }
 CLASSES: dict[type[Pieces], Callable[..., Splitter]] = {
     SentenceSplitter: lambda kind, limit: kind(limit),
     LineSplitter: lambda kind, limit: kind(limit, keep_empty=True),
     WordSplitter: lambda kind, limit: kind(2, limit),
-    RegexSplitter: lambda kind, limit: kind(Separator(r"\s*[.;]\s+|\n"), limit),
+    SeparatorSplitter: lambda kind, limit: kind(SEPARATORS, limit),
 }
 
 
@@ -104,7 +104,7 @@ def test_chunks_do_not_matter(kind: str, case: tuple[str, list[str]], limit: int
     assert kind == "all lines" or all(got)
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"regex"})
+@pytest.mark.parametrize("kind", KINDS.keys() - {"separators"})
 @given(text=TEXT, limit=st.none() | st.integers(1, 12))
 def test_nothing_is_lost(kind: str, text: str, limit: int | None) -> None:
     """The pieces together are the text, but for white space."""
@@ -237,6 +237,75 @@ def test_a_word_comes_with_the_character_after_it() -> None:
     assert splitter.flush() == ["a"]
     two = WordSplitter(2)
     assert [two.feed(chunk) for chunk in ("a", " ", "b", " ", "c")] == [[], [], [], ["a b"], []]
+
+
+def split(text: str, separators: Sequence[str]) -> list[str]:
+    """The naive model of a split of the whole text: leftmost, then longest."""
+    found, start, at = [], 0, 0
+    while at < len(text):
+        here = [separator for separator in separators if text.startswith(separator, at)]
+        if here:
+            found.append(text[start:at])
+            start = at = at + max(map(len, here))
+        else:
+            at += 1
+    return [piece.strip() for piece in [*found, text[start:]] if piece.strip()]
+
+
+SOME_SEPARATORS = st.lists(st.text("ab;", min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@given(SOME_SEPARATORS, st.text("ab;x \n", max_size=12))
+@example(["ab", "bc"], "xabcx")
+@example(["a", "ab", "abab"], "xababxaba")
+@example(["aab", "b"], "aaab")
+def test_separators_cut_as_in_the_whole_text_in_every_chunking(
+    separators: list[str], text: str
+) -> None:
+    """Whatever the separators, pieces are those of the naive model, however the text is cut."""
+    expected = split(text, separators)
+    for cuts in combinations(range(1, len(text)), 2):
+        edges = [0, *cuts, len(text)]
+        chunks = [text[low:high] for low, high in pairwise(edges)]
+        assert pieces(SeparatorSplitter(separators), chunks) == expected
+    for size in range(1, len(text) + 1):
+        chunks = [text[at : at + size] for at in range(0, len(text), size)]
+        assert pieces(SeparatorSplitter(separators), chunks) == expected
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3),
+    st.text("abx", max_size=7),
+)
+def test_a_piece_comes_as_soon_as_it_is_certain(separators: list[str], text: str) -> None:
+    """What is given is what all texts have in common that begin so, and no less."""
+    rests = ["".join(rest) for size in range(5) for rest in product("abx", repeat=size)]
+    futures = [split(text + rest, separators) for rest in rests]
+    certain = [
+        given[0]
+        for given in takewhile(lambda given: len(set(given)) == 1, zip(*futures, strict=False))
+    ]
+    splitter = SeparatorSplitter(separators)
+    assert [piece for char in text for piece in splitter.feed(char)] == certain
+
+
+@pytest.mark.parametrize(
+    ("separators", "marked"),
+    [
+        # A bar after a chunk: with it a piece is given.
+        ([";"], ["a", ";|", "b", ";|"]),
+        (["\n", "\n\n"], ["a", "\n|", "\n", "b", "\n|c"]),
+        (["\n\n"], ["a", "\n", "b\n", "\n|", "c"]),
+        (["---", "--="], ["a-", "-", "=|", "b--", "c-", "--|"]),
+    ],
+)
+def test_a_separator_ends_a_piece_with_its_last_character(
+    separators: list[str], marked: list[str]
+) -> None:
+    """Nothing waits for what follows a separator, nor for a longer one."""
+    splitter = SeparatorSplitter(separators)
+    for chunk in marked:
+        assert len(splitter.feed(chunk.replace("|", ""))) == chunk.count("|"), chunk
 
 
 def test_a_cut_comes_with_the_first_character_that_is_too_many() -> None:
