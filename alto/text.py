@@ -34,10 +34,9 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
-from alto._resumable import close
+from alto._resumable import ResumableGenerator, close
 from alto._text.coalescing import Coarsening, joined
 from alto._text.json import JsonSplitter
-from alto._text.pieces import Pieces
 from alto._text.sentences import SentenceSplitter
 from alto._text.splitter import LineSplitter, SeparatorSplitter, Splitter, WordSplitter
 
@@ -86,7 +85,7 @@ def sentences(
         TypeError, ValueError: As said for all of these functions.
     """
     _check(text, "sentences", max_chars, idle)
-    return Pieces(_cut(text, "sentences", SentenceSplitter(max_chars), idle))
+    return _split(text, "sentences", SentenceSplitter(max_chars), idle)
 
 
 def lines(
@@ -112,7 +111,7 @@ def lines(
         TypeError, ValueError: As said for all of these functions.
     """
     _check(text, "lines", max_chars, idle)
-    return Pieces(_cut(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle))
+    return _split(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle)
 
 
 def words(
@@ -144,7 +143,7 @@ def words(
     """
     _check(text, "words", max_chars, idle)
     _check_count("size", size)
-    return Pieces(_cut(text, "words", WordSplitter(size, max_chars), idle))
+    return _split(text, "words", WordSplitter(size, max_chars), idle)
 
 
 def split(
@@ -177,7 +176,7 @@ def split(
     """
     _check(text, "split", max_chars, idle)
     _check_separators(separators)
-    return Pieces(_cut(text, "split", SeparatorSplitter(separators, max_chars), idle))
+    return _split(text, "split", SeparatorSplitter(separators, max_chars), idle)
 
 
 def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts as JSON
@@ -245,7 +244,7 @@ def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts 
     splitter = JsonSplitter(
         max_chars, after=after, fenced=fenced, field=path, first=first, lenient=lenient
     )
-    return Pieces(_cut(text, "json_items", splitter, None))
+    return _split(text, "json_items", splitter, None)
 
 
 def _path(field: object) -> tuple[str, ...]:
@@ -329,7 +328,13 @@ def _refuse(name: str, chunk: object) -> NoReturn:
     raise TypeError(msg)
 
 
-async def _cut(
+def _split(
+    text: AsyncIterable[str], name: str, splitter: Splitter, idle: float | None
+) -> AsyncGenerator[Any, None]:
+    return ResumableGenerator(_pieces(text, name, splitter, idle), "text")
+
+
+async def _pieces(
     text: AsyncIterable[str], name: str, splitter: Splitter, idle: float | None
 ) -> AsyncGenerator[Any, None]:
     chunks: AsyncIterator[Any] = aiter(text) if idle is None else _Rests(text, idle)

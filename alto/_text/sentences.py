@@ -23,7 +23,7 @@ import re
 from enum import Enum, auto
 from typing import NamedTuple, final
 
-from alto._text.splitter import Pieces
+from alto._text.splitter import PieceSplitter
 
 __all__ = ("LAST", "MAYBE", "NEVER", "STARTERS", "SentenceSplitter")
 
@@ -120,7 +120,7 @@ class _Verdict(NamedTuple):
 
 
 @final
-class SentenceSplitter(Pieces):
+class SentenceSplitter(PieceSplitter):
     """Pieces are sentences. See the module.
 
     Args:

@@ -22,7 +22,14 @@ from itertools import takewhile
 from typing import Any, Protocol, final
 from unicodedata import category
 
-__all__ = ("LineSplitter", "Pieces", "SeparatorSplitter", "Splitter", "WordSplitter", "cut_at")
+__all__ = (
+    "LineSplitter",
+    "PieceSplitter",
+    "SeparatorSplitter",
+    "Splitter",
+    "WordSplitter",
+    "cut_at",
+)
 
 
 class Splitter(Protocol):
@@ -42,7 +49,7 @@ class Splitter(Protocol):
         ...
 
 
-class Pieces:
+class PieceSplitter:
     """The piece that grows, and what becomes of it: given whole, or cut.
 
     Args:
@@ -174,7 +181,7 @@ _BREAK = re.compile(r"\r\n?|\n")
 
 
 @final
-class LineSplitter(Pieces):
+class LineSplitter(PieceSplitter):
     r"""Pieces are lines. One is certain at its ``\n`` or ``\r``; an ``\n`` after an ``\r`` is part of it.
 
     Args:
@@ -247,7 +254,7 @@ _WORD = re.compile(
 
 
 @final
-class WordSplitter(Pieces):
+class WordSplitter(PieceSplitter):
     """Pieces are so many words, with the white space between them.
 
     A word is a run of characters without white space and of one kind: a single Han character, or
@@ -317,7 +324,7 @@ class WordSplitter(Pieces):
 
 
 @final
-class SeparatorSplitter(Pieces):
+class SeparatorSplitter(PieceSplitter):
     """Pieces are the text between separators: the leftmost match, and of several there the longest.
 
     Let *open* be the first place from which the rest of the text is the beginning of a separator, but not
@@ -374,7 +381,7 @@ class SeparatorSplitter(Pieces):
             if pos > open_from:  # what began there was part of the separator
                 open_from = self._open_from(text, pos)
         if pos < open_from:
-            self._add(text[pos:open_from] if pos or open_from < size else text, out)
+            self._add(text[pos:open_from], out)
         if found is not None and found.start() == open_from:
             self._end(out)  # When the longest separator is known, the piece before it is empty.
         self._held = text[open_from:]

@@ -12,7 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Pieces, SeparatorSplitter, Splitter, WordSplitter
+from alto._text.splitter import (
+    LineSplitter,
+    PieceSplitter,
+    SeparatorSplitter,
+    Splitter,
+    WordSplitter,
+)
 
 FAMILY = "👩\u200d👩\u200d👧"
 ACCENTED = "e\u0301\u0323"
@@ -32,7 +38,7 @@ KINDS: dict[str, Make] = {
     "three words": lambda max_chars: WordSplitter(3, max_chars),
     "separators": lambda max_chars: SeparatorSplitter(SEPARATORS, max_chars),
 }
-CLASSES: dict[type[Pieces], Callable[..., Splitter]] = {
+CLASSES: dict[type[PieceSplitter], Callable[..., Splitter]] = {
     SentenceSplitter: lambda kind, limit: kind(limit),
     LineSplitter: lambda kind, limit: kind(limit, keep_empty=True),
     WordSplitter: lambda kind, limit: kind(2, limit),
@@ -320,7 +326,7 @@ def test_a_cut_comes_with_the_first_character_that_is_too_many() -> None:
     assert splitter.flush() == ["l"]
 
 
-def counted(kind: type[Pieces], work: list[int]) -> type[Pieces]:
+def counted(kind: type[PieceSplitter], work: list[int]) -> type[PieceSplitter]:
     """The class, with the length of every text that it takes in hand added to *work*."""
 
     class Counted(kind):
@@ -348,7 +354,7 @@ def counted(kind: type[Pieces], work: list[int]) -> type[Pieces]:
 @pytest.mark.parametrize("text", ["a", ".", " ", "a.b", "a. ", "etc. ", "!", '."', "\n", "\r", "a \n", "日",
                                   ".(", "1. ", ".\n ", "a\u0301", "; "])  # fmt: skip
 def test_the_work_grows_with_the_text_and_no_faster(
-    kind: type[Pieces], limit: int | None, text: str
+    kind: type[PieceSplitter], limit: int | None, text: str
 ) -> None:
     """Twice the text, character by character, is at most twice the work."""
     done = []
