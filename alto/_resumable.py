@@ -38,8 +38,9 @@ from alto._current_call import Account, Cleanup, current_call
 from alto._wait import uncut
 from alto.errors import Closed
 
-__all__ = ("Resumable", "Steps", "close")
+__all__ = ("Resumable", "ResumableGenerator", "Steps", "close")
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -411,6 +412,25 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
             cleanup.discard(steps)
         elif steps.cut or steps.step is None:  # else a task waits for it
             cleanup.abandon(steps)
+
+
+@final
+class ResumableGenerator(Resumable[T], AsyncGenerator[T, None]):
+    """A :class:`Resumable` with the interface of an async generator."""
+
+    __slots__ = ()
+
+    def asend(self, value: None, /) -> Any:  # noqa: ANN401, ARG002  # as `__anext__`
+        """Read the next item, as ``__anext__`` does."""
+        return anext(self)
+
+    def athrow(self, *error: Any) -> Any:  # noqa: ANN401
+        """Throw *error* into the generator."""
+        return self.steps.source.athrow(*error)
+
+    async def aclose(self) -> None:
+        """Close the generator, and cancel the read that was cut, if there is one."""
+        await super().aclose()
 
 
 async def _reader(

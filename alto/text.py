@@ -1,29 +1,29 @@
-# long: the functions that users import, each with its page, and what they have in common
+# long: the functions that users import, with full docstrings, and what they have in common
 
-"""Streams of text, cut into pieces while they grow.
+"""Split streams of text into pieces while they grow.
 
 Every function takes chunks of text of any size, for example a ``Group[str]``, and gives each piece as
-soon as it is certain: as soon as no text that may follow could change it. How the text is cut into
-chunks changes nothing. Options are checked at the call. :func:`joined` takes such pieces, and gives them
-together where a call for each would cost too much. What all others have in common:
+soon as it is certain: as soon as no later text can change it. The boundaries of the chunks change
+nothing. Options are checked at the call. :func:`joined` takes such pieces, and gives several together
+where a call for each would cost too much. All other functions have in common:
 
-* ``max_chars``: characters that a piece has at most. A longer one is cut, as soon as it is longer, at the
-  last white space within the limit; where there is none, after as many whole characters as fit,
-  where a letter and its accents, joined consonants, or the parts of an emoji, are one. The limit
+* ``max_chars``: the most characters of a piece. A longer piece is cut as soon as it is longer, at the
+  last white space within the limit; where there is none, after as many whole characters as fit.
+  A letter and its accents, joined consonants, or the parts of an emoji, are one character here. The limit
   counts code points, as ``len`` does, and always holds: a character that has more than
-  *max_chars* of them (up to ten in an emoji) is cut after so many.
-* ``idle``: seconds. Where no chunk arrives for that long, what is there is given as a piece, and what
-  comes later begins a new one. The read that waits goes on and loses nothing; it runs in a task of
+  *max_chars* of them (up to ten in an emoji) is cut inside.
+* ``idle``: seconds. If no chunk arrives for that long, the text so far is given as a piece, and later
+  text begins a new one. The read that waits goes on and loses nothing; it runs in a task of
   its own, which ends with the iteration.
 
-Errors: at the call ``TypeError`` where the text is no async iterable and ``ValueError`` where an option
-is out of range; while iterating ``TypeError`` where a chunk is no ``str``. An error of the chunks comes
-through after the pieces that were certain by then; the rest is not given.
+Errors: at the call, ``TypeError`` if the text is no async iterable and ``ValueError`` if an option
+is out of range; while iterating, ``TypeError`` if a chunk is no ``str``. An error of the chunks is raised
+after the pieces that were certain by then; the rest is not given.
 
-Cancellation of a read: nothing is lost, and the next read goes on, in any task; where the chunks come
-from a generator that waits inside of a ``with``, other than ``aclosing``, it ends, and the next read raises
-``Closed``. When the pieces are left early, the iterator of the chunks is closed: inside a stage at the
-stage's next checkpoint, elsewhere by ``aclose``.
+Cancellation of a read: nothing is lost, and the next read goes on, in any task. If the chunks come
+from a generator that waits inside a ``with`` other than ``aclosing``, that generator ends, and the next
+read raises ``Closed``. When the pieces are left early, the iterator of the chunks is closed: inside a
+stage at the stage's next checkpoint, elsewhere by ``aclose``.
 """
 
 from __future__ import annotations
@@ -32,52 +32,61 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from typing import Any, Final, NoReturn, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
-from alto._resumable import close
+from alto._resumable import ResumableGenerator, close
 from alto._text.coalescing import Coarsening, joined
 from alto._text.json import JsonSplitter
-from alto._text.pieces import Pieces
-from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Splitter, TokenSplitter
+from alto._text.splitter import LineSplitter, SeparatorSplitter, Splitter, WordSplitter
 
-__all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
+__all__ = ("Coarsening", "joined", "json_items", "lines", "sentences", "split", "words")
 
+_RENAMED: Final = {"regex": "split, which takes separators as plain text", "tokens": "words"}
 _IDLE: Final = object()
 _END: Final = object()
+
+
+if not TYPE_CHECKING:  # with a __getattr__ type checkers accept every name
+
+    def __getattr__(name: str) -> NoReturn:
+        new = _RENAMED.get(name)
+        hint = "" if new is None else f"; it is now alto.text.{new}"
+        msg = f"module 'alto.text' has no attribute {name!r}{hint}"
+        raise AttributeError(msg)
 
 
 def sentences(
     text: AsyncIterable[str], /, *, max_chars: int | None = None, idle: float | None = None
 ) -> AsyncGenerator[str, None]:
-    """Sentences of *text*, each as soon as it is certain to have ended.
+    """Split *text* into sentences, each given as soon as its end is certain.
 
     A sentence ends at an empty line, before an item of a list at the beginning of a line, and at
 
     * a full stop, a question mark or an exclamation mark before white space, with the quotes and
-      brackets after it. ``3.5`` and ``example.org`` go on;
+      brackets after it. ``3.5`` and ``example.org`` do not end one;
     * a mark of another script (``。``, ``！``, ``।``, ``؟``), wherever it stands.
 
-    It goes on after the number of a list item, and before a small letter that follows an ellipsis or
-    a closing quote or bracket. After an English abbreviation or an initial it goes on, unless the next
-    word begins sentences and no names: ``the U.S. Army``, but ``in the U.S. | The``. There the
-    sentence is given with the first letter of the next word, or the whole of it; in all other cases
-    with the white space after the mark.
+    It continues after the number of a list item, and before a small letter that follows an ellipsis or
+    a closing quote or bracket. After an English abbreviation or an initial it continues, unless the next
+    word is one that begins sentences but not names: ``the U.S. Army``, but ``in the U.S. | The``. In these
+    cases the sentence is given when the first letter of the next word has arrived, or the whole word; in
+    all others when the white space after the mark has.
 
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
-        max_chars: Characters that a piece has at most; None: any number.
-        idle: Seconds without a chunk after which what is there is given; None: never.
+        max_chars: Most characters of a piece; None: any number.
+        idle: Seconds without a chunk after which the rest so far is given; None: never.
 
     Returns:
-        Sentences without the white space around them. The rest of the text is the last one.
+        Sentences without surrounding white space. The rest of the text is the last one.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions.
+        TypeError: *text* is no async iterable, or an option has the wrong type.
+        ValueError: An option is out of range.
     """
     _check(text, "sentences", max_chars, idle)
-    return Pieces(_cut(text, "sentences", SentenceSplitter(max_chars), idle))
+    return _split(text, "sentences", SentenceSplitter(max_chars), idle)
 
 
 def lines(
@@ -88,25 +97,26 @@ def lines(
     max_chars: int | None = None,
     idle: float | None = None,
 ) -> AsyncGenerator[str, None]:
-    r"""Lines of *text*, each as soon as its line break is there: ``\n``, ``\r\n`` or ``\r``.
+    r"""Split *text* into lines, each given when its line break has arrived: ``\n``, ``\r\n`` or ``\r``.
 
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
-        keep_empty: Whether empty lines are given too.
-        max_chars: Characters that a piece has at most; None: any number.
-        idle: Seconds without a chunk after which what is there is given; None: never.
+        keep_empty: Give empty lines too.
+        max_chars: Most characters of a piece; None: any number.
+        idle: Seconds without a chunk after which the rest so far is given; None: never.
 
     Returns:
-        Lines without the white space around them.
+        Lines without surrounding white space.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions.
+        TypeError: *text* is no async iterable, or an option has the wrong type.
+        ValueError: An option is out of range.
     """
     _check(text, "lines", max_chars, idle)
-    return Pieces(_cut(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle))
+    return _split(text, "lines", LineSplitter(max_chars, keep_empty=keep_empty), idle)
 
 
-def tokens(
+def words(
     text: AsyncIterable[str],
     /,
     *,
@@ -114,9 +124,9 @@ def tokens(
     max_chars: int | None = None,
     idle: float | None = None,
 ) -> AsyncGenerator[str, None]:
-    """Words of *text*, *size* at a time, each as soon as the character after it is there.
+    """Split *text* into words, *size* at a time, given when the character after them has arrived.
 
-    These are words for people and for search by words, not the tokens of a model. A word is a
+    Words are meant for people and for keyword search; they are not the tokens of a model. A word is a
     run of characters between white space; the marks at its ends belong to it. In scripts without
     spaces it is a single Han character, or a run of hiragana, of katakana, or of Thai, Lao, Burmese
     or Khmer, which ``max_chars`` may cut.
@@ -124,54 +134,55 @@ def tokens(
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
         size: Words in a piece.
-        max_chars: Characters that a piece has at most; None: any number.
-        idle: Seconds without a chunk after which what is there is given; None: never.
+        max_chars: Most characters of a piece; None: any number.
+        idle: Seconds without a chunk after which the rest so far is given; None: never.
 
     Returns:
-        Words, with the white space between them as it was. The last piece may have fewer.
+        Pieces of *size* words, with the white space between them as it was. The last may have fewer.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions.
+        TypeError: *text* is no async iterable, or an option has the wrong type.
+        ValueError: An option is out of range.
     """
-    _check(text, "tokens", max_chars, idle)
+    _check(text, "words", max_chars, idle)
     _check_count("size", size)
-    return Pieces(_cut(text, "tokens", TokenSplitter(size, max_chars), idle))
+    return _split(text, "words", WordSplitter(size, max_chars), idle)
 
 
-def regex(
+def split(
     text: AsyncIterable[str],
     /,
-    pattern: str | re.Pattern[str],
-    *,
+    *separators: str,
     max_chars: int | None = None,
     idle: float | None = None,
 ) -> AsyncGenerator[str, None]:
-    r"""What is between the matches of *pattern*, each piece as soon as the match after it is certain.
+    r"""Split *text* at *separators*, which are plain text.
 
-    The pieces are those of ``re.split``, but for white space around them and for empty ones. A match
-    is certain when nothing that may follow could change it: that of ``\n+`` with the first
-    character after it, that of ``;`` at once or one character later.
+    The cuts are those of a split of the whole text: at the leftmost separator, at the longest if several
+    begin there, and so on behind it. A piece is given when the last character of the separator after it
+    has arrived. While only the beginning of a separator is there, that beginning is held back.
 
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
-        pattern: What separates two pieces. Refused are patterns that may match nothing at all, back
-            references, and ``^``, ``$``, ``\A`` and ``\Z`` for the whole text; ``(?m)^`` and ``(?m)$``,
-            ``\b``, look ahead and look behind are fine.
-        max_chars: Characters that a piece has at most; None: any number.
-        idle: Seconds without a chunk after which what is there is given; None: never.
+        separators: One or more texts, for example ``"\n"`` and ``";"``. A run of separators counts as
+            one, since empty pieces are left out.
+        max_chars: Most characters of a piece; None: any number.
+        idle: Seconds without a chunk after which the rest so far is given; None: never.
 
     Returns:
-        Pieces without the white space around them.
+        Pieces without the separators and without surrounding white space.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions; and *pattern* is none for text, or
-            is refused.
+        TypeError: *text* is no async iterable, an option has the wrong type, there is no separator, or
+            one is no ``str``, such as a compiled pattern.
+        ValueError: An option is out of range, or a separator is empty.
     """
-    _check(text, "regex", max_chars, idle)
-    return Pieces(_cut(text, "regex", RegexSplitter(Separator(pattern), max_chars), idle))
+    _check(text, "split", max_chars, idle)
+    _check_separators(separators)
+    return _split(text, "split", SeparatorSplitter(separators, max_chars), idle)
 
 
-def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts as JSON
+def json_items(  # noqa: PLR0913  # where the JSON is, and what counts as JSON
     text: AsyncIterable[str],
     /,
     *,
@@ -182,51 +193,50 @@ def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts 
     lenient: bool = False,
     max_chars: int | None = None,
 ) -> AsyncGenerator[Any, None]:
-    r"""Values of the JSON in *text*, parsed, each as soon as it is whole.
+    r"""Parse the values of the JSON in *text*, each given as soon as it is complete.
 
     Text before the first ``[`` or ``{`` is skipped. After a ``[`` the values are the items of that
-    list. After a ``{`` they are that object and every object behind it, whatever is between them, so
+    list. After a ``{`` they are that object and every later object, whatever is between them, so
     JSON lines are read too. A string, an object or a list is given with the character that closes
-    it, a number, ``true``, ``false`` or ``null`` with the one after it.
+    it, a number, ``true``, ``false`` or ``null`` with the next one.
 
-    Which list is meant is not guessed: ``[1]`` in a sentence may cite a source or be the answer, and an
-    item that was given cannot be taken back. So any ``[`` or ``{`` behind the list, and a ``[``
-    behind an object, is an error: if the iteration ends without one, the values are all the JSON
-    that was looked at. Say where to look if the text has other brackets: behind a literal text with
-    *after*, in code blocks with *fenced*, at nothing behind the list with *first*. For lists that are
-    one to a line, parse each of :func:`lines`.
+    The function does not guess which list is meant: ``[1]`` in a sentence may cite a source or be the
+    answer, and an item that was given cannot be taken back. So any ``[`` or ``{`` after the list, and a
+    ``[`` after an object, is an error: if the iteration ends without one, the values are all the JSON
+    that there was. If the text has other brackets, choose where to look: after a literal text with
+    *after*, in code blocks with *fenced*, at nothing after the list with *first*. If each line has a list
+    of its own, parse each of :func:`lines`.
 
     There is no ``idle``, since a part of a value is no value. For values of a type, and an engine that
     is made to write them, see ``schema=`` of ``LLM.generate``.
 
     Args:
         text: Chunks of any size, for example a ``Group[str]``.
-        after: Nothing is looked at before the end of the first occurrence of this text, for example
-            ``"</think>"``.
-        fenced: Whether to look only inside fenced code blocks (lines with three backticks before and
-            behind). Blocks that are marked as another language than JSON are skipped.
+        after: Skip the text up to the end of the first occurrence of this, for example ``"</think>"``.
+        fenced: Look only inside fenced code blocks (between lines with three backticks). Blocks that
+            are marked as another language than JSON are skipped.
         field: The text is an object, and the values are the items of the list in this field. A dot
             leads into an object, ``"result.claims"``; a tuple of names allows dots in them. Other fields
             are checked, and dropped.
-        first: Whether to ignore what is behind the first list, or the first object, which is then the
-            only value. The text is read to its end all the same.
-        lenient: Whether to accept raw line breaks, tabs and other control characters in strings;
-            a comma behind the last item or field; a backslash before a character that JSON does
+        first: Ignore the text after the first list, or after the first object, which is then the
+            only value. The text is still read to its end.
+        lenient: Accept raw line breaks, tabs and other control characters in strings;
+            a comma after the last item or field; a backslash before a character that JSON does
             not escape, as in ``App\Http``, which stands for itself (``\'`` is an apostrophe); and
             comments, ``// ...`` and ``/* ... */``, inside the list or object. All else stays strict.
-        max_chars: Characters that the text of a value has at most; None: any number. What is dropped
+        max_chars: Most characters of the text of a value; None: any number. Text that is dropped
             because of *field* is not limited.
 
     Returns:
         Values as ``json.loads`` makes them.
 
     Raises:
-        TypeError, ValueError: As said for all of these functions; and *after* or *field* is empty, or
-            no text.
-        OutputError: While iterating, after the values before it: the text is no JSON, which ``NaN`` and
-            numbers that are too large for a float are not either; or it ended early; or another list
-            or object follows; or a value is too long; or what *after*, *fenced* or *field* ask for is
-            not there, where the message has the fields that are. The message says where and
+        TypeError: *text* is no async iterable, or an option has the wrong type.
+        ValueError: An option is out of range, or *after* or *field* is empty.
+        OutputError: While iterating, after the values before it: the text is no JSON (``NaN`` and
+            numbers too large for a float are none); or it ended early; or another list
+            or object follows; or a value is too long; or *after*, *fenced* or *field* is not found, in
+            which case the message lists the fields that are there. The message says where and
             what to do; ``text`` is that of the value.
     """
     _check(text, "json_items", max_chars, None)
@@ -236,14 +246,15 @@ def json_items(  # noqa: PLR0913  # each says where the JSON is, or what counts 
     splitter = JsonSplitter(
         max_chars, after=after, fenced=fenced, field=path, first=first, lenient=lenient
     )
-    return Pieces(_cut(text, "json_items", splitter, None))
+    return _split(text, "json_items", splitter, None)
 
 
 def _path(field: object) -> tuple[str, ...]:
     """Return the names that lead to a list.
 
     Raises:
-        TypeError, ValueError: It is no name, or an empty one.
+        TypeError: *field* is neither a name nor a tuple of names.
+        ValueError: A name is empty.
     """
     names = field.split(".") if isinstance(field, str) else field
     for name in names or ("",) if isinstance(names, list | tuple) else (field,):
@@ -280,6 +291,26 @@ def _check_count(name: str, value: object) -> None:
         raise ValueError(msg)
 
 
+def _check_separators(separators: tuple[object, ...]) -> None:
+    if not separators:
+        msg = r"alto.text.split() needs at least one separator, as in split(text, '\n', ';')"
+        raise TypeError(msg)
+    for separator in separators:
+        if isinstance(separator, re.Pattern):
+            msg = (
+                f"alto.text.split() takes separators as plain text, not the pattern {separator.pattern!r}; "
+                r"give each text that separates, as in split(text, '\n', ';'), or use the pattern on each "
+                "of lines() or sentences()"
+            )
+            raise TypeError(msg)
+        if not isinstance(separator, str):
+            msg = f"a separator must be a str, as in split(text, '\\n', ';'), not {separator!r}"
+            raise TypeError(msg)
+        if not separator:
+            msg = "a separator must not be empty; to cut after a number of characters use max_chars"
+            raise ValueError(msg)
+
+
 def _check_name(name: str, value: object, what: str) -> None:
     if not isinstance(value, str):
         msg = f"{name} must be {what}, not {value!r}"
@@ -300,10 +331,16 @@ def _refuse(name: str, chunk: object) -> NoReturn:
     raise TypeError(msg)
 
 
-async def _cut(
+def _split(
     text: AsyncIterable[str], name: str, splitter: Splitter, idle: float | None
 ) -> AsyncGenerator[Any, None]:
-    chunks: AsyncIterator[Any] = aiter(text) if idle is None else _Rests(text, idle)
+    return ResumableGenerator(_pieces(text, name, splitter, idle), "text")
+
+
+async def _pieces(
+    text: AsyncIterable[str], name: str, splitter: Splitter, idle: float | None
+) -> AsyncGenerator[Any, None]:
+    chunks: AsyncIterator[Any] = aiter(text) if idle is None else _ChunksOrIdle(text, idle)
     try:
         async for chunk in chunks:
             if isinstance(chunk, str):
@@ -325,13 +362,13 @@ async def _cut(
 
 
 @final
-class _Rests:
-    """The chunks of a text, and ``_IDLE`` where none comes for *idle* seconds after the last.
+class _ChunksOrIdle:
+    """Iterator over the chunks of a text, and ``_IDLE`` if none comes for *idle* seconds after the last.
 
-    The text is read by a task of its own, from its first chunk to its closing: a read that is under
-    way when time is up must go on, and a source may do things that only one task may do. That task
-    has the context of the call, so a group knows who waits. It reads a chunk when one is asked for, and
-    never ahead. It is no part of a task group, since a generator may not yield inside of one;
+    A task of its own reads the text, from its first chunk to its closing: a read that is under
+    way when the time is up must go on, and a source may do things that are bound to one task. That task
+    has the context of the call, so a group knows which call waits. It reads a chunk when one is asked for,
+    and never ahead. It is not in a task group, since a generator must not yield inside one;
     :meth:`aclose` waits for its end.
     """
 
@@ -343,18 +380,22 @@ class _Rests:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Task[None] | None = None
-        self._asked: asyncio.Event | None = None  # What the reader waits for, if it does.
-        self._wake: asyncio.Event | None = None  # What we wait for, if we do.
-        self._chunk: object = None  # What the reader has read and nobody has taken.
+        self._asked: asyncio.Event | None = (
+            None  # Set to request the next chunk; None: not waiting.
+        )
+        self._wake: asyncio.Event | None = (
+            None  # Set when a chunk or the time-out is there; None: not waiting.
+        )
+        self._chunk: object = None  # A chunk in a tuple, or `_END`; None: taken.
         self._error: BaseException | None = None
         self._closing = False
-        self._resting = True  # Whether nothing has come since the start or the last `_IDLE`.
+        self._resting = True  # Nothing has come since the start or the last `_IDLE`.
 
-    def __aiter__(self) -> _Rests:
+    def __aiter__(self) -> _ChunksOrIdle:
         return self
 
     async def __anext__(self) -> object:
-        """The next chunk, or ``_IDLE``. Cancellation: the read goes on, until it is closed."""
+        """Return the next chunk, or ``_IDLE``. Cancellation: the read goes on, until it is closed."""
         if self._reader is None:
             self._reader = self._loop.create_task(self._read())
         if self._chunk is None:
@@ -377,7 +418,7 @@ class _Rests:
             error, self._error = self._error, None
             raise StopAsyncIteration if error is None else error
         self._resting = False
-        return chunk[0]  # type: ignore[index]  # in a tuple, since it may be anything
+        return chunk[0]  # type: ignore[index]  # a chunk may be anything, also None
 
     def _ring(self) -> None:
         if self._wake is not None:
@@ -392,7 +433,7 @@ class _Rests:
                 self._chunk = (chunk,)
                 self._ring()
                 await self._asked.wait()
-        except BaseException as error:  # noqa: BLE001  # raised to whoever iterates
+        except BaseException as error:  # noqa: BLE001  # raised by the next read
             self._error = error
         try:
             if chunks is not None:
@@ -402,14 +443,14 @@ class _Rests:
             self._ring()
 
     async def aclose(self) -> None:
-        """End the reader, which closes the chunks. Cancellation: may be called again."""
+        """End the reading task, which closes the chunks. Cancellation: may be called again."""
         reader = self._reader
         if reader is None:
             return
-        if not self._closing:  # once, since a second time would disturb the cleaning up
+        if not self._closing:  # a second cancellation would interrupt the source's cleanup
             self._closing = True
             reader.cancel()
         await asyncio.wait([reader])
-        self._error = None  # it has frames in its traceback that keep what was read
+        self._error = None  # frames in its traceback keep the chunks alive
         if not reader.cancelled():
             reader.result()

@@ -1,27 +1,27 @@
-"""Cut a text that grows into the values of its JSON.
+"""Split a growing text into the values of its JSON.
 
-A fence is three backticks or more with nothing but white space before them on their line. Outside of a
-block it begins one, and the word behind it, if there is one, names a language. In a block it ends
-it, unless a word stands right behind it: then it begins another. A block of another language than
-JSON is skipped. In a block of JSON backticks need not stand at the beginning of a line, since
-models write the list and its fences in one line too.
+A fence is three backticks or more with only white space before them on their line. Outside a
+block it begins one, and the word after it, if any, names a language. In a block it ends
+the block, unless a word follows directly: then it begins another. A block of another language than
+JSON is skipped. In a block of JSON, backticks need not be at the beginning of a line, since
+models also write the list and its fences in one line.
 
-Theory of operation. Text outside of JSON is skipped up to the first ``[`` or ``{``, since models like to
-say a word before they answer. After a ``[`` the values are the items of that list. After a ``{`` they
-are that object and each object behind it, with anything between them, so JSON lines are read too.
+Theory of operation. Text outside JSON is skipped up to the first ``[`` or ``{``, since models often
+write an introduction. After a ``[`` the values are the items of that list. After a ``{`` they
+are that object and each later object, with anything between them, so JSON lines are read too.
 With ``field`` the text is one object, and the values are the items of the list in that field.
 
-Nothing can tell a ``[1]`` that cites a source from a list of one number, so nothing is guessed: any
-other ``[`` or ``{`` is an error, behind a list, and a ``[`` behind objects. Values that have been given
-cannot be taken back, but whoever reads to the end knows that they were all there was. To find
-the right place is the caller's: behind a literal text, in code blocks, or the first there is.
+A ``[1]`` that cites a source looks like a list of one number, so nothing is guessed: any
+other ``[`` or ``{`` after a list is an error, and so is a ``[`` after objects. Values that have been given
+cannot be taken back, but a caller that reads to the end knows that they were all there was. The caller
+chooses where to look: after a literal text, in code blocks, or at the first list or object.
 
-A value is known to be whole by its brackets and quotes alone; then the text of it is parsed, once. So
-a string, an object or a list comes with the character that closes it, a number or a word
-with the character after it, and a fault inside a value shows when the value is whole. Each character
-is looked at once here and once by the parser, whatever the chunks.
+Brackets and quotes alone show that a value is complete; then its text is parsed, once. So
+a string, an object or a list is given with the character that closes it, a number or a word
+with the next character, and a fault inside a value is found when the value is complete. Each character
+is read once here and once by the parser, whatever the chunks.
 
-Nothing here raises: after a fault :attr:`JsonSplitter.error` is set, and what comes then is not read.
+No method raises: after a fault :attr:`JsonSplitter.error` is set, and later text is not read.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ _FENCE_MARK = re.compile(r"[\n`\[{]").search
 _INDENT = re.compile(r"[^\S\n]*").match
 _WORD = re.compile(r"[^\s`\[{]*").match
 _LONGEST_WORD = 20
-"""Characters of a language's name that are looked at."""
+"""Characters of a language's name that are kept."""
 
 
 @final
 class Fences:
-    """Where the text outside of JSON values is: in which block, and in what part of a line."""
+    """Finder of JSON in fenced code blocks: tracks blocks and lines outside JSON values."""
 
     __slots__ = ("_beginning", "_in_block", "_in_json", "_ticks", "_word")
 
     def __init__(self) -> None:
         self._in_block = False
         self._in_json = False
-        self._beginning = True  # Whether the line has only white space so far.
-        self._ticks = 0  # Backticks that were just read.
-        self._word: str | None = None  # That behind a fence, while it is read.
+        self._beginning = True  # The line has only white space so far.
+        self._ticks = 0  # Backticks directly before this place.
+        self._word: str | None = None  # The word after a fence, while it is read.
 
     def find(self, text: str, pos: int, /) -> int:
-        """Read on, outside of any value.
+        """Read *text* from *pos* on, outside any value.
 
         Returns:
-            Where the next ``[`` or ``{`` in a block of JSON is; or the length of *text*, if none is.
+            The place of the next ``[`` or ``{`` in a block of JSON; without one, the length of *text*.
         """
         size = len(text)
         while pos < size:
@@ -92,7 +92,7 @@ class Fences:
         return size
 
     def _rest(self, text: str, pos: int) -> int:
-        """Return the next place in the line that may matter."""
+        """Return the next place in the line that may change the state."""
         if self._in_json:
             found = _FENCE_MARK(text, pos)
             return len(text) if found is None else found.start()
@@ -100,9 +100,9 @@ class Fences:
         return len(text) if at < 0 else at
 
     def _read_word(self, text: str, pos: int, word: str) -> int:
-        """Read on behind a fence, and begin or end a block where its word is over."""
+        """Read the word after a fence, and begin or end a block at the end of the word."""
         if not word:
-            if text[pos] == "`":  # a longer fence
+            if text[pos] == "`":  # a fence of more than three
                 return pos + 1
             blank = None if self._in_block else _INDENT(text, pos)
             if blank is not None and blank.end() > pos:
@@ -132,71 +132,73 @@ _NEAR = 30
 """Characters of context in a message."""
 _USE_LENIENT = "; lenient=True accepts it"
 _SHOWN = 10
-"""Names of fields in a message."""
+"""Names of fields in a message, at most."""
 _KINDS = {'"': "a string", "{": "an object", "[": "a list"}
-"""What a value is by its first character."""
+"""Kinds of values by their first character, for messages."""
 
 
 class _State(Enum):
-    """Where the text is."""
+    """State of the splitter: what the next character may be."""
 
     OUTSIDE = auto()
-    """Before, between or behind values that are in no list."""
+    """Outside JSON: before, between or after it."""
     FIRST = auto()
-    """Where the first item of the list may begin."""
+    """The first item of the list, or its end."""
     ITEM = auto()
-    """Where an item must begin."""
-    BEHIND_ITEM = auto()
+    """An item."""
+    AFTER_ITEM = auto()
+    """A comma, or the end of the list."""
     FIRST_NAME = auto()
-    """Where the first field of an object on the way to the list may begin."""
+    """The first field of an object on the way to the list, or the end of the object."""
     NAME = auto()
-    """Where a field must begin."""
+    """A field."""
     COLON = auto()
-    """Behind the name of a field."""
+    """The colon after the name of a field."""
     FIELD = auto()
-    """Where the value of a field must begin."""
-    BEHIND_FIELD = auto()
+    """The value of a field."""
+    AFTER_FIELD = auto()
+    """A comma, or the end of the object."""
     NESTED = auto()
-    """In a string, an object or a list that is a value."""
+    """The rest of a string, an object or a list that is a value."""
     SCALAR = auto()
-    """In a number or a word."""
+    """The rest of a number or a word."""
     OVER = auto()
-    """Behind all that is read, or a fault."""
+    """Anything, since nothing more is read: the JSON or the text has ended, or has a fault."""
 
 
 class _Role(Enum):
-    """What the value is that grows."""
+    """Role of the value that is being read."""
 
     ITEM = auto()
     NAME = auto()
     OTHER = auto()
-    """That of a field that was not asked for."""
+    """The value of a field that is dropped."""
 
 
 _EXPECTED = {
     _State.FIRST: "a value",
     _State.ITEM: "a value",
     _State.FIELD: "a value",
-    _State.BEHIND_ITEM: "',' or ']'",
+    _State.AFTER_ITEM: "',' or ']'",
     _State.FIRST_NAME: "the name of a field",
     _State.NAME: "the name of a field",
     _State.COLON: "':'",
-    _State.BEHIND_FIELD: "',' or '}'",
+    _State.AFTER_FIELD: "',' or '}'",
 }
-"""The states between values, and what must come there."""
+"""The states between values, and what may follow, for messages."""
 
 
 @final
 class JsonSplitter:
-    """Pieces are parsed values. See the module.
+    """Splitter into parsed values of JSON, by the rules at the head of the module.
 
     Args:
-        max_chars: Characters that the text of a value has at most; None: any number.
-        after: Nothing is looked at before the end of the first such text; None: begin at once.
-        fenced: Whether nothing outside of fenced code blocks of JSON is looked at.
+        max_chars: Most characters of the text of a value; None: any number.
+        after: Skip the text up to the end of the first occurrence of this; None: begin at once.
+        fenced: Look only inside fenced code blocks of JSON.
         field: The names that lead to the list, if it is in an object.
-        first: Whether what is behind the first list or object is ignored.
-        lenient: Whether the faults that `decode_json` lists are accepted.
+        first: Ignore the text after the first list or object.
+        lenient: Accept the faults that `alto._text.json_values` lists.
     """
 
     __slots__ = ("_after", "_comment", "_decode", "_depth", "_escaped", "_fences", "_field", "_first", "_found",
@@ -216,8 +218,8 @@ class JsonSplitter:
     ) -> None:
         self._max = max_chars
         self._after = after
-        self._sought = after is not None  # Whether the text of *after* is still to come.
-        self._tail = ""  # The end of what was read, in which it may have begun.
+        self._sought = after is not None  # The text of *after* has not been found yet.
+        self._tail = ""  # The end of the text so far, in which it may have begun.
         self._fences = Fences() if fenced else None
         self._field = field
         self._first = first
@@ -225,32 +227,32 @@ class JsonSplitter:
         self._decode = decode_lenient if lenient else decode
         self._mark = _MARK_OR_COMMENT if lenient else _MARK
         self._scalar_end = _SCALAR_OR_COMMENT if lenient else _SCALAR_END
-        self._seen = 0  # Characters before those that are being read.
-        self._worded = False  # Whether anything visible was there before the JSON.
-        self._kind = ""  # The bracket that the JSON began with.
-        self._in_list = False  # Whether the values are the items of a list.
+        self._seen = 0  # Characters before the chunk that is being read.
+        self._worded = False  # There was visible text before the JSON.
+        self._kind = ""  # The bracket that the JSON began with; "": it has not begun.
+        self._in_list = False  # The values are the items of a list.
         self._state = _State.OUTSIDE
         self._role = _Role.ITEM
-        self._number = 0  # Of the item that comes or grows.
-        self._name = ""  # Of the field that was read last.
-        self._names: list[dict[str, None]] = []  # Of the objects that are open, the first few.
-        self._found: list[bool] = []  # Of each of these whether its field on the way was there.
-        self._start = 0  # Where in the whole text the value begins that grows.
+        self._number = 0  # Index of the current or next item.
+        self._name = ""  # Name of the field that was read last.
+        self._names: list[dict[str, None]] = []  # For each open object its first few names.
+        self._found: list[bool] = []  # For each open object: its field on the way was there.
+        self._start = 0  # Place in the whole text at which the current value begins.
         self._depth = 0
         self._in_string = False
-        self._escaped = False  # Whether the next character of the string stands for itself.
-        self._comment = ""  # How the comment began, if this is one; with a "*" that may end it.
+        self._escaped = False  # A chunk ended with a backslash: the next character ends no string.
+        self._comment = ""  # Beginning of the open comment, plus a "*" that may end it; "": none.
         self._parts: list[str] = []
         self._length = 0
-        self._last = ""  # The end of what was read of the list or object.
+        self._last = ""  # The last text of the list or object, for messages.
         self.error: OutputError | None = None
-        """Why the text is not what it should be."""
+        """The fault of the text; None: there is none."""
 
     def feed(self, text: str, /) -> list[Any]:
         """Read more text.
 
         Returns:
-            The values that are whole now.
+            The values that are complete now.
         """
         out: list[Any] = []
         pos, size = 0, len(text)
@@ -270,10 +272,10 @@ class JsonSplitter:
         return out
 
     def flush(self) -> list[Any]:
-        """End the text: whatever is not whole is a fault.
+        """End the text: an incomplete value is a fault.
 
         Returns:
-            Nothing, since what is whole has been given.
+            An empty list, since complete values have been given.
         """
         state, end = self._state, self._seen
         if self._sought:
@@ -290,7 +292,7 @@ class JsonSplitter:
             elif self._worded or self._field or self._after is not None:
                 behind = "" if self._after is None else f" behind {self._after!r}"
                 self._fail(f"there is no {opening} in the text{behind}", end)
-        elif state in (_State.FIRST, _State.ITEM, _State.BEHIND_ITEM):
+        elif state in (_State.FIRST, _State.ITEM, _State.AFTER_ITEM):
             self._fail(f"the text ended before its list was closed, at item {self._number}", end)
         elif state is not _State.OVER:
             self._fail("the text ended before its object was closed", end)
@@ -349,12 +351,12 @@ class JsonSplitter:
         )
 
     def _ways(self) -> str:
-        """Say how words before the JSON can be skipped."""
+        """Return the options that skip text before the JSON, for messages."""
         ways = ["after='</think>'"] if self._after is None else []
         return " or ".join([*ways, "fenced=True"] if self._fences is None else ways)
 
     def _if_words(self) -> str:
-        """Say what to do if what was taken for the JSON is no JSON, but words before it."""
+        """Return the remedy, for messages, if the bracket may be part of text before the JSON."""
         ways = self._ways() if self._worded and not self._number else ""
         return f"; if this bracket belongs to the words before the JSON, use {ways}" if ways else ""
 
@@ -384,7 +386,7 @@ class JsonSplitter:
         if this == "/" and self._lenient:
             self._comment = this
             return pos + 1
-        if state is _State.BEHIND_ITEM and this == ",":
+        if state is _State.AFTER_ITEM and this == ",":
             self._state = _State.ITEM
             self._last = this
             return pos + 1
@@ -394,13 +396,13 @@ class JsonSplitter:
         return self._structure(this, pos)
 
     def _structure(self, this: str, pos: int) -> int:
-        """Read what is not the beginning of an item and not the comma behind one."""
+        """Read a structural character that neither begins an item nor is the comma after one."""
         state, may_end = self._state, self._lenient
-        if state is _State.FIRST or state is _State.ITEM or state is _State.BEHIND_ITEM:
+        if state is _State.FIRST or state is _State.ITEM or state is _State.AFTER_ITEM:
             if this == "]" and (may_end or state is not _State.ITEM):
                 self._close(this, pos)
                 return pos + 1
-        elif state is _State.BEHIND_FIELD:
+        elif state is _State.AFTER_FIELD:
             if this == ",":
                 self._state = _State.NAME
                 self._last = this
@@ -456,7 +458,7 @@ class JsonSplitter:
                 self._fail(f"there is no field {named!r}; its object has {shown}", self._seen + pos)
                 return
         if self._found:
-            self._state = _State.BEHIND_FIELD
+            self._state = _State.AFTER_FIELD
         else:
             self._end()
 
@@ -466,12 +468,12 @@ class JsonSplitter:
     def _in_comment(self, text: str, pos: int) -> int:
         before = self._comment
         pos = self._commented(text, pos)
-        if before == "/" and not self._comment:  # it was none
+        if before == "/" and not self._comment:  # a slash that began no comment
             self._unexpected(pos - 1, "/")
         return pos
 
     def _commented(self, text: str, pos: int) -> int:
-        """Read on in a comment, or behind a slash. Returns where it ends, or where the text does."""
+        """Read a comment, or what follows a slash. Returns its end, or that of the text."""
         if self._comment == "/":
             self._comment = {"/": "//", "*": "/*"}.get(text[pos], "")
             return pos + 1 if self._comment else pos
@@ -529,7 +531,7 @@ class JsonSplitter:
         return size
 
     def _string(self, text: str, pos: int) -> int:
-        """Read on in a string. Returns where it ends, or where the text does."""
+        """Read a string. Returns its end, or that of the text."""
         if self._escaped:
             self._escaped = False
             pos += 1
@@ -550,13 +552,13 @@ class JsonSplitter:
         return end
 
     def _take(self, part: str) -> bool:
-        """Add *part* to the value. Returns whether that is not too long by now."""
+        """Add *part* to the value. Returns whether the value is within the limit."""
         self._parts.append(part)
         self._length += len(part)
         if self._max is None or self._length <= self._max or self._role is not _Role.ITEM:
             return True
         why = f"item {self._number} is longer than max_chars={self._max}"
-        text = "".join(self._parts)[: self._max + 1]  # the same, however the text came
+        text = "".join(self._parts)[: self._max + 1]  # the same for all chunks
         self._fail(f"{why}; raise it, or ask for smaller items", self._start, text)
         return False
 
@@ -573,7 +575,7 @@ class JsonSplitter:
             out.append(value)
             self._number += 1
             if self._in_list:
-                self._state = _State.BEHIND_ITEM
+                self._state = _State.AFTER_ITEM
             else:
                 self._end()
         elif self._role is _Role.NAME:
@@ -582,7 +584,7 @@ class JsonSplitter:
                 self._names[-1][value] = None
             self._state = _State.COLON
         else:
-            self._state = _State.BEHIND_FIELD
+            self._state = _State.AFTER_FIELD
 
     # Faults.
 
@@ -604,7 +606,7 @@ class JsonSplitter:
     def _unexpected(self, pos: int, this: str) -> None:
         state = self._state
         why = f"expected {_EXPECTED[state]} and found {this!r} after {self._last!r}"
-        if state in (_State.FIRST, _State.ITEM, _State.BEHIND_ITEM):
+        if state in (_State.FIRST, _State.ITEM, _State.AFTER_ITEM):
             why += f", at item {self._number}"
         trailing = (this == "]" and state is _State.ITEM) or (this == "}" and state is _State.NAME)
         if not self._lenient and (trailing or this == "/"):
@@ -614,7 +616,10 @@ class JsonSplitter:
         self._fail(why, self._seen + pos)
 
     def _if_cut(self, raw: str) -> str:
-        """Say so if the value is whole for whoever knows comments, which may have brackets."""
+        """Return the remedy, for messages, if the value is complete with lenient=True.
+
+        Brackets in its comments may have kept it open.
+        """
         if self._lenient or self._state is not _State.NESTED:
             return ""
         lenient = JsonSplitter(lenient=True)

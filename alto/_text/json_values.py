@@ -1,16 +1,16 @@
 r"""Decode the text of one JSON value, strictly or as models write it.
 
-Strict is RFC 8259: what ``json.loads`` accepts, but for ``NaN``, ``Infinity`` and numbers that are
-too large for a float. Lenient accepts four faults besides, each of which has one reading only:
+Strict is RFC 8259: what ``json.loads`` accepts, except ``NaN``, ``Infinity`` and numbers that are
+too large for a float. Lenient also accepts four faults, each of which has only one meaning:
 
 * control characters in a string, such as raw line breaks and tabs, which stand for themselves;
-* a comma behind the last item of a list or the last field of an object, which is dropped;
+* a comma after the last item of a list or the last field of an object, which is dropped;
 * a backslash before a character that JSON does not escape, as in ``App\Http``, which stands for
   itself; ``\'`` is an apostrophe, as in Python and JavaScript;
-* comments, ``//`` to the end of the line and ``/* */``, where white space may stand.
+* comments, ``//`` to the end of the line and ``/* */``, wherever white space may be.
 
-Valid JSON is decoded once, in both. The text of a lenient value that is no JSON is rewritten, in two
-passes over it, and decoded again.
+Both decode valid JSON once. Lenient rewrites the text of a value that is no JSON, in two
+passes over it, and decodes it again.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _COMMA = re.compile(
 
 
 def decode(text: str, /) -> Any:  # noqa: ANN401  # JSON
-    """Decode one value that has no white space around it.
+    """Decode one value without surrounding white space.
 
     Raises:
-        ValueError, RecursionError: The text is not one value, or Python cannot hold it; see
-            :func:`fault_of`.
+        ValueError: The text is not one value, or has a number that Python cannot hold.
+        RecursionError: It is nested too deep. :func:`fault_of` reads both.
     """
     value, end = _STRICT(text)
     if end != len(text):
@@ -61,7 +61,7 @@ def decode(text: str, /) -> Any:  # noqa: ANN401  # JSON
 
 
 def decode_lenient(text: str, /) -> Any:  # noqa: ANN401  # JSON
-    """Decode one value, accepting the faults that the module's page lists. Raises the same."""
+    """Decode one value with the faults listed at the head of the module. Raises as :func:`decode`."""
     try:
         value, end = _LENIENT(text)
     except json.JSONDecodeError:
@@ -82,7 +82,7 @@ def decode_lenient(text: str, /) -> Any:  # noqa: ANN401  # JSON
 
 
 def fault_of(error: ValueError | RecursionError, /) -> tuple[str, int]:
-    """Return why a text could not be decoded, and at which of its characters."""
+    """Return the reason why a text could not be decoded, and the index of the character."""
     if isinstance(error, json.JSONDecodeError):
         return error.msg, error.pos
     return ("it is nested too deep" if isinstance(error, RecursionError) else str(error)), 0
@@ -101,8 +101,8 @@ def _repair(text: str) -> tuple[str, list[tuple[int, int]]]:
     """Rewrite a lenient value as JSON.
 
     Returns:
-        The JSON, and for each place of it behind which it is longer or shorter than *text* the place
-        and by how much.
+        The JSON, and the places in it after which it is longer or shorter than *text*, each with the
+        difference in characters.
     """
     parts: list[str] = []
     shifts: list[tuple[int, int]] = []

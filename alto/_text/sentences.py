@@ -1,19 +1,19 @@
-"""Cut a text that grows into sentences.
+"""Split a growing text into sentences.
 
-Theory of operation. A *candidate* is a run of marks with the closing quotes and brackets after it, or a
-line break. Everything before a candidate belongs to the sentence. Whether the sentence ends there is
-decided by a function of two things: the last 32 characters before the candidate, and the text from it
-on, of which it looks at no more than a few hundred characters. Where that text ends before the
-decision is certain, the function says so; the text from the candidate on is then held back, and looked
-at again when there is more.
+Theory of operation. A *candidate* is a run of punctuation marks with the closing quotes and brackets after
+it, or a line break. Everything before a candidate belongs to the sentence. A function of two things decides
+whether the sentence ends there: the last 32 characters before the candidate, and the text from it
+on, of which it uses at most a few hundred characters. If that text ends before the
+decision is certain, the function says so; the text from the candidate on is then held back, and examined
+again with more text.
 
-What needs to be there, by kind:
+The decision needs, by kind of candidate:
 
 * after a mark of a script that has its own full stop (``。``, ``।``, ``؟``): the next character, since
   more marks or a closing quote may follow;
-* after any other mark: the white space behind it, and without it nothing ends (``3.5``, ``example.org``);
+* after any other mark: the white space after it; without that no sentence ends (``3.5``, ``example.org``);
 * after a full stop with an abbreviation or an initial before it, after an ellipsis, and after a closing
-  quote or bracket: the first letter of the next word, or where that is a capital after an
+  quote or bracket: the first letter of the next word; if that is a capital after an
   abbreviation that may also end a sentence (``U.S. Army``, ``in the U.S. The``), the whole word.
 """
 
@@ -23,7 +23,7 @@ import re
 from enum import Enum, auto
 from typing import NamedTuple, final
 
-from alto._text.splitter import Pieces
+from alto._text.splitter import PieceSplitter
 
 __all__ = ("LAST", "MAYBE", "NEVER", "STARTERS", "SentenceSplitter")
 
@@ -36,13 +36,13 @@ NEVER = _words("""
     brig capt cf cmdr cpl dr drs e.g eg i.e ie lt maj messrs mlle mme mr mrs ms msgr mx pp prof sgt
     supt viz vs
 """)
-"""Abbreviations that something always follows, mostly a name or a number."""
+"""Abbreviations that end no sentence: mostly a name or a number follows."""
 
 LAST = _words("""
     apr aug bd dec etc feb fn fri ft hr hrs jan jul jun kg km lb lbs mi nov oct oz sep sept thu thur
     thurs tue tues wed yr yrs
 """)
-"""Abbreviations that no name follows: units, months, days, and so on."""
+"""Abbreviations that end a sentence before a capital, since no name follows: units, months, days."""
 
 MAYBE = _words("""
     abbr acad adm al approx apt asst assn assoc ave avg bldg blvd bros ca ch chap co col corp ct dept
@@ -50,7 +50,7 @@ MAYBE = _words("""
     natl nos nr orig ph.d phd pl pres pt rd ref rep repr resp rev sec sect sen sens ser sr st tr univ
     ver vol vols
 """)
-"""Abbreviations that a name or a number may follow, or the next sentence."""
+"""Abbreviations that may end a sentence: a name, a number, or the next sentence may follow."""
 
 STARTERS = _words("""
     a about after again all also although an and another any as at because before both but by can
@@ -62,7 +62,7 @@ STARTERS = _words("""
     until was we were what when where whether which while who whose why will with within without
     would yes yet you your
 """)
-"""Words that begin a sentence and no name."""
+"""Words that begin sentences but not names."""
 
 
 _STRONG = "。！？｡؟۔।॥။።៕។։"  # noqa: RUF001  # marks of several scripts
@@ -87,46 +87,46 @@ _DOTTED = re.compile(r"([^\W\d_]\.)+[^\W\d_]").fullmatch
 _HYPHENS = re.compile(r"[-–—/(]").split
 
 _BEFORE = 32
-"""Characters before a mark that are looked at."""
+"""Characters before a mark that the decision uses."""
 _GAP = 256
-"""White space of this length ends a sentence."""
+"""Characters of white space that end a sentence, whatever follows."""
 
 
 class _Kind(Enum):
-    """What a full stop may be."""
+    """Kind of a candidate: the rule that decides."""
 
     PLAIN = auto()
-    """The end."""
+    """Ends the sentence."""
     QUOTED = auto()
-    """Behind a closing quote or bracket: goes on before a small letter."""
+    """After a closing quote or bracket: ends the sentence unless a small letter follows."""
     ELLIPSIS = auto()
-    """The same."""
+    """Ends the sentence unless a small letter follows."""
     NEVER = auto()
-    """Goes on, unless the line ends that way."""
+    """Does not end the sentence, unless a line break that ends it follows."""
     NUMBER = auto()
-    """``No.``: goes on before a digit only."""
+    """``No.``: ends the sentence unless a digit follows."""
     LAST = auto()
-    """``etc.``: ends before a capital."""
+    """``etc.``: ends the sentence before a capital."""
     MAYBE = auto()
-    """Ends before a capital that begins a word that begins sentences."""
+    """Ends the sentence before a capitalised word of `STARTERS`."""
 
 
 class _Verdict(NamedTuple):
-    """What is decided at a candidate."""
+    """Decision about a candidate."""
 
     ends: bool
     at: int
-    """Where the sentence ends, or else where to look for the next candidate."""
+    """End of the sentence, or else the place from which to search for the next candidate."""
 
 
 @final
-class SentenceSplitter(Pieces):
-    """Pieces are sentences. See the module.
+class SentenceSplitter(PieceSplitter):
+    """Splitter into sentences, by the rules at the head of the module.
 
     Args:
-        max_chars: Characters that a piece has at most; None: any number.
+        max_chars: Most characters of a piece; None: any number.
 
-    Invariant: ``_held`` is empty or begins with a candidate that is not decided.
+    Invariant: ``_held`` is empty or begins with an undecided candidate.
     """
 
     __slots__ = ("_held",)
@@ -136,7 +136,7 @@ class SentenceSplitter(Pieces):
         self._held = ""
 
     def feed(self, text: str, /) -> list[str]:
-        """More text.
+        """Read more text.
 
         Returns:
             The sentences that are certain now.
@@ -154,10 +154,10 @@ class SentenceSplitter(Pieces):
         return self._scan(text, final=False)
 
     def flush(self) -> list[str]:
-        """The text has ended.
+        """End the text.
 
         Returns:
-            What is left. The splitter is as new then.
+            The rest. The splitter is as new then.
         """
         held, self._held = self._held, ""
         out = self._scan(held, final=True) if held else []
@@ -166,7 +166,7 @@ class SentenceSplitter(Pieces):
 
     def _scan(self, text: str, *, final: bool) -> list[str]:
         out: list[str] = []
-        start = pos = 0  # text[:start] has been taken, text[:pos] has been looked at.
+        start = pos = 0  # text[:start] is in a piece, text[:pos] has been searched.
         while (found := _LOOK(text, pos)) is not None:
             at = found.start()
             verdict = self._decide(text, start, at, final=final)
@@ -184,9 +184,9 @@ class SentenceSplitter(Pieces):
         return out
 
     def _decide(self, text: str, start: int, at: int, *, final: bool) -> _Verdict | None:
-        """What the candidate at *at* is; None: that is not certain yet.
+        """Decide about the candidate at *at*; None: more text is needed.
 
-        The sentence has ``text[start:at]``, after what was taken of it before.
+        The sentence so far is what was added to the piece before, and ``text[start:at]``.
         """
         size = len(text)
         if text[at] in "\r\n":
@@ -216,9 +216,9 @@ class SentenceSplitter(Pieces):
 
 
 def _kind_of(before: str, *, ellipsis: bool) -> _Kind:
-    """What a full stop or an ellipsis is that comes after *before*."""
+    """Return the kind of a full stop or an ellipsis after the text *before*."""
     if not any(map(str.isalnum, before)):
-        return _Kind.NEVER  # The sentence has no word yet.
+        return _Kind.NEVER  # the sentence has no word yet
     words = before.split()
     if ellipsis or before[-1].isspace():
         return _Kind.ELLIPSIS
@@ -246,16 +246,16 @@ def _kind_of(before: str, *, ellipsis: bool) -> _Kind:
 
 
 def _is_initial(word: str, last: str) -> bool:
-    """Whether *word* is the letter of a name; an ``I`` is one only behind another, *last*."""
+    """Return whether *word* is an initial; an ``I`` is one only after another initial, *last*."""
     if len(word) != 1 or word.lower() == word.upper():
         return False
     return word != "I" or (len(last) == 2 and last[0].isupper() and last[1] == ".")
 
 
 def _after(text: str, span: tuple[int, int], kind: _Kind | None, *, final: bool) -> _Verdict | None:
-    """What is decided by the white space *span* and what follows; None: that is not certain yet.
+    """Decide by the white space *span* and the text after it; None: more text is needed.
 
-    A kind of None is a line break without a mark.
+    A kind of None stands for a line break without a mark.
     """
     begin, at = span
     space = text[begin:at]
@@ -276,7 +276,7 @@ def _after(text: str, span: tuple[int, int], kind: _Kind | None, *, final: bool)
 
 
 def _next_begins(text: str, at: int, kind: _Kind, *, final: bool) -> bool | None:
-    """Whether the word at *at* begins a sentence; None: that is not certain yet."""
+    """Return whether the word at *at* begins a sentence; None: more text is needed."""
     opened = _NEXT(text, at)
     assert opened is not None
     at = opened.end()

@@ -1,14 +1,14 @@
-"""Cut a text that grows into pieces, each as soon as it is certain: the common ground, lines, tokens.
+"""Split a growing text into pieces, each as soon as it is certain: lines, words, literal separators.
 
-Theory of operation. A splitter is fed text in chunks of any size. What it gives depends on the text
-alone, never on how the text was cut into chunks: every decision looks only at text whose meaning
-later text cannot change, and where that is not there yet, it waits. ``flush`` says that the text
-has ended, and gives the tail. Sentences, patterns and JSON are in the modules beside this one.
+Theory of operation. A splitter is fed text in chunks of any size. Its pieces depend on the text
+alone, never on the boundaries of the chunks: every decision uses only text whose meaning
+later text cannot change, and waits until that is there. ``flush`` ends the text and returns the rest.
+The splitters for sentences and JSON are in the modules beside this one.
 
-Pieces are stripped of white space around them, and empty ones are left out. With ``max_chars``
+Pieces have no surrounding white space, and empty ones are left out. With ``max_chars``
 the natural pieces are the same, and those that are longer are cut: the pieces are
-``[part for piece in pieces for part in cut(piece)]``. Where a piece is cut depends on its first
-``max_chars + 1`` characters alone, so a cut need not wait for the end of the piece.
+``[part for piece in pieces for part in cut(piece)]``. The place of a cut depends only on the first
+``max_chars + 1`` characters of the piece, so a cut need not wait for the end of the piece.
 
 No splitter looks at a character more than a fixed number of times: the text of a piece is kept as the
 parts it came in, and is joined once, when the piece is given.
@@ -17,35 +17,43 @@ parts it came in, and is joined once, when the piece is given.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, Protocol, final
 from unicodedata import category
 
-__all__ = ("LineSplitter", "Pieces", "Splitter", "TokenSplitter", "cut_at")
+__all__ = (
+    "LineSplitter",
+    "PieceSplitter",
+    "SeparatorSplitter",
+    "Splitter",
+    "WordSplitter",
+    "cut_at",
+)
 
 
 class Splitter(Protocol):
-    """What every splitter is."""
+    """Interface of all splitters."""
 
     @property
     def error(self) -> Exception | None:
-        """Why the text cannot be cut any more; None: it can be."""
+        """Fault of the text after which nothing is read any more; None: there is none."""
         ...
 
     def feed(self, text: str, /) -> list[Any]:
-        """More text: the pieces that are certain now."""
+        """Read more text. Returns the pieces that are certain now."""
         ...
 
     def flush(self) -> list[Any]:
-        """The text has ended: what is left. The splitter is as new then."""
+        """End the text. Returns the rest; the splitter is as new then."""
         ...
 
 
-class Pieces:
-    """The piece that grows, and what becomes of it: given whole, or cut.
+class PieceSplitter:
+    """Base of the splitters of text: holds the current piece, and cuts it at *max_chars*.
 
     Args:
-        max_chars: Characters that a piece has at most; None: any number.
+        max_chars: Most characters of a piece; None: any number.
 
     Invariant, where there is a limit: the parts begin with a visible character, and have
     ``_length <= max_chars`` characters up to the last visible one, then ``_blank`` of white space.
@@ -54,17 +62,17 @@ class Pieces:
     __slots__ = ("_blank", "_gone", "_length", "_max", "_parts")
 
     error = None
-    """Any text can be cut."""
+    """None: any text can be split."""
 
     def __init__(self, max_chars: int | None = None) -> None:
         self._max = max_chars
         self._parts: list[str] = []
         self._length = 0
         self._blank = 0
-        self._gone = ""  # The end of what has been cut off the piece already.
+        self._gone = ""  # The end of the parts of the piece that have been cut off and given.
 
     def _add(self, text: str, out: list[str]) -> None:
-        """*text* belongs to the piece, but for white space at its end, which may turn out not to."""
+        """Add *text* to the piece. White space at its end is dropped if the piece ends with it."""
         if self._max is None:
             self._parts.append(text)
             return
@@ -94,7 +102,7 @@ class Pieces:
         self._length -= start
 
     def _end(self, out: list[str], *, keep_empty: bool = False) -> None:
-        """The piece has ended."""
+        """End the piece, and give it to *out*."""
         parts = self._parts
         text = ("".join(parts) if len(parts) != 1 else parts[0]).strip()
         parts.clear()
@@ -104,7 +112,7 @@ class Pieces:
             out.append(text)
 
     def _before(self, size: int) -> str:
-        """The last *size* characters of the piece, whether or not they have been cut off."""
+        """Return the last *size* characters of the piece, also if they have been cut off."""
         assert size <= _CONTEXT
         found: list[str] = []
         for part in reversed(self._parts):
@@ -122,11 +130,12 @@ _CONTEXT = 32
 
 
 def cut_at(text: str, start: int, limit: int) -> int:
-    """Where to cut a piece that begins at *start* and is longer than *limit*.
+    """Return the place to cut a piece that begins at *start* and is longer than *limit*.
 
-    At the last white space that leaves at most *limit* characters before it, else as late as no
-    character is torn apart that people see as one. If the first of these is longer than *limit*, it
-    is cut all the same: the limit holds, and the cut needs no text behind it.
+    That is the last white space with at most *limit* characters before it. If there is none, it is the
+    last place within the limit that does not tear apart what people see as one character. If the first
+    such character is longer than *limit*, it is cut inside: the limit always holds, and a cut needs
+    no text after it.
     """
     end = start + limit
     if text[end].isspace() or text[end - 1].isspace():
@@ -141,21 +150,22 @@ def cut_at(text: str, start: int, limit: int) -> int:
 
 
 def _is_torn(text: str, start: int, at: int) -> bool:
-    """Whether a cut before ``text[at]`` goes through what people see as one character."""
+    """Return whether a cut before ``text[at]`` tears apart what people see as one character."""
     last, this = text[at - 1], text[at]
-    if this < "\u0300":
+    if this < "\u0300":  # nothing below joins: the fast path of most scripts
         return False
     if (
         category(this)[0] == "M"
         or "\u200d" in (last, this)
         or (last in _LINKERS and category(this)[0] == "L")
-        or "\U0001f3fb" <= this <= "\U0001f3ff"  # a colour of skin
+        or "\U0001f3fb" <= this <= "\U0001f3ff"  # a skin tone
         or "\U000e0020" <= this <= "\U000e007f"  # part of a flag
         or ("\udc00" <= this <= "\udfff" and "\ud800" <= last <= "\udbff")
     ):
         return True
     if not _is_regional(this):
         return False
+    # Two regional indicators make one flag, so an odd number before this one tears a flag.
     flags = takewhile(_is_regional, (text[i] for i in range(at - 1, start - 1, -1)))
     return sum(1 for _ in flags) % 2 == 1
 
@@ -165,7 +175,7 @@ _LINKERS = frozenset("\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d")
 
 
 def _is_regional(char: str) -> bool:
-    """Whether this is half a flag."""
+    """Return whether *char* is a regional indicator, half a flag."""
     return "\U0001f1e6" <= char <= "\U0001f1ff"
 
 
@@ -173,12 +183,12 @@ _BREAK = re.compile(r"\r\n?|\n")
 
 
 @final
-class LineSplitter(Pieces):
-    r"""Pieces are lines. One is certain at its ``\n`` or ``\r``; an ``\n`` after an ``\r`` is part of it.
+class LineSplitter(PieceSplitter):
+    r"""Splitter into lines. One is certain at its ``\n`` or ``\r``; a ``\n`` after a ``\r`` is part of it.
 
     Args:
-        max_chars: Characters that a piece has at most; None: any number.
-        keep_empty: Whether empty lines are pieces too.
+        max_chars: Most characters of a piece; None: any number.
+        keep_empty: Give empty lines too.
     """
 
     __slots__ = ("_begun", "_keep_empty", "_returned")
@@ -186,11 +196,11 @@ class LineSplitter(Pieces):
     def __init__(self, max_chars: int | None = None, *, keep_empty: bool = False) -> None:
         super().__init__(max_chars)
         self._keep_empty = keep_empty
-        self._begun = False  # Whether the line has any text, white space too.
-        self._returned = False  # Whether the last character was an `\r`.
+        self._begun = False  # The line has some text, if only white space.
+        self._returned = False  # The last character was a `\r`.
 
     def feed(self, text: str, /) -> list[str]:
-        """More text.
+        """Read more text.
 
         Returns:
             The lines that are certain now.
@@ -212,11 +222,11 @@ class LineSplitter(Pieces):
         return out
 
     def flush(self) -> list[str]:
-        """The text has ended, or rests.
+        r"""End the text, or give what is there when the text pauses.
 
         Returns:
-            What is left. The splitter is as new then, but that the second half of a line break that
-            has begun is still the second half.
+            The rest. The splitter is as new then, except that a ``\n`` after a ``\r`` before the flush
+            still belongs to that line break.
         """
         out: list[str] = []
         if self._begun:
@@ -238,7 +248,7 @@ _RUNS = {
     "spaced": rf"[^\s{_HAN}{''.join(_CLASSES.values())}]*",
 }
 _REST = {name: re.compile(run).match for name, run in _RUNS.items()}
-_TOKEN = re.compile(
+_WORD = re.compile(
     rf"(?P<han>[{_HAN}]{_RUNS['han']})|"
     + "|".join(f"(?P<{name}>[{chars}]{_RUNS[name]})" for name, chars in _CLASSES.items())
     + rf"|(?P<spaced>[^\s]{_RUNS['spaced']})"
@@ -246,17 +256,16 @@ _TOKEN = re.compile(
 
 
 @final
-class TokenSplitter(Pieces):
-    """Pieces are so many tokens, with the white space between them.
+class WordSplitter(PieceSplitter):
+    """Splitter into groups of words, with the white space between them.
 
-    A token is a run of characters without white space and of one kind: a single Han character, or
-    as many as follow each other of hiragana, of katakana, of scripts without spaces (Thai, Lao, Burmese,
-    Khmer), or of anything else. So words of scripts with spaces keep the marks at their ends. A
-    token is certain with the character after it.
+    A word is a single Han character, or a run without white space of characters of one kind: hiragana,
+    katakana, scripts without spaces (Thai, Lao, Burmese, Khmer), or all others. So words of scripts
+    with spaces keep the punctuation at their ends. A word is certain with the character after it.
 
     Args:
-        size: Tokens in a piece.
-        max_chars: Characters that a piece has at most; None: any number.
+        size: Words in a piece.
+        max_chars: Most characters of a piece; None: any number.
     """
 
     __slots__ = ("_count", "_kind", "_size")
@@ -264,11 +273,13 @@ class TokenSplitter(Pieces):
     def __init__(self, size: int = 1, max_chars: int | None = None) -> None:
         super().__init__(max_chars)
         self._size = size
-        self._count = 0  # Tokens of the piece that are whole.
-        self._kind: str | None = None  # Of the token at the end, which may go on.
+        self._count = 0  # Complete words of the piece.
+        self._kind: str | None = (
+            None  # Of the word at the end, which may grow; None: it is complete.
+        )
 
     def feed(self, text: str, /) -> list[str]:
-        """More text.
+        """Read more text.
 
         Returns:
             The pieces that are certain now.
@@ -279,20 +290,20 @@ class TokenSplitter(Pieces):
             rest = _REST[self._kind](text)
             pos = rest.end() if rest is not None else 0
             if pos < len(text):
-                start = self._whole(text, start, pos, out)
+                start = self._end_word(text, start, pos, out)
         while pos < len(text):
-            found = _TOKEN.search(text, pos)
+            found = _WORD.search(text, pos)
             if found is None:
                 break
             pos = found.end()
             self._kind = found.lastgroup
             if pos < len(text):
-                start = self._whole(text, start, pos, out)
+                start = self._end_word(text, start, pos, out)
         self._add(text[start:] if start else text, out)
         return out
 
-    def _whole(self, text: str, start: int, end: int, out: list[str]) -> int:
-        """The token that ends there is whole. Returns where the text begins that is not taken."""
+    def _end_word(self, text: str, start: int, end: int, out: list[str]) -> int:
+        """Count the word that ends at *end*. Returns where the text begins that is in no piece yet."""
         self._kind = None
         self._count += 1
         if self._count < self._size:
@@ -303,13 +314,92 @@ class TokenSplitter(Pieces):
         return end
 
     def flush(self) -> list[str]:
-        """The text has ended.
+        """End the text.
 
         Returns:
-            What is left. The splitter is as new then.
+            The rest. The splitter is as new then.
         """
         out: list[str] = []
         self._end(out)
         self._count = 0
         self._kind = None
         return out
+
+
+@final
+class SeparatorSplitter(PieceSplitter):
+    """Splitter at literal separators: at the leftmost, and at the longest if several start there.
+
+    Let *open* be the first place from which the rest of the text is a proper beginning of a separator.
+    If a separator starts before *open*, later text changes neither it nor any rival at the same place,
+    so it is certain. If one starts at *open*, the end of the piece before it is certain, although a
+    longer separator may still take its place. Only the text from *open* on is held back,
+    which is shorter than the longest separator.
+
+    Args:
+        separators: At least one, none of them empty.
+        max_chars: Most characters of a piece; None: any number.
+    """
+
+    __slots__ = ("_held", "_longest", "_search", "_separators", "_start")
+
+    def __init__(self, separators: Sequence[str], max_chars: int | None = None) -> None:
+        super().__init__(max_chars)
+        longest_first = sorted(separators, key=len, reverse=True)
+        any_separator = re.compile("|".join(map(re.escape, longest_first)))
+        self._search = any_separator.search
+        # Those of one character are never held back.
+        self._separators = [separator for separator in longest_first if len(separator) > 1]
+        self._longest = len(longest_first[0])
+        firsts = {re.escape(separator[0]) for separator in self._separators}
+        self._start = re.compile(f"[{''.join(firsts)}]").search if firsts else None
+        self._held = ""
+
+    def feed(self, text: str, /) -> list[str]:
+        """Read more text.
+
+        Returns:
+            The pieces that are certain now.
+        """
+        return self._scan(self._held + text if self._held else text, final=False)
+
+    def flush(self) -> list[str]:
+        """End the text.
+
+        Returns:
+            The rest. The splitter is as new then.
+        """
+        out = self._scan(self._held, final=True)
+        self._end(out)
+        return out
+
+    def _scan(self, text: str, *, final: bool) -> list[str]:
+        out: list[str] = []
+        pos, size = 0, len(text)
+        open_from = size if final else self._open_from(text, 0)
+        while (found := self._search(text, pos)) is not None and found.start() < open_from:
+            self._add(text[pos : found.start()], out)
+            self._end(out)
+            pos = found.end()
+            if pos > open_from:  # the beginning found there is inside this separator
+                open_from = self._open_from(text, pos)
+        if pos < open_from:
+            self._add(text[pos:open_from], out)
+        if found is not None and found.start() == open_from:
+            self._end(out)  # the scan that completes the separator finds an empty piece before it
+        self._held = text[open_from:]
+        return out
+
+    def _open_from(self, text: str, pos: int) -> int:
+        """Return the first place from *pos* on where an incomplete separator begins, or the end."""
+        size = len(text)
+        if self._start is None:
+            return size
+        at = max(pos, size - self._longest + 1)
+        while (found := self._start(text, at)) is not None:
+            at = found.start()
+            rest = text[at:]
+            if any(len(s) > len(rest) and s.startswith(rest) for s in self._separators):
+                return at
+            at += 1
+        return size

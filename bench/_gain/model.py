@@ -23,7 +23,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from alto._text.coarsening import Coarsening
+from alto._text.coalescing import CallCost
 from alto.engines.profiles import EngineProfile
 from bench._gain.shapes import QUESTION_TOKENS, Mode, Plan, Shape
 
@@ -112,10 +112,10 @@ def predict(
     )
 
 
-def _coarsening(setting: Setting) -> Coarsening:
+def _coarsening(setting: Setting) -> CallCost:
     """The rule, knowing what calls cost; it counts tokens of pieces, where alto counts characters."""
     shape, profile = setting.shape, setting.profile
-    return Coarsening(
+    return CallCost(
         uncached=computed(setting, shape.consumer_head) + 1,
         output=shape.output / shape.tokens,
         step_tokens=profile.base_s / profile.per_prefill_token_s,
@@ -124,11 +124,11 @@ def _coarsening(setting: Setting) -> Coarsening:
 
 
 def _ready(
-    mode: Mode, size: Coarsening | None = None, met: float = 0.0
+    mode: Mode, size: CallCost | None = None, met: float = 0.0
 ) -> Callable[[int, int], bool]:
     if mode == "adaptive":
         assert size is not None
-        return lambda held, given: size.ready(held, given, met)
+        return lambda held, given: size.is_worth_it(held, given, met)
     return lambda *_: mode == "pieces"
 
 

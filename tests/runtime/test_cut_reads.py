@@ -45,15 +45,15 @@ WAYS: dict[str, Reading] = {
     "sentences": lambda llm: alto.text.sentences(texts(llm)),
     "idle": lambda llm: alto.text.sentences(texts(llm), idle=2.5),
     "lines": lambda llm: alto.text.lines(texts(llm)),
-    "tokens": lambda llm: alto.text.tokens(texts(llm)),
-    "regex": lambda llm: alto.text.regex(texts(llm), "; "),
+    "words": lambda llm: alto.text.words(texts(llm)),
+    "split": lambda llm: alto.text.split(texts(llm), "; "),
     "json_items": lambda llm: alto.text.json_items(
         chunk.text async for chunk in llm.generate("items", max_tokens=ASKS_FOR_ITEMS)
     ),
     "joined": lambda llm: alto.text.joined(
         alto.text.sentences(texts(llm)), lambda held, _: held > 8
     ),
-    "twice": lambda llm: alto.text.tokens(alto.text.lines(texts(llm))),
+    "twice": lambda llm: alto.text.words(alto.text.lines(texts(llm))),
 }
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from itertools import groupby, pairwise
+from collections.abc import Callable, Sequence
+from itertools import combinations, groupby, pairwise, product, takewhile
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
-from alto._text.splitter import LineSplitter, Pieces, Splitter, TokenSplitter
+from alto._text.splitter import (
+    LineSplitter,
+    PieceSplitter,
+    SeparatorSplitter,
+    Splitter,
+    WordSplitter,
+)
 
 FAMILY = "👩\u200d👩\u200d👧"
 ACCENTED = "e\u0301\u0323"
@@ -23,20 +28,21 @@ PARTS = [*"ab I1.!?…。」\"')*-( \n\r\t", "Dr.", "e.g. ", "3.5", "U.S. ", "Th
          "ক্ত"]  # fmt: skip
 TEXT = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 
+SEPARATORS = (". ", "\n", "; ", "\n\n", "..", "日", ".!", "a.")
 Make = Callable[[int | None], Splitter]
 KINDS: dict[str, Make] = {
     "sentences": SentenceSplitter,
     "lines": LineSplitter,
     "all lines": lambda max_chars: LineSplitter(max_chars, keep_empty=True),
-    "tokens": lambda max_chars: TokenSplitter(1, max_chars),
-    "three tokens": lambda max_chars: TokenSplitter(3, max_chars),
-    "regex": lambda max_chars: RegexSplitter(Separator(r"\s*[.;]\s+|\n"), max_chars),
+    "words": lambda max_chars: WordSplitter(1, max_chars),
+    "three words": lambda max_chars: WordSplitter(3, max_chars),
+    "separators": lambda max_chars: SeparatorSplitter(SEPARATORS, max_chars),
 }
-CLASSES: dict[type[Pieces], Callable[..., Splitter]] = {
+CLASSES: dict[type[PieceSplitter], Callable[..., Splitter]] = {
     SentenceSplitter: lambda kind, limit: kind(limit),
     LineSplitter: lambda kind, limit: kind(limit, keep_empty=True),
-    TokenSplitter: lambda kind, limit: kind(2, limit),
-    RegexSplitter: lambda kind, limit: kind(Separator(r"\s*[.;]\s+|\n"), limit),
+    WordSplitter: lambda kind, limit: kind(2, limit),
+    SeparatorSplitter: lambda kind, limit: kind(SEPARATORS, limit),
 }
 
 
@@ -104,7 +110,7 @@ def test_chunks_do_not_matter(kind: str, case: tuple[str, list[str]], limit: int
     assert kind == "all lines" or all(got)
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"regex"})
+@pytest.mark.parametrize("kind", KINDS.keys() - {"separators"})
 @given(text=TEXT, limit=st.none() | st.integers(1, 12))
 def test_nothing_is_lost(kind: str, text: str, limit: int | None) -> None:
     """The pieces together are the text, but for white space."""
@@ -182,7 +188,7 @@ def test_a_line_break_may_come_in_two_halves_around_a_rest() -> None:
 
 
 def kind_of(char: str) -> str:
-    """The kind of character that a token is made of, by its name in Unicode."""
+    """The kind of character that a word is made of, by its name in Unicode."""
     first, *rest = unicodedata.name(char, "?").split()
     if first == "CJK" and rest[1].startswith("IDEOGRAPH"):
         return "han"
@@ -194,15 +200,15 @@ def kind_of(char: str) -> str:
 @given(
     st.text(alphabet="ab1.,'é \n日本語かなカナーไทยລາວမြန်ខ្មែ한국", max_size=30), st.integers(1, 4)
 )
-def test_tokens_are_runs_of_one_kind(text: str, size: int) -> None:
-    """A token is a Han character, or a run of characters of one kind without white space."""
-    tokens = []
-    for word in text.split():
-        for kind, chars in groupby(word.replace("ー", "ア"), kind_of):
+def test_words_are_runs_of_one_kind(text: str, size: int) -> None:
+    """A word is a Han character, or a run of characters of one kind without white space."""
+    words = []
+    for run_of_text in text.split():
+        for kind, chars in groupby(run_of_text.replace("ー", "ア"), kind_of):
             run = "".join(chars)
-            tokens += list(run) if kind == "han" else [run]
-    got = pieces(TokenSplitter(size), [text])
-    expected = ["".join(tokens[at : at + size]) for at in range(0, len(tokens), size)]
+            words += list(run) if kind == "han" else [run]
+    got = pieces(WordSplitter(size), [text])
+    expected = ["".join(words[at : at + size]) for at in range(0, len(words), size)]
     assert ["".join(piece.split()).replace("ー", "ア") for piece in got] == expected
 
 
@@ -221,22 +227,91 @@ def test_tokens_are_runs_of_one_kind(text: str, size: int) -> None:
         ("", 1, []),
     ],
 )
-def test_tokens(text: str, size: int, expected: list[str]) -> None:
-    """Tokens are words, and in scripts without spaces characters or runs of one kind."""
-    assert pieces(TokenSplitter(size), list(text)) == expected
+def test_words(text: str, size: int, expected: list[str]) -> None:
+    """Words stand between spaces; in scripts without spaces they are characters or runs of one kind."""
+    assert pieces(WordSplitter(size), list(text)) == expected
 
 
-def test_a_token_comes_with_the_character_after_it() -> None:
-    """A token may go on until another kind of character comes, and then it is given at once."""
-    splitter = TokenSplitter()
-    assert splitter.feed("to") == []
-    assert splitter.feed("ken") == []
-    assert splitter.feed(" ") == ["token"]
+def test_a_word_comes_with_the_character_after_it() -> None:
+    """A word may go on until another kind of character comes, and then it is given at once."""
+    splitter = WordSplitter()
+    assert splitter.feed("wo") == []
+    assert splitter.feed("rd") == []
+    assert splitter.feed(" ") == ["word"]
     assert splitter.feed("日") == []
     assert splitter.feed("本a") == ["日", "本"]
     assert splitter.flush() == ["a"]
-    two = TokenSplitter(2)
+    two = WordSplitter(2)
     assert [two.feed(chunk) for chunk in ("a", " ", "b", " ", "c")] == [[], [], [], ["a b"], []]
+
+
+def split(text: str, separators: Sequence[str]) -> list[str]:
+    """The naive model of a split of the whole text: leftmost, then longest."""
+    found, start, at = [], 0, 0
+    while at < len(text):
+        here = [separator for separator in separators if text.startswith(separator, at)]
+        if here:
+            found.append(text[start:at])
+            start = at = at + max(map(len, here))
+        else:
+            at += 1
+    return [piece.strip() for piece in [*found, text[start:]] if piece.strip()]
+
+
+SOME_SEPARATORS = st.lists(st.text("ab;", min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@given(SOME_SEPARATORS, st.text("ab;x \n", max_size=12))
+@example(["ab", "bc"], "xabcx")
+@example(["a", "ab", "abab"], "xababxaba")
+@example(["aab", "b"], "aaab")
+def test_separators_cut_as_in_the_whole_text_in_every_chunking(
+    separators: list[str], text: str
+) -> None:
+    """Whatever the separators, pieces are those of the naive model, however the text is cut."""
+    expected = split(text, separators)
+    for cuts in combinations(range(1, len(text)), 2):
+        edges = [0, *cuts, len(text)]
+        chunks = [text[low:high] for low, high in pairwise(edges)]
+        assert pieces(SeparatorSplitter(separators), chunks) == expected
+    for size in range(1, len(text) + 1):
+        chunks = [text[at : at + size] for at in range(0, len(text), size)]
+        assert pieces(SeparatorSplitter(separators), chunks) == expected
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3),
+    st.text("abx", max_size=7),
+)
+def test_a_piece_comes_as_soon_as_it_is_certain(separators: list[str], text: str) -> None:
+    """What is given is what all texts have in common that begin so, and no less."""
+    rests = ["".join(rest) for size in range(5) for rest in product("abx", repeat=size)]
+    futures = [split(text + rest, separators) for rest in rests]
+    certain = [
+        given[0]
+        for given in takewhile(lambda given: len(set(given)) == 1, zip(*futures, strict=False))
+    ]
+    splitter = SeparatorSplitter(separators)
+    assert [piece for char in text for piece in splitter.feed(char)] == certain
+
+
+@pytest.mark.parametrize(
+    ("separators", "marked"),
+    [
+        # A bar after a chunk: with it a piece is given.
+        ([";"], ["a", ";|", "b", ";|"]),
+        (["\n", "\n\n"], ["a", "\n|", "\n", "b", "\n|c"]),
+        (["\n\n"], ["a", "\n", "b\n", "\n|", "c"]),
+        (["---", "--="], ["a-", "-", "=|", "b--", "c-", "--|"]),
+    ],
+)
+def test_a_separator_ends_a_piece_with_its_last_character(
+    separators: list[str], marked: list[str]
+) -> None:
+    """Nothing waits for what follows a separator, nor for a longer one."""
+    splitter = SeparatorSplitter(separators)
+    for chunk in marked:
+        assert len(splitter.feed(chunk.replace("|", ""))) == chunk.count("|"), chunk
 
 
 def test_a_cut_comes_with_the_first_character_that_is_too_many() -> None:
@@ -251,7 +326,7 @@ def test_a_cut_comes_with_the_first_character_that_is_too_many() -> None:
     assert splitter.flush() == ["l"]
 
 
-def counted(kind: type[Pieces], work: list[int]) -> type[Pieces]:
+def counted(kind: type[PieceSplitter], work: list[int]) -> type[PieceSplitter]:
     """The class, with the length of every text that it takes in hand added to *work*."""
 
     class Counted(kind):
@@ -279,7 +354,7 @@ def counted(kind: type[Pieces], work: list[int]) -> type[Pieces]:
 @pytest.mark.parametrize("text", ["a", ".", " ", "a.b", "a. ", "etc. ", "!", '."', "\n", "\r", "a \n", "日",
                                   ".(", "1. ", ".\n ", "a\u0301", "; "])  # fmt: skip
 def test_the_work_grows_with_the_text_and_no_faster(
-    kind: type[Pieces], limit: int | None, text: str
+    kind: type[PieceSplitter], limit: int | None, text: str
 ) -> None:
     """Twice the text, character by character, is at most twice the work."""
     done = []

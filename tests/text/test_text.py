@@ -24,8 +24,8 @@ Splitting = Callable[..., AsyncGenerator[Any, None]]
 SPLITTINGS: dict[str, Splitting] = {
     "sentences": alto.text.sentences,
     "lines": alto.text.lines,
-    "tokens": alto.text.tokens,
-    "regex": lambda text, **options: alto.text.regex(text, r"\n+|; ", **options),
+    "words": alto.text.words,
+    "split": lambda text, **options: alto.text.split(text, "\n", "; ", **options),
 }
 
 
@@ -80,11 +80,11 @@ async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
         (alto.text.sentences(group(["One two three."]), max_chars=8), ["One two", "three."]),
         (alto.text.lines(group(["a\n\n", "b\r"])), ["a", "b"]),
         (alto.text.lines(group(["a\n\nb", "c"]), keep_empty=True, max_chars=1), ["a", "", "b", "c"]),
-        (alto.text.tokens(group(["a b", " c d"])), ["a", "b", "c", "d"]),
-        (alto.text.tokens(group(["a b", " c d"]), size=3), ["a b c", "d"]),
-        (alto.text.tokens(group(["abc d"]), max_chars=2), ["ab", "c", "d"]),
-        (alto.text.regex(group(["a,", " b,c"]), r",\s*"), ["a", "b", "c"]),
-        (alto.text.regex(group(["aXbxcc"]), re.compile("x", re.IGNORECASE), max_chars=1), ["a", "b", "c", "c"]),
+        (alto.text.words(group(["a b", " c d"])), ["a", "b", "c", "d"]),
+        (alto.text.words(group(["a b", " c d"]), size=3), ["a b c", "d"]),
+        (alto.text.words(group(["abc d"]), max_chars=2), ["ab", "c", "d"]),
+        (alto.text.split(group(["a,", " b,c"]), ","), ["a", "b", "c"]),
+        (alto.text.split(group(["aXbxcc"]), "x", "X", max_chars=1), ["a", "b", "c", "c"]),
         (alto.text.json_items(group(['Sure: [1, {"a"', ":2}]."])), [1, {"a": 2}]),
         (alto.text.json_items(group(['{"a":1}\n', '{"a":2}\n']), max_chars=7), [{"a": 1}, {"a": 2}]),
         (alto.text.json_items(group(["[0]</th", "ink>[1]"]), after="</think>"), [1]),
@@ -98,6 +98,18 @@ async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
 async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) -> None:
     """Every function hands its options on and gives the last piece too."""
     assert [piece async for piece in pieces] == expected
+
+
+def test_an_old_name_says_the_new_one() -> None:
+    """A program that was written for the old name learns what to write."""
+    with pytest.raises(AttributeError, match=r"no attribute 'tokens'; it is now alto\.text\.words"):
+        _ = alto.text.tokens  # type: ignore[attr-defined]
+    with pytest.raises(
+        AttributeError, match=r"it is now alto\.text\.split, which takes separators"
+    ):
+        _ = alto.text.regex  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        _ = alto.text.nothing  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -117,15 +129,17 @@ async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) ->
         (lambda t: alto.text.json_items(t, field=1), TypeError, "field must be a name, .*, not 1"),
         (lambda t: alto.text.lines(t, max_chars=1.5), TypeError, "max_chars must be a whole number"),
         (lambda t: alto.text.lines(t, max_chars=True), TypeError, "max_chars must be a whole number"),
-        (lambda t: alto.text.tokens(t, size=0), ValueError, "size must be at least 1, not 0"),
-        (lambda t: alto.text.tokens(t, idle=0), ValueError, "idle must be more than 0 seconds"),
-        (lambda t: alto.text.regex(t, "a", idle=float("nan")), ValueError, "idle must be more than 0"),
-        (lambda t: alto.text.regex(t, "a", idle=float("inf")), ValueError, "and finite"),
+        (lambda t: alto.text.words(t, size=0), ValueError, "size must be at least 1, not 0"),
+        (lambda t: alto.text.words(t, idle=0), ValueError, "idle must be more than 0 seconds"),
+        (lambda t: alto.text.split(t, "a", idle=float("nan")), ValueError, "idle must be more than 0"),
+        (lambda t: alto.text.split(t, "a", idle=float("inf")), ValueError, "and finite"),
         (lambda t: alto.text.sentences(t, idle="1"), TypeError, "idle must be a number of seconds"),
         (lambda t: alto.text.sentences(t, idle=True), TypeError, "idle must be a number of seconds"),
-        (lambda t: alto.text.regex(t, "a*"), ValueError, "may match nothing at all"),
-        (lambda t: alto.text.regex(t, b"a"), TypeError, "pattern must be a regular expression"),
-        (lambda t: alto.text.regex(t, re.compile(b"a")), TypeError, "pattern must be for text"),
+        (alto.text.split, TypeError, "needs at least one separator, as in"),
+        (lambda t: alto.text.split(t, "a", ""), ValueError, "must not be empty; .* use max_chars"),
+        (lambda t: alto.text.split(t, b"a"), TypeError, "a separator must be a str, .*, not b'a'"),
+        (lambda t: alto.text.split(t, ["a"]), TypeError, r"a separator must be a str, .*, not \['a'\]"),
+        (lambda t: alto.text.split(t, re.compile("a+")), TypeError, r"not the pattern 'a\+'; give each text"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_the_call(

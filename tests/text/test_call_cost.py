@@ -15,14 +15,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from alto._text.coarsening import MARGIN, Coarsening, Pile
+from alto._text.coalescing import MARGIN, CallCost, HeldPieces
 
 WINDOW = 4
 CLOSE = 1e-6
 """Where cost and gain are equal to this part, either decision is right."""
 
 
-class CoarseningMachine(RuleBasedStateMachine):
+class CallCostMachine(RuleBasedStateMachine):
     """Texts of pieces under changing loads, against sums over all calls that there were."""
 
     @initialize(
@@ -36,7 +36,7 @@ class CoarseningMachine(RuleBasedStateMachine):
         self.first = (float(uncached), output)
         self.step_tokens = step_tokens
         self.call_tokens = call_tokens
-        self.size = Coarsening(
+        self.size = CallCost(
             uncached=uncached,
             output=output,
             step_tokens=step_tokens,
@@ -50,7 +50,7 @@ class CoarseningMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         """A new text."""
         self.asked = 0
-        self.pile = Pile(self.decide, "|")
+        self.pile = HeldPieces(self.decide, "|")
         self.held: list[str] = []
         self.went: list[str] = []
         self.pieces: list[str] = []
@@ -60,7 +60,7 @@ class CoarseningMachine(RuleBasedStateMachine):
         self.asked += 1
         assert held == sum(map(len, self.held))
         assert given == sum(len(text.replace("|", "")) for text in self.went)
-        return self.size.ready(held, given, self.load)
+        return self.size.is_worth_it(held, given, self.load)
 
     def known(self) -> tuple[float, float]:
         """Uncached tokens beside a text and output per character, counted from the beginning."""
@@ -134,27 +134,27 @@ class CoarseningMachine(RuleBasedStateMachine):
 @pytest.mark.slow
 def test_pieces_go_exactly_when_they_are_worth_a_call() -> None:
     """Whatever calls cost and however busy engines are, it agrees with the sums of a naive model."""
-    run_state_machine_as_test(CoarseningMachine, settings=settings(stateful_step_count=25))
+    run_state_machine_as_test(CallCostMachine, settings=settings(stateful_step_count=25))
 
 
-def made(uncached: float = 500, output: float = 0.1, step_tokens: float = 160) -> Coarsening:
+def made(uncached: float = 500, output: float = 0.1, step_tokens: float = 160) -> CallCost:
     """A rule with plain numbers."""
-    return Coarsening(uncached=uncached, output=output, step_tokens=step_tokens)
+    return CallCost(uncached=uncached, output=output, step_tokens=step_tokens)
 
 
 @given(st.integers(1, 1000), st.integers(0, 1000), st.floats(0, 1000))
 def test_what_goes_pays_for_itself(held: int, given: int, generations: float) -> None:
     """Whatever has gone before, a call holds at least what makes it worth its cost."""
     size = made()
-    if size.ready(held, given, generations):
+    if size.is_worth_it(held, given, generations):
         assert held >= MARGIN * size.price(generations) * (1 - CLOSE)
 
 
 def test_every_piece_goes_when_nobody_waits() -> None:
     """On an idle engine a call holds up nobody, and a cached prompt costs nothing."""
-    assert made().ready(1, 0, 0)
-    assert made().ready(1, 100_000, 0)
-    assert made(uncached=0).ready(1, 100_000, 1000)
+    assert made().is_worth_it(1, 0, 0)
+    assert made().is_worth_it(1, 100_000, 0)
+    assert made(uncached=0).is_worth_it(1, 100_000, 1000)
 
 
 def test_a_text_is_kept_whole_when_calls_write_nothing() -> None:
@@ -162,18 +162,18 @@ def test_a_text_is_kept_whole_when_calls_write_nothing() -> None:
     size = made()
     size.learn(100, uncached=50, output=0)
     assert size.price(1) == math.inf
-    assert not size.ready(10_000, 0, 1)
+    assert not size.is_worth_it(10_000, 0, 1)
     size.learn(100, uncached=0, output=0)
-    assert size.ready(1, 0, 0)
+    assert size.is_worth_it(1, 0, 0)
 
 
 def test_calls_grow_with_load_and_with_what_went_before() -> None:
     """The price is proportional to generations, and the size the root of price times text."""
     size = made()
     assert size.price(8) == pytest.approx(500 * 8 / (0.1 * 160))
-    least = next(held for held in range(1, 10_000) if size.ready(held, 0, 8))
+    least = next(held for held in range(1, 10_000) if size.is_worth_it(held, 0, 8))
     assert least == math.ceil(MARGIN * size.price(8))
-    later = next(held for held in range(1, 10_000) if size.ready(held, 8 * least, 8))
+    later = next(held for held in range(1, 10_000) if size.is_worth_it(held, 8 * least, 8))
     assert least < later < 2 * least
 
 
@@ -210,7 +210,7 @@ def test_empty_pieces_are_held_without_asking() -> None:
         asked.append((held, given))
         return True
 
-    pile = Pile(ready, "\n")
+    pile = HeldPieces(ready, "\n")
     assert [pile.add(""), pile.add("a"), pile.add("")] == [None, "\na", None]
     assert pile.flush() == ""
     assert pile.flush() is None
