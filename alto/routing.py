@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from alto._validate import is_whole
 from alto.protocols import ReplicaLoad as ReplicaLoad
 from alto.protocols import RoutedItem as RoutedItem
 from alto.protocols import Router as Router
@@ -124,8 +125,7 @@ class RendezvousHash:
     """
 
     def __init__(self, *, levels: int | None = None) -> None:
-        given: object = levels
-        if given is not None and (type(given) is not int or given < 0):
+        if levels is not None and not is_whole(levels, 0):
             msg = f"RendezvousHash(levels=...) must be None or a whole number >= 0, not {levels!r}"
             raise ValueError(msg)
         self._levels = levels

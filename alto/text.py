@@ -41,6 +41,7 @@ from alto._text.pieces import Pieces
 from alto._text.regex import RegexSplitter, Separator
 from alto._text.sentences import SentenceSplitter
 from alto._text.splitter import LineSplitter, Splitter, TokenSplitter
+from alto._validate import check_size, is_number
 
 __all__ = ("Coarsening", "joined", "json_items", "lines", "regex", "sentences", "tokens")
 
@@ -134,7 +135,7 @@ def tokens(
         TypeError, ValueError: As said for all of these functions.
     """
     _check(text, "tokens", max_chars, idle)
-    _check_count("size", size)
+    check_size("size", size)
     return Pieces(_cut(text, "tokens", TokenSplitter(size, max_chars), idle))
 
 
@@ -260,23 +261,14 @@ def _check(text: object, name: str, max_chars: object, idle: object) -> None:
         )
         raise TypeError(msg)
     if max_chars is not None:
-        _check_count("max_chars", max_chars)
+        check_size("max_chars", max_chars)
     if idle is None:
         return
-    if isinstance(idle, bool) or not isinstance(idle, int | float):
+    if not is_number(idle):
         msg = f"idle must be a number of seconds or None, not {idle!r}"
         raise TypeError(msg)
     if not 0 < idle < math.inf:
         msg = f"idle must be more than 0 seconds and finite, or None for never, not {idle!r}"
-        raise ValueError(msg)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number, not {value!r}"
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"{name} must be at least 1, not {value}"
         raise ValueError(msg)
 
 

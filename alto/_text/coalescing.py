@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from typing import Any, Final, final
 
@@ -10,6 +9,7 @@ from alto._resumable import close
 from alto._text.coarsening import Coarsening as Decision
 from alto._text.coarsening import Pile
 from alto._text.pieces import Pieces
+from alto._validate import check_finite
 from alto.llm import LLM
 from alto.model import Usage
 from alto.protocols import Engine
@@ -84,10 +84,10 @@ class Coarsening:
         if isinstance(engine, type) or not isinstance(engine, Engine | LLM):
             msg = f"Coarsening() takes an engine or an alto.LLM, not {engine!r}"
             raise TypeError(msg)
-        _check_number("uncached", uncached, zero=True)
-        _check_number("output", output, zero=False)
-        _check_number("step_tokens", step_tokens, zero=False)
-        _check_number("call_tokens", call_tokens, zero=True)
+        check_finite("uncached", uncached, zero=True)
+        check_finite("output", output, zero=False)
+        check_finite("step_tokens", step_tokens, zero=False)
+        check_finite("call_tokens", call_tokens, zero=True)
         self._llm = engine if isinstance(engine, LLM) else LLM(engine)
         self._decision = Decision(
             uncached=uncached, output=output, step_tokens=step_tokens, call_tokens=call_tokens
@@ -121,7 +121,7 @@ class Coarsening:
         Raises:
             ValueError: *size* is not above 0.
         """
-        _check_number("size", size, zero=False)
+        check_finite("size", size, zero=False)
         if usage is not None:
             uncached = usage.prompt_tokens - usage.cached_tokens
             self._decision.learn(size, uncached=uncached, output=usage.output_tokens)
@@ -198,13 +198,3 @@ async def _join(pieces: AsyncIterable[Any], pile: Pile) -> AsyncGenerator[str, N
     finally:
         error = None  # it has this frame in its traceback
         await close(source)
-
-
-def _check_number(name: str, value: object, *, zero: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{name} must be a number, not {value!r}"
-        raise TypeError(msg)
-    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-        least = "at least" if zero else "above"
-        msg = f"{name} must be finite and {least} 0, not {value!r}"
-        raise ValueError(msg)
