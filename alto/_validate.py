@@ -1,91 +1,101 @@
-"""What the fields of a request must be, one by one. The checks know no types of alto but its errors."""
+"""Checks of single arguments: whole numbers, numbers, durations, choices. They know no types of alto.
+
+Each names the argument in its message as the caller writes it, such as ``open(capacity=...)``, and
+says what is allowed and what was given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
-from typing import Any
+import math
+from typing import TypeGuard
 
-from alto.errors import InvalidRequest
-
-__all__ = ("check_extras", "check_number", "check_positive", "check_streamed", "texts")
-
-_MOST_SAMPLES = 128
-_SEEDS = range(-(2**63), 2**63)  # What engines take: a signed number of 64 bits.
-_KINDS: dict[str, tuple[type, str]] = {
-    "seed": (int, "a whole number, or None"),
-    "regex": (str, "a regular expression as text, or None"),
-    "json_schema": (dict, "a JSON schema as a dict, or None"),
-    "ignore_eos": (bool, "True or False"),
-    "resume": (bool, "True or False"),
-    "priority": (int, "a whole number between -10**9 and 10**9, lower runs earlier"),
-}
+__all__ = (
+    "check_count",
+    "check_finite",
+    "check_function",
+    "check_order",
+    "check_priority",
+    "check_size",
+    "check_timeout",
+    "is_number",
+    "is_whole",
+)
 
 
-def check_positive(name: str, value: object) -> None:
-    """Refuse what is no number of tokens, nor None."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number of tokens or None, not {value!r}"
-        raise InvalidRequest(msg)
-    if value <= 0:
+def is_whole(value: object, least: float = -math.inf, most: float = math.inf, /) -> TypeGuard[int]:
+    """Return whether *value* is a whole number from *least* to *most*. A bool is not a number."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: object, /) -> TypeGuard[float]:
+    """Return whether *value* is an int or a float. A bool is not a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, error: type[Exception] = ValueError) -> None:
+    """Raise *error* unless *value* is a whole number >= 1."""
+    if not is_whole(value, 1):
+        msg = f"{name} must be a whole number >= 1, not {value!r}"
+        raise error(msg)
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise a TypeError unless *value* is a whole number, and a ValueError if it is below 1."""
+    if not is_whole(value):
+        msg = f"{name} must be a whole number, not {value!r}"
+        raise TypeError(msg)
+    if value < 1:
         msg = f"{name} must be at least 1, not {value}"
-        raise InvalidRequest(msg)
+        raise ValueError(msg)
 
 
-def check_number(name: str, value: object) -> None:
-    """Refuse what is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{name} must be a number, not {value!r}"
-        raise InvalidRequest(msg)
+def check_finite(name: str, value: object, *, zero: bool, unit: str = "") -> None:
+    """Raise a TypeError unless *value* is a number, and a ValueError unless it is finite and positive.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        zero: Whether 0 is allowed.
+        unit: Unit to name in the message, such as ``" of seconds"``.
+    """
+    if not is_number(value):
+        msg = f"{name} must be a number{unit}, not {value!r}"
+        raise TypeError(msg)
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        least = "at least" if zero else "above"
+        msg = f"{name} must be finite and {least} 0, not {value!r}"
+        raise ValueError(msg)
 
 
-def texts(values: object) -> bool:
-    """Whether these are texts, none of them empty."""
-    return isinstance(values, Sequence) and all(isinstance(v, str) and v for v in values)
-
-
-def check_streamed(head: object, tail: object) -> None:
-    """Refuse a prompt that cannot be read as it is written, or was read before."""
-    if not isinstance(head, str):
-        msg = f"the head of a streamed prompt is text, not {type(head).__name__}"
-        raise InvalidRequest(msg)
-    if not isinstance(tail, AsyncIterable):
+def check_timeout(name: str, timeout: object) -> None:
+    """Raise a ValueError unless *timeout* is None or a number of seconds above 0 and below 1e9."""
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < 1e9):
         msg = (
-            f"the tail of a streamed prompt is a Group or another async iterable of texts, "
-            f"not {type(tail).__name__}"
+            f"{name} must be a number of seconds > 0 and < 1e9, or None for no limit, "
+            f"not {timeout!r}"
         )
-        raise InvalidRequest(msg)
-    if getattr(tail, "ag_running", False) or getattr(tail, "ag_frame", tail) is None:
-        msg = "the tail of this streamed prompt was read before; it can be read once"
-        raise InvalidRequest(msg)
+        raise ValueError(msg)
 
 
-def check_extras(request: Any) -> None:  # noqa: ANN401  # a GenerateRequest, which is above this floor
-    """Refuse fields of other types than their annotations say, and numbers out of range."""
-    for name, value, low, high in (
-        ("n", request.n, 1, _MOST_SAMPLES),
-        ("logprobs", request.logprobs, 0, 20),
-    ):
-        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        if not whole and not (value is None and name == "logprobs"):
-            msg = f"{name} must be a whole number from {low} to {high}, not {value!r}"
-            raise InvalidRequest(msg)
-    if request.lora is not None and not (isinstance(request.lora, str) and request.lora):
-        msg = f"lora must be the name of an adapter, not {request.lora!r}"
-        raise InvalidRequest(msg)
-    for name, (kind, what) in _KINDS.items():
-        value = getattr(request, name)
-        odd = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
-        if odd and not (value is None and what.endswith("None")):
-            msg = f"{name} must be {what}, not {value!r}"
-            raise InvalidRequest(msg)
-    if request.seed is not None and request.seed not in _SEEDS:
-        msg = f"seed must be a whole number from -2**63 to 2**63 - 1, or None, not {request.seed}"
-        raise InvalidRequest(msg)
-    if request.regex == "":
-        msg = "regex is empty; leave it out, or give an expression that the output is to match"
-        raise InvalidRequest(msg)
-    if abs(request.priority) > 10**9:
-        msg = f"priority must be {_KINDS['priority'][1]}, not {request.priority}"
-        raise InvalidRequest(msg)
+def check_priority(priority: object) -> None:
+    """Raise a TypeError unless *priority* is a whole number from -10**9 to 10**9."""
+    if not is_whole(priority, -(10**9), 10**9):
+        msg = (
+            f"priority= must be a whole number from -10**9 to 10**9, lower runs earlier, "
+            f"not {priority!r}"
+        )
+        raise TypeError(msg)
+
+
+def check_order(order: object) -> None:
+    """Raise a ValueError unless *order* is an order of results."""
+    if order not in ("arrival", "ancestry"):
+        msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
+        raise ValueError(msg)
+
+
+def check_function(name: str, value: object) -> None:
+    """Raise a TypeError unless *value* is a bool or a function."""
+    if not isinstance(value, bool) and not callable(value):
+        msg = f"{name} must be True, False or a function, not {value!r}"
+        raise TypeError(msg)

@@ -11,13 +11,6 @@ from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, TypeVarTuple
 
 from alto._graph import check_input_count
 from alto._graph.spec import GroupOrder
-from alto._runtime.checks import (
-    check_count,
-    check_function,
-    check_order,
-    check_priority,
-    check_timeout,
-)
 from alto._runtime.handles import StreamHandle as StreamHandle
 from alto._runtime.host import Host
 from alto._runtime.map import Failed as Failed
@@ -31,6 +24,13 @@ from alto._runtime.request import RequestUsage as RequestUsage
 from alto._runtime.statistics import AppStatistics as AppStatistics
 from alto._runtime.statistics import ReplicaStatistics as ReplicaStatistics
 from alto._runtime.statistics import StageStatistics as StageStatistics
+from alto._validate import (
+    check_count,
+    check_function,
+    check_order,
+    check_priority,
+    check_timeout,
+)
 
 __all__ = (
     "App",

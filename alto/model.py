@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
-from alto._validate import check_extras, check_number, check_positive, check_streamed, texts
+from alto._validate import is_number, is_whole
 from alto.errors import InvalidRequest
 
 __all__ = (
@@ -29,6 +29,17 @@ __all__ = (
     "TokenLogprob",
     "Usage",
 )
+
+_MOST_SAMPLES = 128
+_SEEDS = range(-(2**63), 2**63)  # What engines take: a signed number of 64 bits.
+_KINDS: dict[str, tuple[type, str]] = {
+    "seed": (int, "a whole number, or None"),
+    "regex": (str, "a regular expression as text, or None"),
+    "json_schema": (dict, "a JSON schema as a dict, or None"),
+    "ignore_eos": (bool, "True or False"),
+    "resume": (bool, "True or False"),
+    "priority": (int, "a whole number between -10**9 and 10**9, lower runs earlier"),
+}
 
 Path: TypeAlias = tuple[int, ...]
 """Ancestry of an item: one index per open level, below its request; ``()`` is the request."""
@@ -215,10 +226,10 @@ class GenerateRequest:
     def __attrs_post_init__(self) -> None:
         """Check every field; see the class."""
         if isinstance(self.prompt, StreamedPrompt):
-            check_streamed(self.prompt.head, self.prompt.tail)
+            _check_streamed(self.prompt.head, self.prompt.tail)
         else:
             _check_prompt(self.prompt)
-        check_extras(self)
+        _check_extras(self)
         if self.n > 1 and isinstance(self.prompt, StreamedPrompt):
             msg = f"a streamed prompt has one sample, not n={self.n}; wait for its text first"
             raise InvalidRequest(msg)
@@ -226,25 +237,81 @@ class GenerateRequest:
             _check_prefix(self.prefix, self.prompt)
         if self.resume:
             _check_resume(self)
-        check_positive("max_tokens", self.max_tokens)
-        for name in ("temperature", "top_p"):
-            check_number(name, getattr(self, name))
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            msg = f"temperature must be a finite number >= 0, not {self.temperature!r}"
-            raise InvalidRequest(msg)
-        if not 0 < self.top_p <= 1:
-            msg = f"top_p must be in (0, 1], not {self.top_p!r}"
-            raise InvalidRequest(msg)
-        if not texts(self.stop):
+        _check_sampling(self)
+        if not _are_texts(self.stop):
             msg = f"stop must hold non-empty texts, not {self.stop!r}"
             raise InvalidRequest(msg)
         given = [n for n in ("choice", "regex", "json_schema") if getattr(self, n) is not None]
         if len(given) > 1:
             msg = f"give one constraint at most, not {' and '.join(given)}"
             raise InvalidRequest(msg)
-        if self.choice is not None and not (self.choice and texts(self.choice)):
+        if self.choice is not None and not (self.choice and _are_texts(self.choice)):
             msg = f"choice must hold at least one text, and no empty one, not {self.choice!r}"
             raise InvalidRequest(msg)
+
+
+def _check_sampling(request: GenerateRequest) -> None:
+    if request.max_tokens is not None and not is_whole(request.max_tokens, 1):
+        msg = f"max_tokens must be a whole number >= 1 or None, not {request.max_tokens!r}"
+        raise InvalidRequest(msg)
+    for name in ("temperature", "top_p"):
+        if not is_number(value := getattr(request, name)):
+            msg = f"{name} must be a number, not {value!r}"
+            raise InvalidRequest(msg)
+    if not (math.isfinite(request.temperature) and request.temperature >= 0):
+        msg = f"temperature must be a finite number >= 0, not {request.temperature!r}"
+        raise InvalidRequest(msg)
+    if not 0 < request.top_p <= 1:
+        msg = f"top_p must be in (0, 1], not {request.top_p!r}"
+        raise InvalidRequest(msg)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(v, str) and v for v in values)
+
+
+def _check_streamed(head: object, tail: object) -> None:
+    if not isinstance(head, str):
+        msg = f"the head of a streamed prompt is text, not {type(head).__name__}"
+        raise InvalidRequest(msg)
+    if not isinstance(tail, AsyncIterable):
+        msg = (
+            f"the tail of a streamed prompt is a Group or another async iterable of texts, "
+            f"not {type(tail).__name__}"
+        )
+        raise InvalidRequest(msg)
+    # A generator that runs or has ended: it would give nothing, or the second half, without an error.
+    if getattr(tail, "ag_running", False) or getattr(tail, "ag_frame", tail) is None:
+        msg = "the tail of this streamed prompt was read before; it can be read once"
+        raise InvalidRequest(msg)
+
+
+def _check_extras(request: GenerateRequest) -> None:
+    if not is_whole(request.n, 1, _MOST_SAMPLES):
+        msg = f"n must be a whole number from 1 to {_MOST_SAMPLES}, not {request.n!r}"
+        raise InvalidRequest(msg)
+    if request.logprobs is not None and not is_whole(request.logprobs, 0, 20):
+        msg = f"logprobs must be a whole number from 0 to 20, or None, not {request.logprobs!r}"
+        raise InvalidRequest(msg)
+    lora: object = request.lora
+    if lora is not None and not (isinstance(lora, str) and lora):
+        msg = f"lora must be the name of an adapter, not {lora!r}"
+        raise InvalidRequest(msg)
+    for name, (kind, what) in _KINDS.items():
+        value = getattr(request, name)
+        fits = is_whole(value) if kind is int else isinstance(value, kind)
+        if not fits and not (value is None and what.endswith("None")):
+            msg = f"{name} must be {what}, not {value!r}"
+            raise InvalidRequest(msg)
+    if request.seed is not None and request.seed not in _SEEDS:
+        msg = f"seed must be a whole number from -2**63 to 2**63 - 1, or None, not {request.seed}"
+        raise InvalidRequest(msg)
+    if request.regex == "":
+        msg = "regex is empty; leave it out, or give an expression that the output is to match"
+        raise InvalidRequest(msg)
+    if abs(request.priority) > 10**9:
+        msg = f"priority must be {_KINDS['priority'][1]}, not {request.priority}"
+        raise InvalidRequest(msg)
 
 
 def _check_resume(request: GenerateRequest) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from alto._validate import is_whole
 from alto.protocols import ReplicaLoad as ReplicaLoad
 from alto.protocols import RoutedItem as RoutedItem
 from alto.protocols import Router as Router
@@ -22,7 +23,6 @@ __all__ = (
     "PowerOfTwo",
     "RendezvousHash",
     "ReplicaLoad",
-    "RequestHash",
     "RoundRobin",
     "RoutedItem",
     "Router",
@@ -125,8 +125,7 @@ class RendezvousHash:
     """
 
     def __init__(self, *, levels: int | None = None) -> None:
-        given: object = levels
-        if given is not None and (type(given) is not int or given < 0):
+        if levels is not None and not is_whole(levels, 0):
             msg = f"RendezvousHash(levels=...) must be None or a whole number >= 0, not {levels!r}"
             raise ValueError(msg)
         self._levels = levels
@@ -145,21 +144,6 @@ class RendezvousHash:
         return best
 
 
-class RequestHash:
-    """``hash(request) % replicas``: the paper's evaluated rule, as a baseline.
-
-    All calls of a request go to one replica of each stage, whatever that has to do, and most of
-    them move when a replica comes or goes (ALTO, section 2).
-    """
-
-    def __repr__(self) -> str:
-        return "RequestHash()"
-
-    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
-        """As the class says."""
-        return _mixed(item.request) % len(replicas)
-
-
 def _mean_seconds(replicas: Sequence[ReplicaLoad]) -> float:
     # What to take for a call of a replica that has not ended any.
     known = [load.seconds for load in replicas if load.seconds is not None]
@@ -172,3 +156,15 @@ def _mixed(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return value ^ (value >> 31)
+
+
+def __getattr__(name: str) -> object:
+    if name == "RequestHash":
+        # An AttributeError would be replaced by one without this text in `from ... import`.
+        msg = (
+            "alto.routing.RequestHash is not part of alto any more: RendezvousHash(levels=0) also "
+            "keeps a request on one replica; the rule itself is in bench/_paper/configs.py"
+        )
+        raise ImportError(msg)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -22,15 +22,12 @@ from typing import IO, Any, TypeAlias, final
 import attrs
 
 from alto._sched.estimate import Speed, Template
-from alto._sched.policies import BoundedLoadHash as BoundedLoadHash
 from alto._sched.policies import CallOrder as CallOrder
 from alto._sched.policies import LeastLoaded as LeastLoaded
-from alto._sched.policies import LMetric as LMetric
 from alto._sched.policies import Policy as Policy
 from alto._sched.policies import PrefixThreshold as PrefixThreshold
 from alto._sched.policies import PromptAware as PromptAware
 from alto._sched.policies import RoundRobin as RoundRobin
-from alto._sched.policies import StaticPartition as StaticPartition
 from alto._sched.queue import Line
 from alto._sched.scheduler import Admission
 from alto._sched.state import EngineBook as EngineBook
@@ -40,11 +37,9 @@ from alto.model import EngineCapacity
 from alto.protocols import CacheListener
 
 __all__ = (
-    "BoundedLoadHash",
     "CallOrder",
     "Decision",
     "EngineBook",
-    "LMetric",
     "LeastLoaded",
     "Policy",
     "PrefixThreshold",
@@ -53,7 +48,6 @@ __all__ = (
     "Replayed",
     "RoundRobin",
     "Scheduler",
-    "StaticPartition",
     "Ticket",
     "Work",
     "dump_decisions",
@@ -328,3 +322,15 @@ def _ticket_of(decision: Decision) -> Ticket:
     names = ("prompt_tokens", "expected_output", "hits", "beginning", "served")
     rest = {name: facts[name] for name in names}
     return _ticket(facts["key"], work=work, template=template, **rest)
+
+
+def __getattr__(name: str) -> object:
+    if name in ("BoundedLoadHash", "LMetric", "StaticPartition"):
+        # An AttributeError would be replaced by one without this text in `from ... import`.
+        msg = (
+            f"alto.sched.{name} is not part of alto any more: it is a baseline of the benchmarks, in "
+            f"bench/_scheduling/baselines.py; copy it from there"
+        )
+        raise ImportError(msg)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

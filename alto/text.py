@@ -39,6 +39,7 @@ from alto._text.coalescing import Coarsening, joined
 from alto._text.json import JsonSplitter
 from alto._text.sentences import SentenceSplitter
 from alto._text.splitter import LineSplitter, SeparatorSplitter, Splitter, WordSplitter
+from alto._validate import check_size, is_number
 
 __all__ = ("Coarsening", "joined", "json_items", "lines", "sentences", "split", "words")
 
@@ -145,7 +146,7 @@ def words(
         ValueError: An option is out of range.
     """
     _check(text, "words", max_chars, idle)
-    _check_count("size", size)
+    check_size("size", size)
     return _split(text, "words", WordSplitter(size, max_chars), idle)
 
 
@@ -271,23 +272,14 @@ def _check(text: object, name: str, max_chars: object, idle: object) -> None:
         )
         raise TypeError(msg)
     if max_chars is not None:
-        _check_count("max_chars", max_chars)
+        check_size("max_chars", max_chars)
     if idle is None:
         return
-    if isinstance(idle, bool) or not isinstance(idle, int | float):
+    if not is_number(idle):
         msg = f"idle must be a number of seconds or None, not {idle!r}"
         raise TypeError(msg)
     if not 0 < idle < math.inf:
         msg = f"idle must be more than 0 seconds and finite, or None for never, not {idle!r}"
-        raise ValueError(msg)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number, not {value!r}"
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"{name} must be at least 1, not {value}"
         raise ValueError(msg)
 
 

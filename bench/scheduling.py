@@ -40,18 +40,16 @@ from alto._sched.prefix import chain
 from alto.engines.profiles import SCHEDULING_STUDY, EngineProfile
 from alto.model import EngineCapacity
 from alto.sched import (
-    BoundedLoadHash,
     LeastLoaded,
-    LMetric,
     Policy,
     PrefixThreshold,
     PromptAware,
     RoundRobin,
     Scheduler,
-    StaticPartition,
     Work,
 )
 from bench._result import origin, write
+from bench._scheduling.baselines import BoundedLoadHash, LMetric, StaticPartition
 from bench._scheduling.loads import LOADS, Request, requests
 from bench._scheduling.pool import Outcome, Pool
 

@@ -14,6 +14,7 @@ import attrs
 
 from alto._graph.spec import GroupOrder, OwnExecutor, RunsIn
 from alto._graph.types import show
+from alto._validate import check_count
 from alto.errors import GraphError
 from alto.protocols import Executor, Router
 
@@ -353,8 +354,9 @@ def stage_options(
     in_process = _short_name(runs_in) == "process"
     if concurrency is None:
         concurrency = 1 if in_process else DEFAULT_CONCURRENCY
-    at_once, instances = _count("concurrency", concurrency), _count("replicas", replicas)
-    if in_process and at_once > 1:
+    check_count("@stage(concurrency=...)", concurrency, GraphError)
+    check_count("@stage(replicas=...)", replicas, GraphError)
+    if in_process and concurrency > 1:
         msg = (
             "@stage(runs_in='process') runs one call at a time in each process; for more at once "
             "write replicas=..., and leave concurrency out"
@@ -370,7 +372,7 @@ def stage_options(
     if router is not None:
         _check_choose(router)
     return StageOptions(
-        concurrency=at_once, order=order, name=name, replicas=instances,
+        concurrency=concurrency, order=order, name=name, replicas=replicas,
         router=router, runs_in=runs_in,
     )  # fmt: skip
 
@@ -425,10 +427,3 @@ def _check_choose(router: Router) -> None:
         raise GraphError(msg) from None
     except ValueError:  # Written in C, and does not say.
         return
-
-
-def _count(option: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"@stage({option}=...) must be a whole number >= 1, not {value!r}"
-        raise GraphError(msg)
-    return value

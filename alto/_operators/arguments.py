@@ -15,6 +15,7 @@ import attrs
 from alto._graph.types import class_of, fits, is_protocol, is_union, plain, show
 from alto._operators.fold import short
 from alto._operators.site import Place
+from alto._validate import is_whole
 from alto.errors import GraphError
 from alto.stream import Stream
 
@@ -121,7 +122,7 @@ def check_whole(value: object, where: str, name: str) -> None:
     Raises:
         GraphError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value, 1):
         msg = f"{where}: {name} must be a whole number >= 1, not {short(value)}"
         raise GraphError(msg)
 

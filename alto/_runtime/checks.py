@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import cast
 
 from alto._graph import check_input
 from alto._graph.spec import Declaration
 from alto.errors import Closed
 
 __all__ = (
-    "check_count",
-    "check_function",
     "check_inputs",
     "check_loop",
     "check_open",
-    "check_order",
-    "check_priority",
-    "check_timeout",
 )
 
 
@@ -26,48 +20,6 @@ def check_inputs(declaration: Declaration, inputs: Sequence[object]) -> None:
     """Refuse inputs that do not fit the declaration."""
     for spec, value in zip(declaration.inputs, inputs, strict=True):
         check_input(declaration, spec, value)
-
-
-def check_function(what: str, value: object) -> None:
-    """Refuse what is neither a switch nor a function."""
-    if not isinstance(value, bool) and not callable(value):
-        msg = f"{what} must be True, False or a function, not {value!r}"
-        raise TypeError(msg)
-
-
-def check_count(what: str, value: object) -> None:
-    """Refuse what is no whole number >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"{what} must be a whole number >= 1, not {value!r}"
-        raise ValueError(msg)
-
-
-def check_order(order: object) -> None:
-    """Refuse an unknown order of results."""
-    if order not in ("arrival", "ancestry"):
-        msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
-        raise ValueError(msg)
-
-
-def check_timeout(what: str, timeout: object) -> None:
-    """Refuse a timeout that is no number of seconds."""
-    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < 1e9):
-        msg = (
-            f"{what} must be a number of seconds > 0 and < 1e9, or None for no limit, "
-            f"not {timeout!r}"
-        )
-        raise ValueError(msg)
-
-
-def check_priority(priority: object) -> None:
-    """Refuse a priority that is no whole number."""
-    whole = isinstance(priority, int) and not isinstance(priority, bool)
-    if not whole or not -(10**9) <= cast("int", priority) <= 10**9:
-        msg = (
-            f"priority= must be a whole number from -10**9 to 10**9, lower runs earlier, "
-            f"not {priority!r}"
-        )
-        raise TypeError(msg)
 
 
 def check_open(name: str, state: str) -> None:

@@ -24,7 +24,7 @@ from alto._graph import bind_resources
 from alto._graph.nested import inner_resources, mentioned, own_resources
 from alto._graph.spec import Declaration
 from alto._runtime.call import Call, calls_around
-from alto._runtime.checks import check_count, check_inputs, check_loop, check_open
+from alto._runtime.checks import check_inputs, check_loop, check_open
 from alto._runtime.map import Feeder
 from alto._runtime.node import Node
 from alto._runtime.node_run import NodeRun
@@ -35,6 +35,7 @@ from alto._runtime.scaling import Keepers, add_replicas, find_node, remove_repli
 from alto._runtime.statistics import AppStatistics, prefix_of, statistics_of
 from alto._runtime.worker import Worker, WorkerTasks, clock_of, has_real_time
 from alto._safe_text import noted, shown
+from alto._validate import check_count
 from alto._wait import uncut
 from alto.errors import Closed, Overloaded, ResourceError
 from alto.events import (

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from alto._current_call import current_call
 from alto._graph.spec import Declaration, GroupOrder
 from alto._runtime.call import calls_around, parking_call
-from alto._runtime.checks import check_order, check_timeout
 from alto._runtime.handles import StreamHandle
 from alto._runtime.request import Options, Request
 from alto._runtime.resources import values_of_request
+from alto._validate import check_order, check_timeout
 from alto.errors import Closed
 
 if TYPE_CHECKING:

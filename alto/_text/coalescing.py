@@ -28,11 +28,11 @@ itself. The mean over requests is least: long texts, which gain most, hold up sh
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from typing import Any, Final, final
 
 from alto._resumable import ResumableGenerator, close
+from alto._validate import check_finite
 from alto.llm import LLM
 from alto.model import Usage
 from alto.protocols import Engine
@@ -201,10 +201,10 @@ class Coarsening:
         if isinstance(engine, type) or not isinstance(engine, Engine | LLM):
             msg = f"Coarsening() takes an engine or an alto.LLM, not {engine!r}"
             raise TypeError(msg)
-        _check_number("uncached", uncached, zero=True)
-        _check_number("output", output, zero=False)
-        _check_number("step_tokens", step_tokens, zero=False)
-        _check_number("call_tokens", call_tokens, zero=True)
+        check_finite("uncached", uncached, zero=True)
+        check_finite("output", output, zero=False)
+        check_finite("step_tokens", step_tokens, zero=False)
+        check_finite("call_tokens", call_tokens, zero=True)
         self._llm = engine if isinstance(engine, LLM) else LLM(engine)
         self._cost = CallCost(
             uncached=uncached, output=output, step_tokens=step_tokens, call_tokens=call_tokens
@@ -238,7 +238,7 @@ class Coarsening:
         Raises:
             ValueError: *size* is not above 0.
         """
-        _check_number("size", size, zero=False)
+        check_finite("size", size, zero=False)
         if usage is not None:
             uncached = usage.prompt_tokens - usage.cached_tokens
             self._cost.learn(size, uncached=uncached, output=usage.output_tokens)
@@ -352,13 +352,3 @@ async def _join(pieces: AsyncIterable[Any], held: HeldPieces) -> AsyncGenerator[
     finally:
         error = None  # its traceback refers to this frame
         await close(source)
-
-
-def _check_number(name: str, value: object, *, zero: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{name} must be a number, not {value!r}"
-        raise TypeError(msg)
-    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-        least = "at least" if zero else "above"
-        msg = f"{name} must be finite and {least} 0, not {value!r}"
-        raise ValueError(msg)

@@ -8,33 +8,23 @@ engine.
 
 from __future__ import annotations
 
-import math
 from types import MappingProxyType
 from typing import Literal
 
 import attrs
 
+from alto._validate import check_finite, check_size
 from alto.model import EngineCapacity
 
 __all__ = ("A100_7B", "CPU_TINY", "EngineProfile", "PROFILES", "SCHEDULING_STUDY")
 
 
 def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{attribute.name} must be a number of seconds, not {value!r}"
-        raise TypeError(msg)
-    if not (math.isfinite(value) and value >= 0):
-        msg = f"{attribute.name} must be a finite number of seconds >= 0, not {value!r}"
-        raise ValueError(msg)
+    check_finite(attribute.name, value, zero=True, unit=" of seconds")
 
 
 def _tokens(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{attribute.name} must be a whole number, not {value!r}"
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"{attribute.name} must be at least 1, not {value}"
-        raise ValueError(msg)
+    check_size(attribute.name, value)
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alto.routing import LeastWork, RequestHash, Router
+from alto.protocols import ReplicaLoad, RoutedItem
+from alto.routing import LeastWork, Router
 from alto.sched import EngineBook, LeastLoaded, Policy, PromptAware, RoundRobin, Ticket
 
 SHARES = {"answer": 2, "extract": 2, "queries": 3}
@@ -44,6 +45,26 @@ class HashedPartition:
         self._turn += parent is None
         index = begin + hash(request) % SHARES[name]
         return next(engine for engine in engines if engine.index == index)
+
+
+class RequestHash:
+    """The paper's router: ``hash(request) % replicas`` (section 2).
+
+    All calls of a request go to one replica of each stage, whatever its load, and most of them move
+    when a replica comes or goes.
+    """
+
+    def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
+        """Return the index that the request's number hashes to."""
+        return _mixed(item.request) % len(replicas)
+
+
+def _mixed(value: int) -> int:
+    # The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit depends on all others.
+    value &= 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from alto.routing import (
     LeastWork,
     RendezvousHash,
     ReplicaLoad,
-    RequestHash,
     RoundRobin,
     RoutedItem,
 )
@@ -152,7 +151,7 @@ class TestItems:
                 given += 1
                 yield k
 
-        @alto.stage(replicas=2, concurrency=1, router=RequestHash())
+        @alto.stage(replicas=2, concurrency=1, router=RendezvousHash(levels=0))
         async def work(k: int, *, own: Instance) -> int:
             await own.work()
             return k
@@ -168,10 +167,10 @@ class TestItems:
                 assert given == 7
             assert idle(app.statistics())
 
-    async def test_request_hash_keeps_a_request_together(self) -> None:
-        """Under RequestHash one replica does all of a request, and another does nothing."""
+    async def test_a_hash_of_the_request_keeps_it_together(self) -> None:
+        """Under RendezvousHash(levels=0) one replica does all of a request, and another does nothing."""
         made = Instances()
-        pipeline = declare(replicas=2, concurrency=1, router=RequestHash())
+        pipeline = declare(replicas=2, concurrency=1, router=RendezvousHash(levels=0))
         async with pipeline.open(own=alto.per_replica(made)) as app:
             homes = [set(await app.run(5)) for _ in range(40)]
         assert all(len(home) == 1 for home in homes)
@@ -269,7 +268,7 @@ class TestGroups:
             assert idle(app.statistics())
 
     async def test_bound_and_unbound_stages_are_told_apart(self) -> None:
-        """Under RequestHash-like keys a bound stage keeps groups whole; items of it never split."""
+        """Under keys that hash ancestry a bound stage keeps groups whole; items of it never split."""
         where: dict[tuple[int, int], set[int]] = {}
 
         @alto.stage

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alto._sched.estimate import Speed, Template
 from alto._sched.policies import (
-    BoundedLoadHash,
     LeastLoaded,
-    LMetric,
     PrefixThreshold,
     PromptAware,
     RoundRobin,
-    StaticPartition,
 )
 from alto._sched.queue import Line
 from alto._sched.state import EngineBook, Ticket, Work
@@ -145,13 +141,6 @@ class TestSimpleRules:
         assert choice(LeastLoaded(), call(), engines) == 1
         assert LeastLoaded().score(call(), engines[0]) == 3
 
-    def test_l_metric_multiplies(self):
-        """Uncached tokens times load + 1, without a threshold."""
-        engines = books(9, 1, 0)
-        assert choice(LMetric(), call(1000, (950, 0, 0)), engines) == 0
-        assert choice(LMetric(), call(1000, (0, 600, 0)), engines) == 1
-        assert choice(LMetric(), call(1000, (0, 400, 0)), engines) == 2
-
     def test_prefix_threshold_follows_a_good_match_only(self):
         """Above half of the prompt the best match, else the least loaded."""
         engines = books(9, 1, 0)
@@ -169,76 +158,6 @@ class TestSimpleRules:
         """Where loads are far apart the match does not count."""
         assert choice(PrefixThreshold(), call(1000, (900, 0)), books(40, 2)) == 1
         assert choice(PrefixThreshold(), call(1000, (900, 0)), books(30, 2)) == 0
-
-
-class TestStaticPartition:
-    """The paper's set-up."""
-
-    def test_shares_are_slices(self):
-        """Each stage has its own engines, in the order given, and takes them in turn."""
-        policy = StaticPartition({"answer": 2, "claims": 2, "queries": 3})
-        engines = books(*[0] * 7)
-
-        def four(stage):
-            return [choice(policy, call(key=(f"verify.{stage}", 0)), engines) for _ in range(4)]
-
-        assert four("answer") == [0, 1, 0, 1]
-        assert four("claims") == [2, 3, 2, 3]
-        assert four("queries") == [4, 5, 6, 4]
-        assert four("other") == [0, 1, 2, 3]
-
-    def test_without_shares_engines_are_dealt_out(self):
-        """Templates share the engines evenly, in the order in which they are seen."""
-        policy, engines = StaticPartition(), books(0, 0, 0, 0)
-        assert choice(policy, call(key="a"), engines) == 0
-        assert choice(policy, call(key="b"), engines) == 2
-        assert {choice(policy, call(key="a"), engines) for _ in range(4)} == {0, 1}
-        assert {choice(policy, call(key="b"), engines) for _ in range(4)} == {2, 3}
-
-    def test_more_templates_than_engines_share(self):
-        """Every template has an engine at least."""
-        policy, engines = StaticPartition(), books(0, 0)
-        for key in "abcde":
-            choice(policy, call(key=key), engines)
-        assert {choice(policy, call(key=key), engines) for key in "abcde"} == {0, 1}
-
-    @pytest.mark.parametrize("shares", [{}, {"a": 0}])
-    def test_empty_shares_are_refused(self, shares):
-        """A stage without an engine could never run."""
-        with pytest.raises(ValueError, match="at least one engine"):
-            StaticPartition(shares)
-
-
-class TestBoundedLoadHash:
-    """Consistent hashing with a bound."""
-
-    def test_equal_beginnings_have_one_owner(self):
-        """What begins alike goes to the same engine, and not everything to one."""
-        engines, policy = books(1, 1, 1, 1, 1, 1, 1, 1), BoundedLoadHash(bound=3.0)
-        owners = [choice(policy, call(beginning=k), engines) for k in range(64)]
-        assert owners == [choice(policy, call(beginning=k), engines) for k in range(64)]
-        assert len(set(owners)) == 8
-
-    def test_full_owners_are_passed_over(self):
-        """No engine takes a call that would bring it above the bound, while there is another."""
-        policy = BoundedLoadHash()
-        for k in range(50):
-            engines = books(4, 2, 3)
-            chosen = policy.choose(call(beginning=k), engines)
-            assert chosen.load + 1 <= 1.25 * (9 + 1) / 3
-
-    def test_few_move_when_an_engine_goes(self):
-        """Only what the lost engine owned has another owner."""
-        engines, policy = books(*[1] * 8), BoundedLoadHash(bound=3.0)
-        before = [choice(policy, call(beginning=k), engines) for k in range(200)]
-        after = [choice(policy, call(beginning=k), engines[:-1]) for k in range(200)]
-        assert all(a == b for a, b in zip(before, after, strict=True) if b != 7 and a != 7)
-        assert 7 not in after
-
-    def test_an_impossible_bound_is_refused(self):
-        """A bound of the mean or less leaves no engine."""
-        with pytest.raises(ValueError, match="above 1"):
-            BoundedLoadHash(bound=1.0)
 
 
 def test_hits_count_with_and_without_the_prefix():

@@ -6,23 +6,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from alto._sched.policies import (
-    BoundedLoadHash,
     LeastLoaded,
-    LMetric,
     PrefixThreshold,
     PromptAware,
     RoundRobin,
-    StaticPartition,
 )
 from alto._sched.queue import MOST_SIBLINGS, PRIORITY_SECONDS, STRAGGLER_SECONDS
 from alto._sched.scheduler import Admission
 from alto._sched.state import Work
 from alto.model import EngineCapacity
 
-POLICIES = (
-    BoundedLoadHash, LeastLoaded, LMetric, PrefixThreshold, PromptAware, RoundRobin,
-    StaticPartition,
-)  # fmt: skip
+POLICIES = (LeastLoaded, PrefixThreshold, PromptAware, RoundRobin)
 SMALL = EngineCapacity(max_num_seqs=3, max_num_batched_tokens=64, kv_tokens=400, block_size=64)
 ROOMY = EngineCapacity(max_num_seqs=1000, max_num_batched_tokens=10**6, block_size=64)
 STALL = 5.0

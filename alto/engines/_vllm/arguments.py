@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from alto._validate import is_whole
+
 __all__ = (
     "check_model_folder",
     "engine_arguments",
@@ -110,7 +112,7 @@ def lora_arguments(adapters: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError(f"adapter {name!r}: there is no {str(path)!r}") from None
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"adapter {name!r}: {str(path)!r} gives no rank: {error!r}") from error
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 < rank <= _RANKS[-1]:
+        if not is_whole(rank, 1, _RANKS[-1]):
             raise ValueError(
                 f"adapter {name!r} has rank {rank!r}; vLLM takes ranks up to {_RANKS[-1]}"
             )

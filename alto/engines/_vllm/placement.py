@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
 
+from alto._validate import is_whole
 from alto.errors import EngineStartError
 
 __all__ = (
@@ -132,9 +133,9 @@ def check_wish(
     Raises:
         ValueError: With what is allowed.
     """
-    if replicas != "auto" and not _is_count(replicas):
+    if replicas != "auto" and not is_whole(replicas, 1):
         raise ValueError(f'replicas must be a whole number above 0 or "auto", not {replicas!r}')
-    if not _is_count(tensor_parallel_size):
+    if not is_whole(tensor_parallel_size, 1):
         raise ValueError(
             f"tensor_parallel_size must be a whole number above 0, not {tensor_parallel_size!r}"
         )
@@ -150,10 +151,6 @@ def check_wish(
     if len(set(devices)) < len(devices):
         raise ValueError(f"a device is given twice: {list(devices)}")
     return tuple(devices)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def plan(machine: Machine, wish: Wish) -> tuple[Place, ...]:
