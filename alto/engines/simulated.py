@@ -17,9 +17,10 @@ from typing import Self, final
 import attrs
 
 from alto._sched.prefix import chain, salt_of
+from alto.engines._prompt_text import whole_prompt
 from alto.engines._simulated.answers import Answers, Says, split_words
 from alto.engines._simulated.batching import Batching
-from alto.engines._simulated.generation import Spoken, whole_prompt
+from alto.engines._simulated.generation import Spoken
 from alto.engines.profiles import EngineProfile
 from alto.errors import Closed, EngineDied, EngineError
 from alto.model import (

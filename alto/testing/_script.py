@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias, final
 
 import attrs
 
+from alto.engines._prompt_text import prompt_text
 from alto.model import (
     Chunk,
     FinishReason,
@@ -135,14 +136,6 @@ def shorten(text: str, width: int = 80) -> str:
     if len(text) > width:
         text = f"{text[: width // 2]}…{text[-width // 2 :]}"
     return repr(text)
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt of any kind as one text, as lines see it."""
-    if isinstance(prompt, str):
-        return prompt
-    parts = [f"{p.role}: {p.content}" if isinstance(p, Message) else str(p) for p in prompt]
-    return ("\n" if isinstance(prompt[0], Message) else " ").join(parts)
 
 
 def count_tokens(prompt: Prompt) -> int:

@@ -8,10 +8,9 @@ from typing import final
 
 import attrs
 
-from alto.errors import InvalidRequest
-from alto.model import Chunk, StreamedPrompt
+from alto.model import Chunk
 
-__all__ = ("Spoken", "whole_prompt")
+__all__ = ("Spoken",)
 
 
 @final
@@ -70,20 +69,3 @@ class Spoken:
         """Let the reader look again."""
         if self.reader is not None:
             self.reader.set()
-
-
-async def whole_prompt(prompt: StreamedPrompt) -> str:
-    """All of a prompt that streams in."""
-    tail = [_text(piece) async for piece in prompt.tail]
-    whole = prompt.head + "".join(tail)
-    if not whole:
-        msg = "the prompt is empty; give at least one token"
-        raise InvalidRequest(msg)
-    return whole
-
-
-def _text(piece: object) -> str:
-    if not isinstance(piece, str):
-        msg = f"the tail of a streamed prompt gives texts, not {type(piece).__name__}"
-        raise InvalidRequest(msg)
-    return piece

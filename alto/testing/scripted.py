@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
 from typing import Self, final
 
+from alto.engines._prompt_text import prompt_text, whole_prompt
 from alto.errors import (
     Closed,
     EngineDied,
@@ -45,9 +46,8 @@ from alto.testing._script import (
     Source,
     count_tokens,
     perform,
-    prompt_text,
 )
-from alto.testing._spoken import Spoken, whole_prompt
+from alto.testing._spoken import Spoken
 from alto.testing._vectors import Embeds, Scores, Vectors
 
 __all__ = ("Line", "ScriptError", "Scripted")

@@ -12,7 +12,7 @@ import anyio
 import attrs
 
 from alto.engines._pool.members import Members
-from alto.engines._simulated.generation import whole_prompt
+from alto.engines._prompt_text import whole_prompt
 from alto.errors import Closed, EngineDied, PromptTooLong
 from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Member

@@ -13,6 +13,7 @@ from typing import TypeAlias, final
 
 import attrs
 
+from alto.engines._prompt_text import prompt_text
 from alto.errors import InvalidRequest, PromptTooLong
 from alto.model import FinishReason, GenerateRequest, Message, Prompt
 
@@ -34,14 +35,6 @@ def split_words(text: str, /) -> list[str]:
 
 def _token_id(text: str) -> int:
     return zlib.crc32(text.encode()) & 0x7FFF_FFFF  # as large as an engine takes
-
-
-def prompt_text(prompt: Prompt, /) -> str:
-    """A prompt of any kind as one text: a chat as lines, token ids with spaces between."""
-    if isinstance(prompt, str):
-        return prompt
-    parts = [f"{p.role}: {p.content}\n" if isinstance(p, Message) else f"{p} " for p in prompt]
-    return "".join(parts).rstrip(" ")
 
 
 @final

@@ -9,10 +9,9 @@ import attrs
 
 from alto.engines._simulated.answers import Answer
 from alto.engines._simulated.batching import Event
-from alto.errors import InvalidRequest
-from alto.model import Chunk, StreamedPrompt, TokenLogprob, Usage
+from alto.model import Chunk, TokenLogprob, Usage
 
-__all__ = ("Spoken", "whole_prompt")
+__all__ = ("Spoken",)
 
 
 @final
@@ -102,23 +101,3 @@ class Spoken:
     def is_read(self) -> bool:
         """Whether the reader has got everything."""
         return all(given == len(self.token_ids) for given in self.given)
-
-
-async def whole_prompt(prompt: StreamedPrompt) -> str:
-    """All of a prompt that streams in.
-
-    Raises:
-        InvalidRequest: It is empty, or not made of texts.
-    """
-    whole = prompt.head + "".join([_text(piece) async for piece in prompt.tail])
-    if not whole:
-        msg = "the prompt is empty; give at least one token"
-        raise InvalidRequest(msg)
-    return whole
-
-
-def _text(piece: object) -> str:
-    if not isinstance(piece, str):
-        msg = f"the tail of a streamed prompt gives texts, not {type(piece).__name__}"
-        raise InvalidRequest(msg)
-    return piece
