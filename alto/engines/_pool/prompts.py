@@ -95,7 +95,7 @@ class Prompts:
         A few only: each holds a place while it is written, perhaps by a call of the same engine.
         """
         running = self._members.running
-        able = all(getattr(seat.engine, "streams_prompts", False) for seat in running)
+        able = all(seat.streams_prompts for seat in running)
         places = [seat.book.capacity.max_num_seqs for seat in running if seat.book is not None]
         return able and self.streaming < min(places, default=0) // 4
 
