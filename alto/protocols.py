@@ -45,9 +45,10 @@ class Engine(Protocol):
     ``alto.testing.check_engine`` runs the whole contract against an implementation.
     An engine belongs to the event loop that started it.
 
-    What only some engines can do is in protocols of its own: :class:`Embedder`, :class:`Scorer`,
-    :class:`StreamsPrompts`, :class:`HasCapacity`, :class:`HasLoad` and :class:`Member`. An engine has
-    an ability when it has the members of that protocol; there is no class to inherit from.
+    What only some engines can do is in protocols of its own: :class:`alto.Embedder`,
+    :class:`alto.protocols.Scorer`, :class:`alto.protocols.StreamsPrompts`,
+    :class:`alto.protocols.HasCapacity`, :class:`alto.protocols.HasLoad` and :class:`alto.Member`. An
+    engine has an ability when it has the members of that protocol; there is no class to inherit from.
     """
 
     @property
