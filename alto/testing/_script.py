@@ -25,7 +25,16 @@ from alto.model import (
     Usage,
 )
 
-__all__ = ("Answers", "Line", "Lines", "Performance", "Script", "ScriptError", "perform")
+__all__ = (
+    "Line",
+    "Lines",
+    "Performance",
+    "Script",
+    "ScriptError",
+    "ScriptSource",
+    "ScriptedAnswers",
+    "perform",
+)
 
 
 class ScriptError(AssertionError):
@@ -145,7 +154,7 @@ def count_tokens(prompt: Prompt) -> int:
     return len(prompt)
 
 
-class Source(Protocol):
+class ScriptSource(Protocol):
     """Where an engine finds what to say."""
 
     def line_for(self, prompt: str, /) -> Line:
@@ -192,7 +201,7 @@ class Script:
 
 
 @final
-class Answers:
+class ScriptedAnswers:
     """Answers any number of prompts, from a mapping or a function."""
 
     def __init__(self, answers: Mapping[str, Said] | Callable[[str], Said], /) -> None:

@@ -17,7 +17,7 @@ from alto.engines._prompt_text import prompt_text
 from alto.errors import InvalidRequest, PromptTooLong
 from alto.model import FinishReason, GenerateRequest, Message, Prompt
 
-__all__ = ("Answer", "Answers", "Said", "Says", "split_words")
+__all__ = ("Answer", "Said", "Says", "SimulatedAnswers", "split_words")
 
 Said: TypeAlias = str | int | Sequence[str]
 """An answer: a text, a number of filler tokens, or the texts of its tokens."""
@@ -54,7 +54,7 @@ class Answer:
 
 
 @final
-class Answers:
+class SimulatedAnswers:
     """Finds answers.
 
     Args:

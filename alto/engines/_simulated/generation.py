@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import final
 
 import attrs
 
+from alto.engines._fake import FakeGeneration
 from alto.engines._simulated.answers import Answer
 from alto.engines._simulated.batching import Event
 from alto.model import Chunk, TokenLogprob, Usage
 
-__all__ = ("Spoken",)
+__all__ = ("SimulatedGeneration",)
 
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class Spoken:
+class SimulatedGeneration(FakeGeneration):
     """One generation, from when the engine has its prompt to its end."""
 
     answer: Answer
@@ -24,8 +24,6 @@ class Spoken:
     """Of the answer."""
     samples: int
     prompt_tokens: int
-    asked: float
-    """When somebody asked for it."""
     logprobs: bool
     said: list[int]
     """Tokens that each sample has said."""
@@ -36,10 +34,6 @@ class Spoken:
     cached_tokens: int = 0
     queue_time: float = 0.0
     first_token_time: float = -1.0
-    reader: asyncio.Event | None = None
-    """What its reader waits for."""
-    error: Exception | None = None
-    """Why it was ended from outside."""
 
     def hear(self, sample: int, event: Event) -> None:
         """The machine tells something of one sample."""
@@ -50,26 +44,6 @@ class Spoken:
         self.said[sample] = event.output_tokens
         if event.kind == "finished":
             self.open -= 1
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        if self.reader is not None:
-            self.reader.set()
-
-    async def wait(self) -> None:
-        """Wait until it has said more, or was ended.
-
-        Raises:
-            Exception: What it was ended with.
-        """
-        if self.error is None:
-            self.reader = asyncio.Event()
-            try:
-                await self.reader.wait()
-            finally:
-                self.reader = None
-        if self.error is not None:
-            raise self.error
 
     def take(self) -> Chunk | None:
         """What some sample has said and the reader has not got; None: nothing."""
