@@ -7,11 +7,11 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack, final, overload
 
 from alto._current_call import current_call
 from alto._llm.generation import Generation, TypedGeneration
-from alto._llm.pooling import Vector, cosine, embed_all, pools
+from alto._llm.pooling import Vector, cosine, embed_all
 from alto._llm.schema import schema_of
 from alto.errors import InvalidRequest
 from alto.model import EmbedRequest, GenerateRequest, Message, Origin, Prompt, StreamedPrompt
-from alto.protocols import Engine
+from alto.protocols import Engine, HasLoad, Scorer
 
 __all__ = ("Generation", "GenerationOptions", "LLM", "TypedGeneration")
 
@@ -42,10 +42,12 @@ class GenerationOptions(TypedDict, total=False):
 class LLM:
     """An engine, as a stage sees it: prompts in, streams of text out."""
 
-    __slots__ = ("_engine",)
+    __slots__ = ("_counter", "_engine", "_scorer")
 
     def __init__(self, engine: Engine, /) -> None:
         self._engine = engine
+        self._counter = engine if isinstance(engine, HasLoad) else None
+        self._scorer = engine if isinstance(engine, Scorer) else None
 
     def __repr__(self) -> str:
         """Names the engine."""
@@ -62,9 +64,8 @@ class LLM:
 
         Those that wait for it count too. An engine that is no pool is the only one; 0 if it is stopped.
         """
-        load: int | None = getattr(self._engine, "load", None)  # of a pool
-        if load is not None:
-            return load
+        if self._counter is not None:
+            return self._counter.load
         now = self._engine.statistics()
         return now.running + now.waiting
 
@@ -282,7 +283,7 @@ class LLM:
             msg = f"by must be 'pair', 'embedding' or None, not {by!r}"
             raise InvalidRequest(msg)
         if by is None:
-            by = "pair" if getattr(pools(self._engine), "scores_pairs", False) else "embedding"
+            by = "pair" if self._scorer is not None and self._scorer.scores_pairs else "embedding"
         if by == "embedding":
             asked, *found = await self.embed([query, *documents], priority=priority)
             return [cosine(asked, vector) for vector in found]

@@ -26,20 +26,29 @@ __all__ = (
     "Embedder",
     "Engine",
     "Executor",
+    "HasCapacity",
+    "HasLoad",
     "Member",
     "Observer",
     "ReplicaLoad",
     "RoutedItem",
     "Router",
+    "Scorer",
+    "StreamsPrompts",
 )
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Something that turns prompts into streams of chunks.
+    """A source of generations: it turns prompts into streams of chunks.
 
     ``alto.testing.check_engine`` runs the whole contract against an implementation.
     An engine belongs to the event loop that started it.
+
+    What only some engines can do is in protocols of its own: :class:`alto.Embedder`,
+    :class:`alto.protocols.Scorer`, :class:`alto.protocols.StreamsPrompts`,
+    :class:`alto.protocols.HasCapacity`, :class:`alto.protocols.HasLoad` and :class:`alto.Member`. An
+    engine has an ability when it has the members of that protocol; there is no class to inherit from.
     """
 
     @property
@@ -74,7 +83,10 @@ class Engine(Protocol):
         ...
 
     def statistics(self) -> EngineStatistics:
-        """What the engine is doing now. After all generations ended: all zeros."""
+        """Return what the engine is doing now.
+
+        ``running`` and ``waiting`` are 0 when all generations have ended.
+        """
         ...
 
     def check_health(self) -> None:
@@ -82,12 +94,12 @@ class Engine(Protocol):
 
         Raises:
             Closed: It has not been started, or was stopped.
-            EngineDied: It was started and is dead.
+            EngineDied: It was started and has died.
         """
         ...
 
     async def stop(self) -> None:
-        """Abort what runs and free everything. Stopping a stopped engine does nothing.
+        """Abort all generations and free all resources. Stopping a stopped engine does nothing.
 
         Generations that still run end with ``Closed``. A stopped engine can be started again.
 
@@ -108,54 +120,112 @@ class Embedder(Protocol):
             Closed: The engine is not running.
             EngineDied: The engine died.
 
-        Cancellation: the engine forgets the prompt.
+        Cancellation: the prompt is aborted in the engine.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An embedder that may score a pair of texts at once.
+
+    Without this ability, :meth:`alto.LLM.score` compares vectors.
+    """
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether the model reads both texts together, as a cross-encoder does.
+
+        Read while the engine runs; False where it is not known yet. Never raises.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamsPrompts(Protocol):
+    """An engine that may take a :class:`alto.StreamedPrompt` as it is.
+
+    A pool reads the prompt to its end for an engine without this ability.
+    """
+
+    @property
+    def streams_prompts(self) -> bool:
+        """Whether the engine computes a prompt while its end is still being written.
+
+        Read after each start. Never raises.
+        """
+        ...
+
+
+@runtime_checkable
+class HasCapacity(Protocol):
+    """An engine that knows its limits.
+
+    A pool places any number of calls at once on an engine without this ability.
+    """
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """Limits of the engine: sequences, tokens per step, KV cache, context.
+
+        Raises:
+            Closed: The engine is not running, so they are not known.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLoad(Protocol):
+    """An engine that queues calls itself, in front of several engines.
+
+    The load of an engine without this ability is the number of its generations, running or waiting.
+    """
+
+    @property
+    def load(self) -> int:
+        """Number of generations, running or waiting, that a new one would share an engine with.
+
+        0 while it is stopped. Never raises.
         """
         ...
 
 
 class CacheListener(Protocol):
-    """Hears what an engine keeps in its prefix cache. Called in the engine's loop; never raises."""
+    """A consumer of the events of a prefix cache. Called in the engine's loop; must not raise."""
 
     def stored(
         self, parent: int | None, token_ids: Sequence[int], keys: Sequence[int], salt: int = 0, /
     ) -> None:
-        """Full blocks came to be, each behind the one before it.
+        """Take note of new full blocks, each of which follows the one before it.
 
         Args:
-            parent: The engine's own name for the block before the first; None: there is none.
-            token_ids: Their tokens, block after block.
-            keys: The engine's own name for each of them, in order.
-            salt: What else they depend on, such as an adapter; see ``alto/_sched/prefix.py``.
+            parent: The engine's own name for the block before the first; None: the first block
+                begins a prompt.
+            token_ids: Tokens of all the blocks, in order.
+            keys: The engine's own name for each of the blocks, in order.
+            salt: Stands for what else the blocks depend on, such as an adapter; see
+                ``alto/_sched/prefix.py``.
         """
         ...
 
     def removed(self, keys: Sequence[int], /) -> None:
-        """Blocks were thrown out."""
+        """Take note that blocks were evicted."""
         ...
 
     def cleared(self) -> None:
-        """Everything was thrown out, or events were lost and nothing is known any more."""
+        """Forget all blocks: the cache was emptied, or events were lost."""
         ...
 
 
 @runtime_checkable
-class Member(Engine, Protocol):
-    """An engine that can be one of a pool: it says what it can do, what it holds, when it dies.
+class Member(Engine, HasCapacity, Protocol):
+    """An engine that reports its limits, its prefix cache and its death to a pool.
 
-    A pool takes any :class:`Engine`; of one that is no member it knows neither limits nor cache.
+    A pool takes any :class:`Engine`; it places calls best on those that are members.
     """
 
-    @property
-    def capacity(self) -> EngineCapacity:
-        """What it can do at once.
-
-        Raises:
-            Closed: The engine is not running, so it is not known.
-        """
-        ...
-
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt, as :meth:`generate` would make them.
+        """Return the token ids of a prompt, as :meth:`generate` would make them.
 
         Raises:
             InvalidRequest: It cannot be tokenised.
@@ -165,17 +235,17 @@ class Member(Engine, Protocol):
         ...
 
     def listen(self, listener: CacheListener, /) -> bool:
-        """Tell *listener* from now on what the prefix cache holds.
+        """Report to *listener* from now on what the prefix cache holds.
 
         Returns:
-            Whether the engine can tell; if not, the listener hears nothing.
+            Whether the engine can; if not, the listener is never called.
         """
         ...
 
     async def wait_died(self) -> None:
         """Wait until the engine has died; for ever, if it is stopped instead.
 
-        Cancellation: nothing happens to the engine.
+        Cancellation: the engine is not affected.
         """
         ...
 

@@ -28,6 +28,7 @@ itself. The mean over requests is least: long texts, which gain most, hold up sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from typing import Any, Final, final
 

@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from alto.engines.pool import PoolEngine as PoolEngine
     from alto.engines.pool import PoolProgress as PoolProgress
     from alto.engines.profiles import EngineProfile as EngineProfile
+    from alto.engines.read_ahead import ReadAhead as ReadAhead
     from alto.engines.simulated import Simulated as Simulated
     from alto.engines.vllm import VLLM as VLLM
 
-__all__ = ("EngineProfile", "Pool", "PoolEngine", "PoolProgress", "Simulated", "VLLM")
+__all__ = ("EngineProfile", "Pool", "PoolEngine", "PoolProgress", "ReadAhead", "Simulated", "VLLM")
 
 _HOME = {
     "EngineProfile": "profiles",
     "Pool": "pool",
     "PoolEngine": "pool",
     "PoolProgress": "pool",
+    "ReadAhead": "read_ahead",
     "Simulated": "simulated",
     "VLLM": "vllm",
 }

@@ -159,8 +159,8 @@ class Pool:
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether its engines score a pair of texts at once, as a cross-encoder does."""
-        return any(getattr(s.engine, "scores_pairs", False) for s in self._members.seats)
+        """Whether its engines score a pair of texts at once; False before the first start."""
+        return any(seat.scores_pairs for seat in self._members.seats)
 
     async def start(self) -> None:
         """Start all engines that do not run yet. Starting a running pool does nothing.

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 import attrs
 
 from alto._sched.prefix import chain, salt_of
-from alto.engines._simulated.answers import Answers, Says, split_words
+from alto.engines._fake import FakeEngine
+from alto.engines._prompt_text import whole_prompt
+from alto.engines._simulated.answers import Says, SimulatedAnswers, split_words
 from alto.engines._simulated.batching import Batching
-from alto.engines._simulated.generation import Spoken, whole_prompt
+from alto.engines._simulated.generation import SimulatedGeneration
 from alto.engines.profiles import EngineProfile
-from alto.errors import Closed, EngineDied, EngineError
 from alto.model import (
     Chunk,
     EngineCapacity,
@@ -43,7 +43,7 @@ class _Names(tuple[int, ...]):  # noqa: SLOT001  # a tuple with a field in a slo
 
 
 @final
-class Simulated:
+class Simulated(FakeEngine):
     """An engine that takes the time of the one that *profile* describes. See the module.
 
     It models continuous batching with chunked prefill, a prefix cache, memory that runs short, and
@@ -79,29 +79,14 @@ class Simulated:
             msg = f"stream_interval must be at least 1 token, not {stream_interval}"
             raise ValueError(msg)
         self._profile = profile
-        self._answers = Answers(says, split, profile.max_model_len)
-        self._name = name
+        self._answers = SimulatedAnswers(says, split, profile.max_model_len)
+        super().__init__(name)
         self._interval = stream_interval
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._death: str | None = None
         self._machine = self._new_machine()
-        self._open: dict[Spoken, None] = {}
+        self._open: dict[SimulatedGeneration, None] = {}
         self._timer: asyncio.Handle | None = None
         self._listeners: list[CacheListener] = []
-        self._died: set[asyncio.Event] = set()
         self._counts = EngineStatistics()
-
-    def __repr__(self) -> str:
-        """Its state in a line."""
-        state = "stopped" if self._loop is None else f"dead: {self._death}"
-        if self._loop is not None and self._death is None:
-            state = f"{self._machine.running} running, {self._machine.waiting} waiting"
-        return f"<Simulated {self._name!r}, {state}>"
-
-    @property
-    def name(self) -> str:
-        """Short name for messages and statistics."""
-        return self._name
 
     @property
     def profile(self) -> EngineProfile:
@@ -112,63 +97,6 @@ class Simulated:
     def capacity(self) -> EngineCapacity:
         """What it can do at once; known whether it runs or not."""
         return self._profile.capacity
-
-    async def start(self) -> None:
-        """Make it ready, also after it died, with an empty cache."""
-        if self._loop is None or self._death is not None:
-            self._loop = asyncio.get_running_loop()
-            self._death = None
-            self._counts = EngineStatistics()
-            self._machine = self._new_machine()
-
-    async def stop(self) -> None:
-        """Abort what runs, and forget what is cached."""
-        self._end_all(lambda: Closed(f"engine {self._name!r} was stopped"))
-        self._loop = None
-        self._death = None
-
-    def kill(self, reason: str = "killed by the test") -> None:
-        """Play dead: what runs, and every later generation until a restart, gets ``EngineDied``."""
-        if self._loop is None:
-            return
-        self._death = reason
-        self._end_all(lambda: EngineDied(self._name, reason))
-        for waiter in self._died:
-            waiter.set()
-
-    async def __aenter__(self) -> Self:
-        """Start it."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        """Stop it."""
-        await self.stop()
-
-    def check_health(self) -> None:
-        """Return if it is started and not dead."""
-        if self._loop is None:
-            msg = f"engine {self._name!r} is not running; start it first"
-            raise Closed(msg)
-        if self._death is not None:
-            raise EngineDied(self._name, self._death)
-
-    async def wait_died(self) -> None:
-        """Wait until :meth:`kill`; for ever, if it is stopped instead."""
-        if self._death is not None:
-            return
-        waiter = asyncio.Event()
-        self._died.add(waiter)
-        try:
-            await waiter.wait()
-        finally:
-            self._died.discard(waiter)
 
     def statistics(self) -> EngineStatistics:
         """What it is doing now. Samples count one by one where they run or wait."""
@@ -200,11 +128,7 @@ class Simulated:
         Raises:
             InvalidRequest: Nothing is; or its prompt is too long.
         """
-        self.check_health()
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            raise EngineError(self._name, "it belongs to the event loop that started it")
-        asked = loop.time()
+        asked = self._running_loop().time()
         prompt = request.prompt
         if isinstance(prompt, StreamedPrompt):
             prompt = await whole_prompt(prompt)
@@ -220,17 +144,23 @@ class Simulated:
         finally:
             self._leave(generation)
 
+    def _reset(self) -> None:
+        self._counts = EngineStatistics()
+        self._machine = self._new_machine()
+
     def _new_machine(self) -> Batching:
         return Batching(self._profile, stored=self._on_stored, removed=self._on_removed)
 
-    def _submit(self, request: GenerateRequest, prompt: Prompt, asked: float) -> Spoken:
+    def _submit(
+        self, request: GenerateRequest, prompt: Prompt, asked: float
+    ) -> SimulatedGeneration:
         ids = self._answers.encode(prompt)
         answer = self._answers.find(request, prompt, len(ids))
         salt = salt_of(request.lora)
         names = _Names(chain(ids, self._profile.block_size, salt=salt))
         names.token_ids, names.salt = ids, salt
         tokens = len(answer.texts)
-        generation = Spoken(
+        generation = SimulatedGeneration(
             answer=answer,
             token_ids=answer.token_ids,
             samples=request.n,
@@ -255,7 +185,7 @@ class Simulated:
         self._rearm()
         return generation
 
-    def _leave(self, generation: Spoken) -> None:
+    def _leave(self, generation: SimulatedGeneration) -> None:
         """Its reader is gone."""
         if generation not in self._open:  # the engine was done with it
             return
@@ -283,9 +213,9 @@ class Simulated:
 
     def _run(self, due: float) -> None:
         """Something is due; the loop's clock may be a little behind."""
-        woken: dict[Spoken, None] = {}
+        woken: dict[SimulatedGeneration, None] = {}
         for event in self._machine.advance(max(due, self._time())):
-            key: tuple[Spoken, int] = event.key  # type: ignore[assignment]  # as they are added
+            key: tuple[SimulatedGeneration, int] = event.key  # type: ignore[assignment]  # as they are added
             generation, sample = key
             generation.hear(sample, event)
             woken[generation] = None
@@ -295,7 +225,7 @@ class Simulated:
             generation.wake()
         self._arm()
 
-    def _finish(self, generation: Spoken) -> None:
+    def _finish(self, generation: SimulatedGeneration) -> None:
         """The engine is done with it, whoever reads it or not."""
         del self._open[generation]
         counts = self._counts

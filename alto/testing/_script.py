@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias, final
 
 import attrs
 
+from alto.engines._prompt_text import prompt_text
 from alto.model import (
     Chunk,
     FinishReason,
@@ -24,7 +25,16 @@ from alto.model import (
     Usage,
 )
 
-__all__ = ("Answers", "Line", "Lines", "Performance", "Script", "ScriptError", "perform")
+__all__ = (
+    "Line",
+    "Lines",
+    "Performance",
+    "Script",
+    "ScriptError",
+    "ScriptSource",
+    "ScriptedAnswers",
+    "perform",
+)
 
 
 class ScriptError(AssertionError):
@@ -137,14 +147,6 @@ def shorten(text: str, width: int = 80) -> str:
     return repr(text)
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt of any kind as one text, as lines see it."""
-    if isinstance(prompt, str):
-        return prompt
-    parts = [f"{p.role}: {p.content}" if isinstance(p, Message) else str(p) for p in prompt]
-    return ("\n" if isinstance(prompt[0], Message) else " ").join(parts)
-
-
 def count_tokens(prompt: Prompt) -> int:
     """Length of a prompt: its ids, or its words."""
     if isinstance(prompt, str) or isinstance(prompt[0], Message):
@@ -152,7 +154,7 @@ def count_tokens(prompt: Prompt) -> int:
     return len(prompt)
 
 
-class Source(Protocol):
+class ScriptSource(Protocol):
     """Where an engine finds what to say."""
 
     def line_for(self, prompt: str, /) -> Line:
@@ -199,7 +201,7 @@ class Script:
 
 
 @final
-class Answers:
+class ScriptedAnswers:
     """Answers any number of prompts, from a mapping or a function."""
 
     def __init__(self, answers: Mapping[str, Said] | Callable[[str], Said], /) -> None:

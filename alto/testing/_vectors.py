@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, TypeVar, final
 
+from alto.engines._prompt_text import prompt_text
 from alto.errors import InvalidRequest
 from alto.model import Embedding, EmbedRequest
-from alto.testing._script import ScriptError, count_tokens, prompt_text, shorten
+from alto.testing._script import ScriptError, count_tokens, shorten
 
 __all__ = ("Embeds", "Scores", "Vectors")
 

@@ -17,16 +17,11 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
-from alto.errors import (
-    Closed,
-    EngineDied,
-    EngineError,
-    GenerationFailed,
-    PromptTooLong,
-)
+from alto.engines._fake import FakeEngine
+from alto.engines._prompt_text import prompt_text, whole_prompt
+from alto.errors import GenerationFailed, PromptTooLong
 from alto.model import (
     Chunk,
     Embedding,
@@ -36,25 +31,24 @@ from alto.model import (
     Prompt,
     StreamedPrompt,
 )
+from alto.testing._generation import ScriptedGeneration
 from alto.testing._script import (
-    Answers,
     Line,
     Lines,
     Script,
+    ScriptedAnswers,
     ScriptError,
-    Source,
+    ScriptSource,
     count_tokens,
     perform,
-    prompt_text,
 )
-from alto.testing._spoken import Spoken, whole_prompt
 from alto.testing._vectors import Embeds, Scores, Vectors
 
 __all__ = ("Line", "ScriptError", "Scripted")
 
 
 @final
-class Scripted:
+class Scripted(FakeEngine):
     """An engine whose every word and every delay is given.
 
     Args:
@@ -91,12 +85,12 @@ class Scripted:
         if delay < 0 or (first_delay or 0) < 0:
             msg = "a delay must be >= 0 seconds"
             raise ValueError(msg)
-        self._source: Source
+        self._source: ScriptSource
         if callable(lines) or isinstance(lines, Mapping):
-            self._source = Answers(lines)
+            self._source = ScriptedAnswers(lines)
         else:
             self._source = Script(lines)
-        self._name = name
+        super().__init__(name)
         self._slots = slots
         self._delay = delay
         self._first_delay = delay if first_delay is None else first_delay
@@ -104,24 +98,10 @@ class Scripted:
         self._vectors = Vectors(name, embeds, scores)
         self._requests: list[GenerateRequest] = []
         self._embed_requests: list[EmbedRequest] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._death: str | None = None
-        self._running: set[Spoken] = set()
-        self._waiting: deque[Spoken] = deque()
+        self._running: set[ScriptedGeneration] = set()
+        self._waiting: deque[ScriptedGeneration] = deque()
         self._finished = 0
         self._aborted = 0
-
-    def __repr__(self) -> str:
-        """Its state in a line."""
-        state = "stopped" if self._loop is None else f"dead: {self._death}"
-        if self._loop is not None and self._death is None:
-            state = f"{len(self._running)} running, {len(self._waiting)} waiting"
-        return f"<Scripted {self._name!r}, {state}>"
-
-    @property
-    def name(self) -> str:
-        """Short name for messages and statistics."""
-        return self._name
 
     @property
     def requests(self) -> tuple[GenerateRequest, ...]:
@@ -138,45 +118,17 @@ class Scripted:
         """Whether it was given scores, as a cross-encoder has them."""
         return self._vectors.scores_pairs
 
-    async def start(self) -> None:
-        """Make it ready, also after it died. What a script has left goes on."""
-        if self._loop is None or self._death is not None:
-            self._loop = asyncio.get_running_loop()
-            self._death = None
-            self._finished = self._aborted = 0
-
     async def stop(self) -> None:
         """Abort what runs.
 
         Raises:
             ScriptError: Lines are left over, and no other error is on its way already.
         """
-        if self._loop is None:
-            return
-        self._end_all(lambda: Closed(f"engine {self._name!r} was stopped"))
-        self._loop = None
-        if sys.exc_info()[0] is None:
+        was_running = self._loop is not None
+        await super().stop()
+        # An error that is on its way says more than the lines that it left over.
+        if was_running and sys.exc_info()[0] is None:
             self.check_leftovers()
-
-    def kill(self, reason: str = "killed by the test") -> None:
-        """Play dead: what runs, and every later generation until a restart, gets ``EngineDied``."""
-        self._death = reason
-        self._end_all(lambda: EngineDied(self._name, reason))
-
-    async def __aenter__(self) -> Self:
-        """Start it."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        """Stop it; without an error in the block, complain about lines that are left over."""
-        await self.stop()
 
     def check_leftovers(self) -> None:
         """Return if everything in the script has been said.
@@ -189,14 +141,6 @@ class Scripted:
             listed = "".join(f"\n  {line}" for line in left)
             msg = f"engine {self._name!r} was never asked for {len(left)} of its lines:{listed}"
             raise ScriptError(msg)
-
-    def check_health(self) -> None:
-        """Return if it is started and not dead."""
-        if self._loop is None:
-            msg = f"engine {self._name!r} is not running; start it first"
-            raise Closed(msg)
-        if self._death is not None:
-            raise EngineDied(self._name, self._death)
 
     def statistics(self) -> EngineStatistics:
         """What it is doing now."""
@@ -213,7 +157,7 @@ class Scripted:
         Raises:
             ScriptError: No line fits; the message names the prompt.
         """
-        loop = self._started_loop()
+        loop = self._running_loop()
         asked = loop.time()
         self._requests.append(request)
         if isinstance(request.prompt, StreamedPrompt):
@@ -253,10 +197,10 @@ class Scripted:
             InvalidRequest: It was given no vectors, or no scores.
             ScriptError: It was given others; the message names the prompt.
         """
-        asked = self._started_loop().time()
+        asked = self._running_loop().time()
         self._embed_requests.append(request)
         embedding = self._vectors.embedding(request)
-        generation = Spoken(
+        generation = ScriptedGeneration(
             chunks=(), steps=(), last_step=0, asked=asked, failure=None,
             first_delay=self._first_delay, delay=0.0,
         )  # fmt: skip
@@ -271,21 +215,16 @@ class Scripted:
             self._leave(generation)
         return embedding
 
-    async def _admitted(self, generation: Spoken) -> None:
+    async def _admitted(self, generation: ScriptedGeneration) -> None:
         """Wait until *generation* has begun; at least once around the loop."""
         if generation.start is None:
             await self._sleep(generation, None)
         else:
             await asyncio.sleep(0)
 
-    def _started_loop(self) -> asyncio.AbstractEventLoop:
-        self.check_health()
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            raise EngineError(self._name, "it belongs to the event loop that started it")
-        return loop
-
-    def _prepare(self, request: GenerateRequest, prompt: Prompt, asked: float) -> Spoken:
+    def _prepare(
+        self, request: GenerateRequest, prompt: Prompt, asked: float
+    ) -> ScriptedGeneration:
         tokens = count_tokens(prompt)
         if self._max_model_len is not None and tokens >= self._max_model_len:
             raise PromptTooLong(tokens, self._max_model_len)
@@ -299,7 +238,7 @@ class Scripted:
             delay = first = line.delay
         if line.first_delay is not None:
             first = line.first_delay
-        return Spoken(
+        return ScriptedGeneration(
             chunks=performance.chunks,
             steps=performance.steps,
             last_step=performance.last_step,
@@ -308,6 +247,9 @@ class Scripted:
             first_delay=first,
             delay=delay,
         )
+
+    def _reset(self) -> None:
+        self._finished = self._aborted = 0
 
     def _admit(self) -> None:
         """Give free slots to those that wait, in order."""
@@ -323,13 +265,13 @@ class Scripted:
                 self._finished += 1
             generation.wake()
 
-    def _complete(self, generation: Spoken) -> None:
+    def _complete(self, generation: ScriptedGeneration) -> None:
         """The engine is done with it, whoever reads it or not."""
         if generation.timer is not None:
             self._finished += 1
             self._free_slot(generation, generation.timer)
 
-    def _leave(self, generation: Spoken) -> None:
+    def _leave(self, generation: ScriptedGeneration) -> None:
         """Its reader is gone."""
         if generation.timer is not None:
             self._aborted += 1
@@ -338,7 +280,7 @@ class Scripted:
             self._aborted += 1
             self._waiting.remove(generation)
 
-    def _free_slot(self, generation: Spoken, timer: asyncio.TimerHandle) -> None:
+    def _free_slot(self, generation: ScriptedGeneration, timer: asyncio.TimerHandle) -> None:
         timer.cancel()
         generation.timer = None
         self._running.remove(generation)
@@ -356,17 +298,16 @@ class Scripted:
         self._running.clear()
         self._waiting.clear()
 
-    async def _sleep(self, generation: Spoken, until: float | None) -> None:
-        """Wait for *until*, or for the admission where it is None; or for an error."""
-        if generation.error is None:
-            loop = asyncio.get_running_loop()
-            generation.reader = asyncio.Event()
-            timer = None if until is None else loop.call_at(until, generation.wake)
-            try:
-                await generation.reader.wait()
-            finally:
-                generation.reader = None
-                if timer is not None:
-                    timer.cancel()
-        if generation.error is not None:
-            raise generation.error
+    async def _sleep(self, generation: ScriptedGeneration, until: float | None) -> None:
+        """Wait for *until*, in seconds on the loop's clock, or for the admission where it is None.
+
+        Raises:
+            Exception: The engine has ended the generation with this error.
+        """
+        loop = asyncio.get_running_loop()  # the engine may have been stopped, and has none then
+        timer = None if until is None else loop.call_at(until, generation.wake)
+        try:
+            await generation.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()

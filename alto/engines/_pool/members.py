@@ -19,7 +19,7 @@ import attrs
 
 from alto.errors import EngineDied, EngineError, PromptTooLong
 from alto.model import EngineCapacity, EngineStatistics
-from alto.protocols import Engine, Member
+from alto.protocols import Engine, HasCapacity, Member, Scorer, StreamsPrompts
 from alto.sched import EngineBook, Scheduler
 
 __all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "Seat")
@@ -92,6 +92,10 @@ class Seat:
     """Those that have the same start one after another."""
     context: int | None = None
     """Of a `Member` that has run: most tokens of a prompt and its output."""
+    scores_pairs: bool = False
+    """Whether its engine said so when it was last started."""
+    streams_prompts: bool = False
+    """The same."""
 
     def statistics(self) -> EngineStatistics:
         """What its engine is doing."""
@@ -294,7 +298,9 @@ class Members:
             raise
         engine, seat.life = seat.engine, seat.life + 1
         member = engine if isinstance(engine, Member) else None
-        capacity = _capacity(engine) if member is None else member.capacity
+        capacity = engine.capacity if isinstance(engine, HasCapacity) else UNLIMITED
+        seat.scores_pairs = isinstance(engine, Scorer) and engine.scores_pairs
+        seat.streams_prompts = isinstance(engine, StreamsPrompts) and engine.streams_prompts
         book = self.scheduler.add_engine(seat.name, capacity, now=loop.time())
         seat.book, seat.cause, seat.up = book, None, loop.time()
         seat.member = member
@@ -373,12 +379,6 @@ def _runs(engine: Engine) -> bool:
     except Exception:  # noqa: BLE001  # it is to be started, whatever is wrong
         return False
     return True
-
-
-def _capacity(engine: Engine) -> EngineCapacity:
-    """Of an engine that is no `Member`: what it says of itself all the same."""
-    capacity = getattr(engine, "capacity", None)
-    return capacity if isinstance(capacity, EngineCapacity) else UNLIMITED
 
 
 def _names(engines: Sequence[Engine]) -> list[str]:

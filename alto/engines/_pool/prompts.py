@@ -12,7 +12,7 @@ import anyio
 import attrs
 
 from alto.engines._pool.members import Members
-from alto.engines._simulated.generation import whole_prompt
+from alto.engines._prompt_text import whole_prompt
 from alto.errors import Closed, EngineDied, PromptTooLong
 from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Member
@@ -95,7 +95,7 @@ class Prompts:
         A few only: each holds a place while it is written, perhaps by a call of the same engine.
         """
         running = self._members.running
-        able = all(getattr(seat.engine, "streams_prompts", False) for seat in running)
+        able = all(seat.streams_prompts for seat in running)
         places = [seat.book.capacity.max_num_seqs for seat in running if seat.book is not None]
         return able and self.streaming < min(places, default=0) // 4
 

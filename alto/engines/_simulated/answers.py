@@ -13,10 +13,11 @@ from typing import TypeAlias, final
 
 import attrs
 
+from alto.engines._prompt_text import prompt_text
 from alto.errors import InvalidRequest, PromptTooLong
 from alto.model import FinishReason, GenerateRequest, Message, Prompt
 
-__all__ = ("Answer", "Answers", "Said", "Says", "split_words")
+__all__ = ("Answer", "Said", "Says", "SimulatedAnswers", "split_words")
 
 Said: TypeAlias = str | int | Sequence[str]
 """An answer: a text, a number of filler tokens, or the texts of its tokens."""
@@ -36,14 +37,6 @@ def _token_id(text: str) -> int:
     return zlib.crc32(text.encode()) & 0x7FFF_FFFF  # as large as an engine takes
 
 
-def prompt_text(prompt: Prompt, /) -> str:
-    """A prompt of any kind as one text: a chat as lines, token ids with spaces between."""
-    if isinstance(prompt, str):
-        return prompt
-    parts = [f"{p.role}: {p.content}\n" if isinstance(p, Message) else f"{p} " for p in prompt]
-    return "".join(parts).rstrip(" ")
-
-
 @final
 @attrs.frozen
 class Answer:
@@ -61,7 +54,7 @@ class Answer:
 
 
 @final
-class Answers:
+class SimulatedAnswers:
     """Finds answers.
 
     Args:

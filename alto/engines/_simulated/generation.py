@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import final
 
 import attrs
 
+from alto.engines._fake import FakeGeneration
 from alto.engines._simulated.answers import Answer
 from alto.engines._simulated.batching import Event
-from alto.errors import InvalidRequest
-from alto.model import Chunk, StreamedPrompt, TokenLogprob, Usage
+from alto.model import Chunk, TokenLogprob, Usage
 
-__all__ = ("Spoken", "whole_prompt")
+__all__ = ("SimulatedGeneration",)
 
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class Spoken:
+class SimulatedGeneration(FakeGeneration):
     """One generation, from when the engine has its prompt to its end."""
 
     answer: Answer
@@ -25,8 +24,6 @@ class Spoken:
     """Of the answer."""
     samples: int
     prompt_tokens: int
-    asked: float
-    """When somebody asked for it."""
     logprobs: bool
     said: list[int]
     """Tokens that each sample has said."""
@@ -37,10 +34,6 @@ class Spoken:
     cached_tokens: int = 0
     queue_time: float = 0.0
     first_token_time: float = -1.0
-    reader: asyncio.Event | None = None
-    """What its reader waits for."""
-    error: Exception | None = None
-    """Why it was ended from outside."""
 
     def hear(self, sample: int, event: Event) -> None:
         """The machine tells something of one sample."""
@@ -51,26 +44,6 @@ class Spoken:
         self.said[sample] = event.output_tokens
         if event.kind == "finished":
             self.open -= 1
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        if self.reader is not None:
-            self.reader.set()
-
-    async def wait(self) -> None:
-        """Wait until it has said more, or was ended.
-
-        Raises:
-            Exception: What it was ended with.
-        """
-        if self.error is None:
-            self.reader = asyncio.Event()
-            try:
-                await self.reader.wait()
-            finally:
-                self.reader = None
-        if self.error is not None:
-            raise self.error
 
     def take(self) -> Chunk | None:
         """What some sample has said and the reader has not got; None: nothing."""
@@ -102,23 +75,3 @@ class Spoken:
     def is_read(self) -> bool:
         """Whether the reader has got everything."""
         return all(given == len(self.token_ids) for given in self.given)
-
-
-async def whole_prompt(prompt: StreamedPrompt) -> str:
-    """All of a prompt that streams in.
-
-    Raises:
-        InvalidRequest: It is empty, or not made of texts.
-    """
-    whole = prompt.head + "".join([_text(piece) async for piece in prompt.tail])
-    if not whole:
-        msg = "the prompt is empty; give at least one token"
-        raise InvalidRequest(msg)
-    return whole
-
-
-def _text(piece: object) -> str:
-    if not isinstance(piece, str):
-        msg = f"the tail of a streamed prompt gives texts, not {type(piece).__name__}"
-        raise InvalidRequest(msg)
-    return piece

@@ -123,7 +123,7 @@ async def test_what_it_says_is_cut_to_the_request():
 
 async def test_answers_are_given_by_prompt_or_by_function():
     """A mapping answers whole prompts, a function sees the request with its whole prompt."""
-    async with Simulated(FAST, {"hello": "world", "user: hi\n": "hi"}) as engine:
+    async with Simulated(FAST, {"hello": "world", "user: hi": "hi"}) as engine:
         assert await text(engine, request("hello")) == "world"
         assert await text(engine, request([Message(role="user", content="hi")])) == "hi"
         with pytest.raises(InvalidRequest, match="no answer is given for the prompt 'bye'"):
