@@ -15,6 +15,7 @@ from alto._graph.plan import NodeDecl, ParamDecl, make_plan
 from alto._graph.resources import bind_stages
 from alto._graph.signature import PipelineSpec
 from alto._graph.spec import Declaration, NodeSpec, ParamSpec, StageSpec
+from alto._graph.type_variables import TypeVariables
 from alto._graph.types import class_of, fits, plain, show
 from alto.errors import GraphError
 from alto.stream import Stream, Symbol, symbol_of
@@ -177,11 +178,13 @@ def call_stage(
     _check_keywords(stage, keywords, what)
     _check_count(len(streams), [param.name for param in stage.params], what)
     sources: list[int] = []
+    variables = TypeVariables()
     for param, value in zip(stage.params, streams, strict=True):
         where = f"{what}: parameter {param.name!r}"
         symbol = tracer.own(value, where)
         if not fits(symbol.type, param.type):
             raise GraphError(_misfit(where, param, symbol))
+        _bind(variables, where, param.type, symbol, group=param.group)
         sources.append(symbol.number)
     tracer.decls.append(
         NodeDecl(
@@ -194,7 +197,7 @@ def call_stage(
     )
     tracer.nodes.append((stage, bound))
     number = len(tracer.root.inputs) + len(tracer.nodes) - 1
-    return tracer.stream(number, stage.output, f"stage {stage.name!r}")
+    return tracer.stream(number, variables.fill(stage.output), f"stage {stage.name!r}")
 
 
 def inline(
@@ -241,6 +244,7 @@ def inline(
         raise GraphError(msg)
     _check_count(len(streams), [one.name for one in spec.inputs], what)
     inner: list[Stream[Any]] = []
+    variables = TypeVariables()
     for one, value in zip(spec.inputs, streams, strict=True):
         where = f"{what}: input {one.name!r}"
         symbol = tracer.own(value, where)
@@ -250,6 +254,7 @@ def inline(
                 f"correct an annotation, or put a stage in between"
             )
             raise GraphError(msg)
+        _bind(variables, where, one.type, symbol)
         inner.append(tracer.stream(symbol.number, one.type, symbol.label))
     before = len(tracer.nodes)
     result = tracer.enter(spec, inner)
@@ -259,7 +264,20 @@ def inline(
             (stage, fixed)
             for (stage, _), fixed in zip(stages, bind_stages(what, stages, bound), strict=True)
         ]
-    return tracer.stream(result.number, spec.output, f"pipeline {spec.name!r}")
+    return tracer.stream(result.number, variables.fill(spec.output), f"pipeline {spec.name!r}")
+
+
+def _bind(
+    variables: TypeVariables, where: str, wanted: object, symbol: Symbol, *, group: bool = False
+) -> None:
+    refused = variables.bind(symbol.type, wanted)
+    if refused is not None:
+        shown = f"Group[{show(wanted)}]" if group else show(wanted)
+        msg = (
+            f"{where} takes {shown}, but {symbol.label} gives {show(symbol.type)}, and {refused}; "
+            f"correct an annotation, or put a stage in between"
+        )
+        raise GraphError(msg)
 
 
 def _check_keywords(stage: StageSpec, keywords: Mapping[str, object], what: str) -> None:

@@ -106,7 +106,7 @@ words, numbers, claims = gives(str), gives(int), gives(Claim)
     [
         (lambda t: alto.collect(numbers(t)), list[int]),
         (lambda t: alto.collect(gives(Any)(t)), list[Any]),
-        (lambda t: alto.collect(gives(T)(t)), list[T]),
+        (lambda t: alto.collect(gives(T)(t)), list[Any]),
         (lambda t: alto.collect(gives(int | None)(t)), list[int | None]),
         (lambda t: alto.collect(alto.collect(numbers(words(t)))), list[list[int]]),
         (lambda t: alto.count(claims(t)), int),
