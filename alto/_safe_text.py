@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import cast
 
-__all__ = ("members", "message", "noted", "shown", "told", "unwrapped")
+__all__ = ("members", "message", "noted", "short", "shown", "told", "unwrapped")
 
 _MOST_NAMED = 3
 _MOST_TEXT = 200
@@ -41,6 +41,12 @@ def shown(value: object, /) -> str:
         return repr(value)
     except Exception as fault:  # noqa: BLE001  # as above
         return f"<{type(value).__name__} whose __repr__ raises {type(fault).__name__}>"
+
+
+def short(value: object, /) -> str:
+    """Return its ``repr``, cut to 60 characters, or its type where that cannot be had."""
+    text = shown(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def noted(error: BaseException, note: str, /) -> None:

@@ -30,6 +30,8 @@ class Symbol:
     """The type as people write it."""
     label: str
     """Where it comes from, for messages: ``input 'question'``, ``stage 'answer'``."""
+    levels: tuple[int, ...] = ()
+    """The numbers of the nodes that opened its levels, outermost first; see ``_graph/plan.py``."""
 
 
 @final

@@ -47,6 +47,7 @@ __all__ = (
     "common_prefix",
     "covers",
     "is_prefix",
+    "levels_in_words",
     "make_plan",
 )
 
@@ -266,7 +267,7 @@ def call_levels(  # noqa: C901, PLR0912  # a table of cases, each with its own e
                 f"declare one as Group[...] or leave by= out"
             )
             raise GraphError(msg)
-        what = "the stream given as by="
+        what = "by="
     elif items:
         name, call = max(items, key=lambda item: len(item[1]))
         what = f"parameter {name!r}"
@@ -293,8 +294,8 @@ def _unrelated(
     nodes: Sequence[NodeDecl],
 ) -> str:  # fmt: skip
     return (
-        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) and {what} "
-        f"({_said(call, nodes)}) have no common ancestry, so there is nothing to match them by; "
+        f"stage {node.name!r}: parameter {name!r} ({levels_in_words(own, nodes)}) and {what} "
+        f"({levels_in_words(call, nodes)}) have no common ancestry, so there is nothing to match them by; "
         f"gather one of them first (Group[...]), or derive both from one stream"
     )
 
@@ -304,8 +305,8 @@ def _below(
     nodes: Sequence[NodeDecl],
 ) -> str:  # fmt: skip
     return (
-        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) lies below {what} "
-        f"({_said(call, nodes)}), so a call would have many of them; "
+        f"stage {node.name!r}: parameter {name!r} ({levels_in_words(own, nodes)}) lies below {what} "
+        f"({levels_in_words(call, nodes)}), so a call would have many of them; "
         f"declare it as Group[...], or name a deeper stream with by="
     )
 
@@ -314,20 +315,32 @@ def _not_below(
     node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
     nodes: Sequence[NodeDecl],
 ) -> str:  # fmt: skip
+    if what == "by=":
+        said = levels_in_words(own, nodes)
+        if own == call:
+            return (
+                f"stage {node.name!r}: by= has the same level as parameter {name!r} ({said}), so "
+                f"each group would hold exactly one item; name a stream further up"
+            )
+        return (
+            f"stage {node.name!r}: by= ({levels_in_words(call, nodes)}) is no ancestor of "
+            f"parameter {name!r} ({said}); name a stream that it is made from"
+        )
     if own == call:
         return (
             f"stage {node.name!r}: parameter {name!r} asks for a Group of what descends from "
-            f"{what}, but both have the same level ({_said(own, nodes)}): each group would hold "
+            f"{what}, but both have the same level ({levels_in_words(own, nodes)}): each group would hold "
             f"exactly one item; declare it without Group[...]"
         )
     return (
-        f"stage {node.name!r}: parameter {name!r} ({_said(own, nodes)}) does not descend from "
-        f"{what} ({_said(call, nodes)}), which is no ancestor of it; "
+        f"stage {node.name!r}: parameter {name!r} ({levels_in_words(own, nodes)}) does not descend from "
+        f"{what} ({levels_in_words(call, nodes)}), which is no ancestor of it; "
         f"pass a stream made from it, or name an ancestor with by="
     )
 
 
-def _said(levels: tuple[int, ...], nodes: Sequence[NodeDecl]) -> str:
+def levels_in_words(levels: tuple[int, ...], nodes: Sequence[NodeDecl], /) -> str:
+    """Return the levels of a stream in words: ``one per item of claims > queries``."""
     if not levels:
         return "one per request"
     return "one per item of " + " > ".join(nodes[owner].name for owner in levels)

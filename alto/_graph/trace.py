@@ -1,7 +1,7 @@
 """Reading a pipeline: its function is called once with symbolic streams, and its calls are noted.
 
-Every stage call is checked where it is made, so a traceback points at the line. What needs the
-whole picture (common ancestry, results that nobody takes) is left to ``make_plan`` at the end.
+Every stage call is checked where it is made, so a traceback points at the line. Results that no
+stage takes are known only at the end, to ``make_plan``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, get_args
 
-from alto._graph.plan import NodeDecl, ParamDecl, make_plan
+from alto._graph.plan import NodeDecl, ParamDecl, call_levels, make_plan
 from alto._graph.resources import bind_stages
 from alto._graph.signature import PipelineSpec
 from alto._graph.spec import Declaration, NodeSpec, ParamSpec, StageSpec
+from alto._graph.type_variables import TypeVariables
 from alto._graph.types import class_of, fits, plain, show
+from alto._safe_text import short
 from alto.errors import GraphError
 from alto.stream import Stream, Symbol, symbol_of
 
@@ -24,11 +26,15 @@ __all__ = ("Tracer", "call_stage", "inline", "reading", "trace")
 GATHERED = (list, abc.AsyncIterable, abc.AsyncIterator, abc.Iterable, abc.Sequence)
 """What people write who mean Group."""
 
+RESOURCE = "constants are resources: a keyword-only parameter, given to open() or stage.bind()"
+ANCESTOR = "name an input, or what a stage gives"
+
 
 class Tracer:
     """One reading of a pipeline.
 
-    Invariant: ``stack`` holds the pipelines whose functions are running, outermost first.
+    Invariant: ``stack`` holds the pipelines whose functions are running, outermost first, and
+    ``levels`` the levels of each stream so far, by its number.
     """
 
     def __init__(self, root: PipelineSpec) -> None:
@@ -36,6 +42,7 @@ class Tracer:
         self.stack: list[PipelineSpec] = []
         self.decls: list[NodeDecl] = []
         self.nodes: list[tuple[StageSpec, Mapping[str, object]]] = []
+        self.levels: list[tuple[int, ...]] = [()] * len(root.inputs)
 
     @property
     def where(self) -> str:
@@ -46,7 +53,7 @@ class Tracer:
         """A stream of this reading."""
         return Stream(
             Symbol(tracer=self, pipeline=self.root.name, number=number, type=tp, shown=show(tp),
-                   label=label)
+                   label=label, levels=self.levels[number])
         )  # fmt: skip
 
     def named(self, error: GraphError) -> GraphError:
@@ -56,10 +63,34 @@ class Tracer:
             return error
         return GraphError(f"pipeline {self.root.name!r}: {said}")
 
-    def own(self, value: object, what: str) -> Symbol:
-        """The symbol of *value*, which must be a stream of this reading."""
+    def add(self, decl: NodeDecl, stage: StageSpec, bound: Mapping[str, object]) -> int:
+        """Note a stage call, and give the number of its stream.
+
+        Raises:
+            GraphError: Its streams do not fit together.
+        """
+        try:
+            call = call_levels(decl, self.levels, self.decls)
+        except GraphError as error:
+            raise self.named(error) from None
+        self.levels.append((*call, len(self.decls)) if decl.generator else call)
+        self.decls.append(decl)
+        self.nodes.append((stage, bound))
+        return len(self.levels) - 1
+
+    def own(self, value: object, what: str, *, remedy: str = RESOURCE) -> Symbol:
+        """The symbol of *value*, which must be a stream of this reading.
+
+        Args:
+            value: What is given as a stream.
+            what: Its place, for messages.
+            remedy: What to do where a plain value is given.
+
+        Raises:
+            GraphError: It is none.
+        """
         if not isinstance(value, Stream):
-            msg = f"{what} must be a Stream, not {_described(value)}"
+            msg = f"{what} must be a Stream, not {_described(value, remedy)}"
             raise GraphError(msg)
         symbol = symbol_of(value)
         if symbol.tracer is not self:
@@ -177,24 +208,27 @@ def call_stage(
     _check_keywords(stage, keywords, what)
     _check_count(len(streams), [param.name for param in stage.params], what)
     sources: list[int] = []
+    variables = TypeVariables()
     for param, value in zip(stage.params, streams, strict=True):
         where = f"{what}: parameter {param.name!r}"
         symbol = tracer.own(value, where)
         if not fits(symbol.type, param.type):
             raise GraphError(_misfit(where, param, symbol))
+        _bind(variables, where, param.type, symbol, group=param.group)
         sources.append(symbol.number)
-    tracer.decls.append(
+    by_symbol = None if by is None else tracer.own(by, f"{what}: by=", remedy=ANCESTOR)
+    number = tracer.add(
         NodeDecl(
             name=stage.name,
             params=tuple(ParamDecl(param.name, param.group) for param in stage.params),
             generator=stage.generator,
             sources=tuple(sources),
-            by=None if by is None else tracer.own(by, f"{what}: by=").number,
-        )
+            by=None if by_symbol is None else by_symbol.number,
+        ),
+        stage,
+        bound,
     )
-    tracer.nodes.append((stage, bound))
-    number = len(tracer.root.inputs) + len(tracer.nodes) - 1
-    return tracer.stream(number, stage.output, f"stage {stage.name!r}")
+    return tracer.stream(number, variables.fill(stage.output), f"stage {stage.name!r}")
 
 
 def inline(
@@ -241,6 +275,7 @@ def inline(
         raise GraphError(msg)
     _check_count(len(streams), [one.name for one in spec.inputs], what)
     inner: list[Stream[Any]] = []
+    variables = TypeVariables()
     for one, value in zip(spec.inputs, streams, strict=True):
         where = f"{what}: input {one.name!r}"
         symbol = tracer.own(value, where)
@@ -250,6 +285,7 @@ def inline(
                 f"correct an annotation, or put a stage in between"
             )
             raise GraphError(msg)
+        _bind(variables, where, one.type, symbol)
         inner.append(tracer.stream(symbol.number, one.type, symbol.label))
     before = len(tracer.nodes)
     result = tracer.enter(spec, inner)
@@ -259,7 +295,20 @@ def inline(
             (stage, fixed)
             for (stage, _), fixed in zip(stages, bind_stages(what, stages, bound), strict=True)
         ]
-    return tracer.stream(result.number, spec.output, f"pipeline {spec.name!r}")
+    return tracer.stream(result.number, variables.fill(spec.output), f"pipeline {spec.name!r}")
+
+
+def _bind(
+    variables: TypeVariables, where: str, wanted: object, symbol: Symbol, *, group: bool = False
+) -> None:
+    refused = variables.bind(symbol.type, wanted)
+    if refused is not None:
+        shown = f"Group[{show(wanted)}]" if group else show(wanted)
+        msg = (
+            f"{where} takes {shown}, but {symbol.label} gives {show(symbol.type)}, and {refused}; "
+            f"correct an annotation, or put a stage in between"
+        )
+        raise GraphError(msg)
 
 
 def _check_keywords(stage: StageSpec, keywords: Mapping[str, object], what: str) -> None:
@@ -297,17 +346,9 @@ def _misfit(where: str, param: ParamSpec, symbol: Symbol) -> str:
     return f"{where} takes {shown}, but {symbol.label} gives {show(given)}; {remedy}"
 
 
-def _described(value: object) -> str:
+def _described(value: object, remedy: str) -> str:
     if hasattr(value, "fn") and hasattr(value, "name"):
         return f"{value!r} itself; call it"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and remedy == RESOURCE:
         return f"a {type(value).__name__}; pass one stream for each parameter"
-    return (
-        f"{type(value).__name__} ({_short(value)}); constants are resources: "
-        f"a keyword-only parameter, given to open() or stage.bind()"
-    )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{type(value).__name__} ({short(value)}); {remedy}"

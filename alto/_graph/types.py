@@ -38,10 +38,12 @@ __all__ = (
     "ONE_ARGUMENT",
     "PROMOTED",
     "accepts",
+    "arguments_as",
     "class_of",
     "fits",
     "is_protocol",
     "is_union",
+    "is_unpacked",
     "missing_members",
     "plain",
     "protocol_methods",
@@ -191,7 +193,7 @@ def _arguments_fit(given: object, wanted: tuple[object, ...], cls: type) -> bool
         return True
     if cls is tuple and class_of(given) is tuple:
         return _tuples_fit(get_args(given), wanted)
-    have = _arguments_as(given, cls)
+    have = arguments_as(given, cls)
     if have is None or len(have) != len(wanted):
         return True
     if cls in (abc.Generator, abc.AsyncGenerator, abc.Coroutine):
@@ -211,13 +213,13 @@ def _tuples_fit(given: tuple[object, ...], wanted: tuple[object, ...]) -> bool:
         return all(fits(one, wanted[0]) for one in given if one is not Ellipsis)
     if len(given) == 2 and given[1] is Ellipsis:
         return all(fits(given[0], one) for one in wanted)
-    if any(map(_is_unpacked, (*given, *wanted))):
+    if any(map(is_unpacked, (*given, *wanted))):
         return True
     return len(given) == len(wanted) and all(map(fits, given, wanted))
 
 
-def _arguments_as(tp: object, cls: type) -> tuple[object, ...] | None:
-    # The arguments of `cls` where `tp`, a subclass, is seen as one; None: nobody knows.
+def arguments_as(tp: object, cls: type, /) -> tuple[object, ...] | None:
+    """Return the arguments of *cls* when *tp*, of a subclass, is seen as one; None: unknown."""
     own, args = class_of(tp), get_args(tp)
     assert own is not None
     if own is cls:
@@ -232,7 +234,7 @@ def _arguments_as(tp: object, cls: type) -> tuple[object, ...] | None:
         if base_class is not None and issubclass(base_class, cls):
             filled = tuple(known.get(arg, Any) if _is_variable(arg) else arg
                            for arg in get_args(base))  # fmt: skip
-            return _arguments_as(base_class[filled] if filled else base, cls)  # type: ignore[index]
+            return arguments_as(base_class[filled] if filled else base, cls)  # type: ignore[index]
     return None
 
 
@@ -247,7 +249,8 @@ def _builtin_as(own: type, args: tuple[object, ...], cls: type) -> tuple[object,
     return None
 
 
-def _is_unpacked(tp: object) -> bool:
+def is_unpacked(tp: object, /) -> bool:
+    """Return whether *tp* is ``*Ts`` or ``*tuple[...]``."""
     return get_origin(tp) is Unpack or getattr(tp, "__unpacked__", False) is True
 
 

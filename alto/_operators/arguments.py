@@ -13,11 +13,10 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_
 import attrs
 
 from alto._graph.types import class_of, fits, is_protocol, is_union, plain, show
-from alto._operators.fold import short
-from alto._operators.site import Place
+from alto._safe_text import short
 from alto._validate import is_whole
 from alto.errors import GraphError
-from alto.stream import Stream
+from alto.stream import Stream, Symbol
 
 __all__ = (
     "Function",
@@ -195,15 +194,15 @@ def function_of(fn: Callable[..., Any], arguments: int) -> Function:
     return Function(takes=tuple(takes), gives=gives, narrows=narrows)
 
 
-def check_takes(wanted: object, place: Place, where: str) -> None:
+def check_takes(wanted: object, symbol: Symbol, where: str) -> None:
     """See that the items of a stream may be given to a parameter of that type.
 
     Raises:
         GraphError: They provably do not fit.
     """
-    if not fits(place.type, wanted):
+    if not fits(symbol.type, wanted):
         msg = (
-            f"{where} takes {show(plain(wanted))}, but {place.label} gives {place.shown}; correct "
+            f"{where} takes {show(plain(wanted))}, but {symbol.label} gives {symbol.shown}; correct "
             f"an annotation, or put a stage in between"
         )
         raise GraphError(msg)

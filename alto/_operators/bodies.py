@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import attrs
 
-from alto._operators.fold import outcome, short
+from alto._operators.fold import outcome
+from alto._safe_text import short
 from alto._wait import uncut
 from alto.stream import Group
 

@@ -11,11 +11,11 @@ from typing import Any, Generic, Protocol, TypeVar, final
 
 import attrs
 
-from alto._safe_text import shown, told
+from alto._safe_text import short, told
 from alto.stream import Group
 
 __all__ = ("Counting", "Fold", "Largest", "Pane", "Reducing", "Totalling", "fold", "fold_in_panes",
-           "outcome", "short")  # fmt: skip
+           "outcome")  # fmt: skip
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -256,9 +256,3 @@ class Reducing:
                 f"copied, or use emit='final'"
             )
             raise TypeError(msg) from error
-
-
-def short(value: object) -> str:
-    """*value* for a message."""
-    text = shown(value)
-    return text if len(text) <= 60 else text[:57] + "..."

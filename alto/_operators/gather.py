@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from numbers import Number
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args, overload
@@ -21,6 +21,7 @@ from alto._operators.arguments import (
     unaddable,
     unordered,
 )
+from alto._operators.call import OperatorCall, generic
 from alto._operators.fold import (
     Counting,
     Fold,
@@ -30,13 +31,10 @@ from alto._operators.fold import (
     Totalling,
     fold,
     fold_in_panes,
-    short,
 )
-from alto._operators.site import Place, Site
-from alto._operators.stages import call, generic
-from alto._safe_text import told
+from alto._safe_text import short, told
 from alto.errors import GraphError
-from alto.stream import Group, Stream
+from alto.stream import Group, Stream, Symbol
 
 __all__ = ("collect", "count", "reduce", "top_k", "total")
 
@@ -73,16 +71,10 @@ def collect(
 
     Cancellation: as in a stage, what only the group was waiting for is cancelled.
     """
-    site = Site("collect")
-    check_choice(order, site.where, "order=", get_args(GroupOrder))
-    place = site.gathered(stream, by)
-
-    async def body(items: Group[Any]) -> list[Any]:
-        return await items.list()
-
-    gives = generic(list, place.type)
-    streams = {"items": (stream, place.type)}
-    return call(body, streams, gives, name="collect", group=True, by=by, order=order)
+    call = OperatorCall("collect")
+    check_choice(order, call.where, "order=", get_args(GroupOrder))
+    output = generic(list, call.gathered(stream).type)
+    return call.stage(_listed, {"stream": stream}, output, group=True, by=by, order=order)
 
 
 @overload
@@ -110,10 +102,10 @@ def count(
 
     Cancellation: as in a stage, what only the group was waiting for is cancelled.
     """
-    site = Site("count")
-    place = site.gathered(stream, by)
+    call = OperatorCall("count")
+    call.gathered(stream)
     # A number is the same in any order, and pieces that need not be in order are not kept.
-    return _folded(site, "count", (stream, place), Counting, int, emit, by=by, order="arrival")
+    return _folded(call, stream, Counting, int, emit, by=by, order="arrival")
 
 
 @overload
@@ -176,25 +168,25 @@ def total(
 
     Cancellation: as in a stage, what only the group was waiting for is cancelled.
     """
-    site = Site("total")
+    call = OperatorCall("total")
     if isinstance(start, str | bytes | bytearray):
         msg = (
-            f"{site.where}: start= must be a number, not {short(start)}; join texts with a stage "
+            f"{call.where}: start= must be a number, not {short(start)}; join texts with a stage "
             f"over Group[str]"
         )
         raise GraphError(msg)
-    place = site.gathered(stream, by)
-    added = place.type if key is None else _keyed(site, key, place)
+    symbol = call.gathered(stream)
+    added = symbol.type if key is None else _keyed(call, key, symbol)
     if isinstance(start, Number) and (wrong := unaddable(added)) is not None:
-        what = f"key= gives {show(added)}" if key else f"{place.label} gives {place.shown}"
+        what = f"key= gives {show(added)}" if key else f"{symbol.label} gives {symbol.shown}"
         remedy = "let it return a number" if key else "give key=, a function from item to number"
-        msg = f"{site.where}: {what}, and {show(wrong)} is no number; {remedy}"
+        msg = f"{call.where}: {what}, and {show(wrong)} is no number; {remedy}"
         raise GraphError(msg)
 
     def make() -> Fold:
         return Totalling(key, start)
 
-    return _folded(site, "total", (stream, place), make, sum_of(added, start), emit, by=by)
+    return _folded(call, stream, make, sum_of(added, start), emit, by=by)
 
 
 @overload
@@ -243,21 +235,21 @@ def top_k(
 
     Cancellation: as in a stage, what only the group was waiting for is cancelled.
     """
-    site = Site("top_k")
-    check_whole(k, site.where, "k")
-    place = site.gathered(stream, by)
-    ranked = place.type if key is None else _keyed(site, key, place)
+    call = OperatorCall("top_k")
+    check_whole(k, call.where, "k")
+    symbol = call.gathered(stream)
+    ranked = symbol.type if key is None else _keyed(call, key, symbol)
     if (wrong := unordered(ranked)) is not None:
-        what = f"key= gives {show(ranked)}" if key else f"{place.label} gives {place.shown}"
+        what = f"key= gives {show(ranked)}" if key else f"{symbol.label} gives {symbol.shown}"
         remedy = "let it return" if key else "give key=, a function from item to"
-        msg = f"{site.where}: {what}, and values of type {show(wrong)} have no order; {remedy} a score"
+        msg = f"{call.where}: {what}, and values of type {show(wrong)} have no order; {remedy} a score"
         raise GraphError(msg)
 
     def make() -> Fold:
         return Largest(k, key)
 
-    gives = generic(list, place.type)
-    return _folded(site, "top_k", (stream, place), make, gives, emit, by=by)
+    output = generic(list, symbol.type)
+    return _folded(call, stream, make, output, emit, by=by)
 
 
 @overload
@@ -325,65 +317,67 @@ def reduce(
 
     Cancellation: as in a stage, what only the group was waiting for is cancelled.
     """
-    site = Site("reduce")
-    check_function(fn, f"{site.where}: fn", 2)
-    check_choice(order, site.where, "order=", get_args(GroupOrder))
-    place = site.gathered(stream, by)
+    call = OperatorCall("reduce")
+    check_function(fn, f"{call.where}: fn", 2)
+    check_choice(order, call.where, "order=", get_args(GroupOrder))
+    symbol = call.gathered(stream)
     known = function_of(fn, 2)
-    check_takes(known.takes[1], place, f"{site.where}: fn")
+    check_takes(known.takes[1], symbol, f"{call.where}: fn")
     if callable(initial):
-        check_function(initial, f"{site.where}: initial, if not a value,", 0)
+        check_function(initial, f"{call.where}: initial, if not a value,", 0)
         if inspect.iscoroutinefunction(initial):
             msg = (
-                f"{site.where}: initial must not be async: write the first state, or `lambda: ...`"
+                f"{call.where}: initial must not be async: write the first state, or `lambda: ...`"
             )
             raise GraphError(msg)
         begin: Callable[[], Any] = initial
     else:
-        _check_initial(site, initial, (known.takes[0], known.gives))
+        _check_initial(call, initial, (known.takes[0], known.gives))
         begin = partial(copy.deepcopy, initial)
 
     def make() -> Fold:
         return Reducing(fn, begin)
 
-    gives = known.gives
-    return _folded(site, "reduce", (stream, place), make, gives, emit, by=by, order=order)
+    output = known.gives
+    return _folded(call, stream, make, output, emit, by=by, order=order)
 
 
 def _folded(  # noqa: PLR0913  # what an operator over a group is
-    site: Site,
-    name: str,
-    source: tuple[Stream[object], Place],
+    call: OperatorCall,
+    stream: Stream[object],
     make: Callable[[], Fold],
-    gives: object,
+    output: object,
     emit: object,
     *,
     by: object,
     order: GroupOrder = "ancestry",
 ) -> Stream[Any]:
-    check_choice(emit, site.where, "emit=", get_args(Emit))
-    stream, place = source
-    streams = {"items": (stream, place.type)}
+    check_choice(emit, call.where, "emit=", get_args(Emit))
+    streams = {"stream": stream}
     if emit == "final":
-        return call(fold(make), streams, gives, name=name, group=True, by=by, order=order)
-    panes = generic(AsyncIterator, generic(Pane, gives))
-    return call(fold_in_panes(make), streams, panes, name=name, group=True, by=by, order=order)
+        return call.stage(fold(make), streams, output, group=True, by=by, order=order)
+    panes = generic(Pane, output)
+    return call.stage(fold_in_panes(make), streams, panes, group=True, by=by, order=order)
 
 
-def _keyed(site: Site, key: Callable[[Any], Any], place: Place) -> object:
+async def _listed(items: Group[Any]) -> list[Any]:
+    return await items.list()
+
+
+def _keyed(call: OperatorCall, key: Callable[[Any], Any], symbol: Symbol) -> object:
     # The type of what key= gives, which is checked.
-    where = f"{site.where}: key="
+    where = f"{call.where}: key="
     check_function(key, where, 1)
     known = function_of(key, 1)
-    check_takes(known.takes[0], place, where)
+    check_takes(known.takes[0], symbol, where)
     return known.gives
 
 
-def _check_initial(site: Site, initial: object, types: tuple[object, ...]) -> None:
+def _check_initial(call: OperatorCall, initial: object, types: tuple[object, ...]) -> None:
     for tp in types:
         if not accepts(initial, tp):
             msg = (
-                f"{site.where}: initial is {short(initial)} ({type(initial).__name__}), but fn is "
+                f"{call.where}: initial is {short(initial)} ({type(initial).__name__}), but fn is "
                 f"annotated to take and give {show(tp)}; correct one of them"
             )
             raise GraphError(msg)
@@ -391,7 +385,7 @@ def _check_initial(site: Site, initial: object, types: tuple[object, ...]) -> No
         copy.deepcopy(initial)
     except Exception as error:
         msg = (
-            f"{site.where}: initial, {short(initial)}, cannot be copied ({told(error)}), and groups must "
+            f"{call.where}: initial, {short(initial)}, cannot be copied ({told(error)}), and groups must "
             f"not share it; give a function that makes a new one: `initial=lambda: ...`"
         )
         raise GraphError(msg) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Literal, TypeGuard, TypeVar, get_args, overload
 
 from alto._graph.spec import GroupOrder
@@ -15,9 +15,8 @@ from alto._operators.arguments import (
     function_of,
 )
 from alto._operators.bodies import Routed, branching, keeping, leaving, routing
-from alto._operators.fold import short
-from alto._operators.site import Site
-from alto._operators.stages import call, generic
+from alto._operators.call import OperatorCall
+from alto._safe_text import short
 from alto.errors import GraphError
 from alto.stream import Stream
 
@@ -48,13 +47,11 @@ def first(
 
     Cancellation: as in a stage, what only the group was waiting for is cancelled.
     """
-    site = Site("first")
-    check_whole(n, site.where, "n")
-    check_choice(order, site.where, "order=", get_args(GroupOrder))
-    place = site.gathered(stream, by)
-    gives = generic(AsyncIterator, place.type)
-    streams = {"items": (stream, place.type)}
-    return call(leaving(n), streams, gives, name="first", group=True, by=by, order=order)
+    call = OperatorCall("first")
+    check_whole(n, call.where, "n")
+    check_choice(order, call.where, "order=", get_args(GroupOrder))
+    output = call.gathered(stream).type
+    return call.stage(leaving(n), {"stream": stream}, output, group=True, by=by, order=order)
 
 
 @overload
@@ -79,15 +76,14 @@ def where(stream: Stream[Any], /, predicate: Callable[[Any], object]) -> Stream[
 
     Cancellation: a *predicate* that waits is cancelled when nobody needs its item any more.
     """
-    site = Site("where")
-    place = site.place(stream, "stream")
-    function = f"{site.where}: predicate"
+    call = OperatorCall("where")
+    symbol = call.symbol(stream, "stream")
+    function = f"{call.where}: predicate"
     check_function(predicate, function, 1)
     known = function_of(predicate, 1)
-    check_takes(known.takes[0], place, function)
-    gives = generic(AsyncIterator, place.type if known.narrows is None else known.narrows)
-    streams = {"item": (stream, place.type)}
-    return call(keeping(predicate), streams, gives, name="where", group=False)
+    check_takes(known.takes[0], symbol, function)
+    output = symbol.type if known.narrows is None else known.narrows
+    return call.stage(keeping(predicate), {"stream": stream}, output, group=False)
 
 
 @overload
@@ -145,21 +141,20 @@ def switch(
 
     Cancellation: a *choose* that waits is cancelled when nobody needs its item any more.
     """
-    site = Site("switch")
-    place = site.place(stream, "stream")
-    function = f"{site.where}: choose"
+    call = OperatorCall("switch")
+    symbol = call.symbol(stream, "stream")
+    function = f"{call.where}: choose"
     check_function(choose, function, 1)
     known = function_of(choose, 1)
-    check_takes(known.takes[0], place, function)
-    branches = _branches(cases, known.gives, otherwise, site.where)
+    check_takes(known.takes[0], symbol, function)
+    branches = _branches(cases, known.gives, otherwise, call.where)
     default = len(cases) if otherwise else None
     body = routing(choose, branches, default)
-    routed = call(body, {"item": (stream, place.type)}, Routed, name="switch", group=False)
-    gives = generic(AsyncIterator, place.type)
+    routed = call.stage(body, {"stream": stream}, Routed, group=False)
     names = [short(case) for case in cases] + ["otherwise"] * otherwise
     return tuple(
-        call(branching(branch), {"item": (routed, Routed)}, gives, name=f"switch[{name}]",
-             group=False)
+        call.stage(branching(branch), {"item": routed}, symbol.type, group=False,
+                   suffix=f"[{name}]")
         for branch, name in enumerate(names)
     )  # fmt: skip
 

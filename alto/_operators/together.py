@@ -11,10 +11,9 @@ import attrs
 from alto._graph.spec import GroupOrder
 from alto._operators.arguments import check_choice
 from alto._operators.bodies import lifting, merging, racing
-from alto._operators.site import Place, Site
-from alto._operators.stages import call, generic
+from alto._operators.call import OperatorCall, generic
 from alto.errors import GraphError
-from alto.stream import Stream
+from alto.stream import Stream, Symbol, symbol_of
 
 __all__ = ("Output", "merge", "outputs")
 
@@ -93,20 +92,19 @@ def merge(
 
     Cancellation: as in a stage, what only the groups were waiting for is cancelled.
     """
-    site = Site("merge")
-    check_choice(order, site.where, "order=", get_args(GroupOrder))
+    call = OperatorCall("merge")
+    check_choice(order, call.where, "order=", get_args(GroupOrder))
     if len(streams) < 2:
         msg = (
-            f"{site.where} takes two or more streams, not {len(streams)}; pass each one, and those "
+            f"{call.where} takes two or more streams, not {len(streams)}; pass each one, and those "
             f"of a list as `merge(*streams)`"
         )
         raise GraphError(msg)
-    places = [site.place(stream, f"stream {k}") for k, stream in enumerate(streams, 1)]
+    symbols = [call.symbol(stream, f"stream {k}") for k, stream in enumerate(streams, 1)]
     if order == "ancestry":
-        _check_depths(places, site.where)
-    gives = _union(places)
+        _check_depths(call, symbols)
     body = merging() if order == "ancestry" else racing()
-    return _together("merge", body, streams, places, gives, by=by, order=order)
+    return _together(call, body, streams, _union(symbols), by=by, order=order)
 
 
 def outputs(**streams: Stream[T]) -> Stream[Output[T]]:
@@ -135,26 +133,25 @@ def outputs(**streams: Stream[T]) -> Stream[Output[T]]:
 
     Cancellation: as in a stage, what only these results were waiting for is cancelled.
     """
-    site = Site("outputs")
+    call = OperatorCall("outputs")
     if not streams:
-        msg = f"{site.where} takes streams by name: `alto.outputs(words=words, verdicts=judged)`"
+        msg = f"{call.where} takes streams by name: `alto.outputs(words=words, verdicts=judged)`"
         raise GraphError(msg)
-    places = [site.place(stream, name) for name, stream in streams.items()]
+    symbols = [call.symbol(stream, name) for name, stream in streams.items()]
     body = racing([partial(Output, name) for name in streams])
-    gives = generic(Output, _union(places))
-    return _together("outputs", body, [*streams.values()], places, gives, order="arrival")
+    output = generic(Output, _union(symbols))
+    return _together(call, body, [*streams.values()], output, order="arrival")
 
 
-def _union(places: Sequence[Place]) -> Any:  # noqa: ANN401  # a type
-    return Union[tuple(place.type for place in places)]  # noqa: UP007  # built at run time
+def _union(symbols: Sequence[Symbol]) -> Any:  # noqa: ANN401  # a type
+    return Union[tuple(symbol.type for symbol in symbols)]  # noqa: UP007  # built at run time
 
 
-def _together(  # noqa: PLR0913  # what the two operators differ in
-    name: str,
+def _together(  # what the two operators differ in
+    call: OperatorCall,
     body: Callable[..., AsyncIterator[Any]],
     streams: Sequence[Stream[Any]],
-    places: Sequence[Place],
-    gives: object,
+    output: object,
     *,
     by: Stream[object] | None = None,
     order: GroupOrder,
@@ -162,31 +159,23 @@ def _together(  # noqa: PLR0913  # what the two operators differ in
     # One item per request becomes something that can be gathered, by a level of its own.
     given = [
         stream
-        if place.levels
-        else call(lifting(), {"item": (stream, place.type)}, generic(AsyncIterator, place.type),
-                  name=name, group=False)
-        for stream, place in zip(streams, places, strict=True)
-    ]  # fmt: skip
-    if by is not None:
-        site = Site(name)
-        site.check_by(by, [site.place(stream, "stream") for stream in given])
-    named = {
-        f"stream{k}": (stream, place.type)
-        for k, (stream, place) in enumerate(zip(given, places, strict=True), 1)
-    }
-    return call(
-        body, named, generic(AsyncIterator, gives), name=name, group=True, by=by, order=order
-    )
+        if symbol_of(stream).levels
+        else call.stage(lifting(), {"stream": stream}, symbol_of(stream).type, group=False)
+        for stream in streams
+    ]
+    named = {f"stream{k}": stream for k, stream in enumerate(given, 1)}
+    return call.stage(body, named, output, group=True, by=by, order=order)
 
 
-def _check_depths(places: Sequence[Place], where: str) -> None:
-    head = places[0]
-    for place in places[1:]:
-        if len(place.levels) != len(head.levels):
-            deeper = max((head, place), key=lambda one: len(one.levels))
+def _check_depths(call: OperatorCall, symbols: Sequence[Symbol]) -> None:
+    head = symbols[0]
+    for symbol in symbols[1:]:
+        if len(symbol.levels) != len(head.levels):
+            deeper = max((head, symbol), key=lambda one: len(one.levels))
             msg = (
-                f"{where}: {head.label} ({head.said}) and {place.label} ({place.said}) differ in "
-                f"depth, so their items have no order of ancestry; merge them as they come, with "
+                f"{call.where}: {head.label} ({call.in_words(head)}) and {symbol.label} "
+                f"({call.in_words(symbol)}) differ in depth, so their items have no order of "
+                f"ancestry; merge them as they come, with "
                 f'order="arrival", or gather {deeper.label} first, with alto.collect or in a stage '
                 f"over Group[{deeper.shown}]"
             )

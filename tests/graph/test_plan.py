@@ -373,7 +373,7 @@ def test_items_are_refused_when_they_have_no_common_ancestry() -> None:
 def test_an_item_is_refused_when_it_is_unrelated_to_by() -> None:
     """An item must stand above what the stage gathers by."""
     assert refusal(stage("s", 3, Xs=2, by=1)).startswith(
-        "stage 's': parameter 'p0' (one per item of other) and the stream given as by= "
+        "stage 's': parameter 'p0' (one per item of other) and by= "
         "(one per item of outer) have no common ancestry"
     )
 
@@ -382,7 +382,7 @@ def test_an_item_is_refused_when_it_is_below_by() -> None:
     """An item below what the stage gathers by is one of many, and the message says just that."""
     message = refusal(stage("s", 1, Xs=2, by=0))
     assert "stage 's': parameter 'p0' (one per item of outer)" in message
-    assert "the stream given as by= (one per request)" in message
+    assert "lies below by= (one per request)" in message
     assert "no common ancestry" not in message
 
 
@@ -412,8 +412,8 @@ def test_a_group_is_refused_when_it_is_deeper_than_the_item_and_unrelated() -> N
 def test_a_group_is_refused_when_by_is_no_ancestor_of_it() -> None:
     """What a stage gathers by must stand above what it gathers."""
     assert refusal(stage("s", Xs=1, by=2)).startswith(
-        "stage 's': parameter 'Xs' (one per item of outer) does not descend from "
-        "the stream given as by= (one per item of outer > inner)"
+        "stage 's': by= (one per item of outer > inner) is no ancestor of parameter 'Xs' "
+        "(one per item of outer); name a stream that it is made from"
     )
 
 

@@ -231,7 +231,7 @@ def test_by_that_is_no_ancestor_is_refused() -> None:
     def p(text: alto.Stream[str]) -> alto.Stream[int]:
         return total(length(split(text)), by=split(text))
 
-    refused(p, "pipeline 'p': stage 'total': parameter 'numbers'", "no ancestor", "by=")
+    refused(p, "pipeline 'p': stage 'total': by=", "no ancestor of parameter 'numbers'")
 
 
 def test_a_result_that_nobody_takes_is_refused() -> None:
