@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, final
 
@@ -11,7 +11,7 @@ import anyio
 
 from alto.model import Origin, Usage
 
-__all__ = ("Account", "Cleanup", "Closes", "CurrentCall", "current_call")
+__all__ = ("Account", "Cleanup", "Closes", "CurrentCall", "InnerRunner", "current_call")
 
 
 class Closes(Protocol):
@@ -63,8 +63,28 @@ class Cleanup:
         await self.close_abandoned()
 
 
+class InnerRunner(Protocol):
+    """Runs the pipelines that a stage call calls, in place of the app.
+
+    A declaration is an ``alto._graph.spec.Declaration``, a module above this one.
+    """
+
+    def stream(self, declaration: Any, inputs: Sequence[object], /) -> Any:  # noqa: ANN401
+        """Return a handle to read the results of a request from."""
+        ...
+
+    async def run(self, declaration: Any, inputs: Sequence[object], /) -> list[Any]:  # noqa: ANN401
+        """Run a request to its end and return its results, in ancestry order."""
+        ...
+
+
 class CurrentCall(Protocol):
     """What a running stage call shows to the handles used inside it."""
+
+    @property
+    def inner_runner(self) -> InnerRunner | None:
+        """Runs the pipelines that this call calls; None: its app does."""
+        ...
 
     @property
     def cleanup(self) -> Cleanup:

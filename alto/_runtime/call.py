@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 import anyio
 
-from alto._current_call import Cleanup, current_call
+from alto._current_call import Cleanup, InnerRunner, current_call
 from alto._runtime.machines.permits import Permits
 from alto._runtime.observers import Notifies, Notify
 from alto._runtime.room import Room
@@ -223,6 +223,8 @@ class CallWorker(Protocol):
 class Call:
     """One call of a stage, from the moment it has a permit until it has ended. See the module."""
 
+    inner_runner: InnerRunner | None = None
+    """The app runs the pipelines that a call calls."""
     # Class attributes, not slots: of a call that never waits only a few are ever set.
     cancelled = False
     """Nothing needs it any more; its outputs are dropped."""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from alto._graph.plan import NodePlan
+from alto._graph.resources import with_handles
 from alto._graph.spec import NodeSpec
 from alto._runtime.lifespan import Keeper, needs_keeper
 from alto._runtime.machines.binding import Binding
 from alto._runtime.machines.permits import Rotation
 from alto._runtime.observers import Notify
 from alto._runtime.replica import Replica, Setting
-from alto._runtime.resources import with_handles
 from alto._safe_text import told
 from alto.errors import ResourceError, RoutingError
 from alto.model import Path

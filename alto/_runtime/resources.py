@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 
@@ -17,17 +17,12 @@ from alto.errors import Closed, ResourceError
 from alto.events import EngineStarted, EngineStopped
 from alto.protocols import Engine
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = (
     "Resources",
     "check_inner",
     "check_names",
-    "engine_of",
     "runs",
     "values_of_request",
-    "with_handles",
 )
 
 _users: Final[dict[int, int]] = {}

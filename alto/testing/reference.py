@@ -75,8 +75,12 @@ class _Interpreter:
         self._stack = stack
         self._made: dict[tuple[int, int, str], object] = {}  # What replicas would make: once each.
 
-    async def run(self, declaration: Declaration, inputs: Sequence[object]) -> list[Any]:
-        """One request: every stage in order, and the items of the last stream."""
+    def stream(self, declaration: Declaration, inputs: Sequence[object], /) -> _Results:
+        """Return the results of a pipeline that a stage calls, computed when the first is read."""
+        return _Results(self, declaration, inputs)
+
+    async def run(self, declaration: Declaration, inputs: Sequence[object], /) -> list[Any]:
+        """Run one request, every stage in order, and return the items of the last stream."""
         for spec, value in zip(declaration.inputs, inputs, strict=True):
             check_input(declaration, spec, value)
         given = inner_resources(declaration, self._resources)
@@ -159,7 +163,7 @@ class _Call:
     def __init__(self, path: Path, interpreter: _Interpreter) -> None:
         self.path = path
         self.cleanup = Cleanup()
-        self._interpreter = interpreter
+        self.inner_runner = interpreter  # Also runs the pipelines that a stage calls.
 
     def generation_started(self, engine: str, /) -> int:  # noqa: ARG002
         """Nobody observes it."""
@@ -169,10 +173,6 @@ class _Call:
         self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
     ) -> None:
         """Nobody observes it."""
-
-    def interpret(self, declaration: Declaration, inputs: Sequence[object]) -> _Results:
-        """What ``inner.stream(x)`` and ``inner.run(x)`` do inside a stage: see `alto._runtime`."""
-        return _Results(self._interpreter, declaration, inputs)
 
 
 @final

@@ -59,10 +59,6 @@ class Demand:
         """Whether *consumer* has released *path* or something above it."""
         return _covered(self._released[consumer], path)
 
-    def is_dead(self, path: Path, /) -> bool:
-        """Whether nobody needs *path*."""
-        return _covered(self.dead, path)
-
     def _add(self, paths: set[Path], path: Path) -> None:
         size = len(path)
         if size < self._deepest:
