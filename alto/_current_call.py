@@ -11,10 +11,10 @@ import anyio
 
 from alto.model import Origin, Usage
 
-__all__ = ("Account", "Cleanup", "Closes", "CurrentCall", "InnerRunner", "current_call")
+__all__ = ("Account", "Cleanup", "Closable", "CurrentCall", "InnerRunner", "current_call")
 
 
-class Closes(Protocol):
+class Closable(Protocol):
     """What can be closed."""
 
     def aclose(self) -> Coroutine[Any, Any, None]:
@@ -33,19 +33,19 @@ class Cleanup:
     __slots__ = ("_live", "abandoned")
 
     def __init__(self) -> None:
-        self._live: dict[int, Closes] = {}
-        self.abandoned: list[Closes] = []
+        self._live: dict[int, Closable] = {}
+        self.abandoned: list[Closable] = []
         """Those that were abandoned and wait to be closed; to be read only."""
 
-    def add(self, agen: Closes, /) -> None:
+    def add(self, agen: Closable, /) -> None:
         """Take responsibility for *agen*."""
         self._live[id(agen)] = agen
 
-    def discard(self, agen: Closes, /) -> None:
+    def discard(self, agen: Closable, /) -> None:
         """*agen* ended by itself."""
         self._live.pop(id(agen), None)
 
-    def abandon(self, agen: Closes, /) -> None:
+    def abandon(self, agen: Closable, /) -> None:
         """Nobody iterates *agen* any more; close it at the next checkpoint. Sync, any time."""
         if self._live.pop(id(agen), None) is not None:
             self.abandoned.append(agen)
@@ -93,7 +93,7 @@ class CurrentCall(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody needs the call any more, so that a read that was cut is not made again."""
+        """Return whether nobody needs the call any more, so that a read that was cut is not made again."""
         ...
 
     @property

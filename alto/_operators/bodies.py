@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 
 from alto._operators.fold import outcome, short
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.stream import Group
 
 __all__ = ("Routed", "branching", "keeping", "leaving", "lifting", "merging", "racing", "routing")
@@ -135,7 +135,7 @@ def racing(
             for read in reads:
                 read.cancel()
             if reads:
-                await uncut(partial(_ended, list(reads)))
+                await wait_shielded(partial(_ended, list(reads)))
             for pieces in iterators:
                 await _close(pieces)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from alto._current_call import InnerRunner, current_call
 from alto._graph.spec import Declaration, GroupOrder
-from alto._runtime.call import calls_around, parking_call
+from alto._runtime.call import active_call, enclosing_calls
 from alto._runtime.checks import check_order, check_timeout
 from alto._runtime.handles import StreamHandle
 from alto._runtime.request import Options, Request
@@ -64,10 +64,10 @@ def _nested(
     order: GroupOrder | None,
     timeout: float | None,
 ) -> Request:
-    call = parking_call()
+    call = active_call()
     if call is None:
         name = declaration.name
-        if next(calls_around(), None) is None:
+        if next(enclosing_calls(), None) is None:
             msg = (
                 f"pipeline {name!r} is not open, and no stage runs here that could call it; "
                 f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from alto.model import Path
 
-__all__ = ("Demand",)
+__all__ = ("Liveness",)
 
 
-class Demand:
+class Liveness:
     """Intersect what the consumers of one stream have released.
 
     Args:
@@ -56,7 +56,7 @@ class Demand:
         return dead
 
     def released(self, consumer: int, path: Path, /) -> bool:
-        """Whether *consumer* has released *path* or something above it."""
+        """Return whether *consumer* has released *path* or something above it."""
         return _covered(self._released[consumer], path)
 
     def _add(self, paths: set[Path], path: Path) -> None:
