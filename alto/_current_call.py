@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, final
 
@@ -11,10 +11,10 @@ import anyio
 
 from alto.model import Origin, Usage
 
-__all__ = ("Account", "Cleanup", "Closes", "CurrentCall", "current_call")
+__all__ = ("Account", "Cleanup", "Closable", "CurrentCall", "InnerRunner", "current_call")
 
 
-class Closes(Protocol):
+class Closable(Protocol):
     """What can be closed."""
 
     def aclose(self) -> Coroutine[Any, Any, None]:
@@ -33,19 +33,19 @@ class Cleanup:
     __slots__ = ("_live", "abandoned")
 
     def __init__(self) -> None:
-        self._live: dict[int, Closes] = {}
-        self.abandoned: list[Closes] = []
+        self._live: dict[int, Closable] = {}
+        self.abandoned: list[Closable] = []
         """Those that were abandoned and wait to be closed; to be read only."""
 
-    def add(self, agen: Closes, /) -> None:
+    def add(self, agen: Closable, /) -> None:
         """Take responsibility for *agen*."""
         self._live[id(agen)] = agen
 
-    def discard(self, agen: Closes, /) -> None:
+    def discard(self, agen: Closable, /) -> None:
         """*agen* ended by itself."""
         self._live.pop(id(agen), None)
 
-    def abandon(self, agen: Closes, /) -> None:
+    def abandon(self, agen: Closable, /) -> None:
         """Nobody iterates *agen* any more; close it at the next checkpoint. Sync, any time."""
         if self._live.pop(id(agen), None) is not None:
             self.abandoned.append(agen)
@@ -63,8 +63,28 @@ class Cleanup:
         await self.close_abandoned()
 
 
+class InnerRunner(Protocol):
+    """Runs the pipelines that a stage call calls, in place of the app.
+
+    A declaration is an ``alto._graph.spec.Declaration``, a module above this one.
+    """
+
+    def stream(self, declaration: Any, inputs: Sequence[object], /) -> Any:  # noqa: ANN401
+        """Return a handle to read the results of a request from."""
+        ...
+
+    async def run(self, declaration: Any, inputs: Sequence[object], /) -> list[Any]:  # noqa: ANN401
+        """Run a request to its end and return its results, in ancestry order."""
+        ...
+
+
 class CurrentCall(Protocol):
     """What a running stage call shows to the handles used inside it."""
+
+    @property
+    def inner_runner(self) -> InnerRunner | None:
+        """Runs the pipelines that this call calls; None: its app does."""
+        ...
 
     @property
     def cleanup(self) -> Cleanup:
@@ -73,7 +93,7 @@ class CurrentCall(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody needs the call any more, so that a read that was cut is not made again."""
+        """Return whether nobody needs the call any more, so that a read that was cut is not made again."""
         ...
 
     @property

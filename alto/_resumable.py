@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 from weakref import ref
 
 from alto._current_call import Account, Cleanup, current_call
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import Closed
 
 __all__ = ("Resumable", "ResumableGenerator", "Steps", "close")
@@ -48,7 +48,7 @@ async def close(chunks: AsyncIterator[Any], /) -> None:
     """Close what can be closed, whatever cancels the task meanwhile."""
     aclose = getattr(chunks, "aclose", None)
     if aclose is not None:
-        await uncut(aclose)
+        await wait_shielded(aclose)
 
 
 _CLOSED: Final = (

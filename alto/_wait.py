@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import anyio
 
-__all__ = ("LoopLock", "to_the_end", "uncut")
+__all__ = ("LoopLock", "run_shielded", "wait_shielded")
 
 
-async def uncut(wait: Callable[[], Awaitable[None]], /) -> None:
+async def wait_shielded(wait: Callable[[], Awaitable[None]], /) -> None:
     """Wait to the end, whatever cancels the task meanwhile, natively or through a scope.
 
     *wait* may be called again after it was cut, so cutting it must lose nothing.
@@ -53,7 +53,7 @@ class LoopLock:
 _T = TypeVar("_T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+async def run_shielded(work: Coroutine[Any, Any, _T]) -> _T:
     """Do *work* to its end, and only then be cancelled."""
     task = asyncio.get_running_loop().create_task(work)
     cancelled: asyncio.CancelledError | None = None

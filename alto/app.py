@@ -172,7 +172,7 @@ class App(Generic[*Ins, R_co]):
     # ---- requests
 
     def using(self, **resources: object) -> App[*Ins, R_co]:
-        """Give this app with other resources, for the requests that are started through it.
+        """Return this app with other resources, for the requests that are started through it.
 
         ``app.using(llm=other, tenant=tenant).stream(question)``: each name is that of a keyword-only
         parameter of stages, which get this value in place of what ``open`` was given; so do stages

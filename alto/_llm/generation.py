@@ -14,7 +14,7 @@ from typing import Any, Generic, Self, TypeVar, final
 
 import anyio
 
-from alto._current_call import Account, Closes
+from alto._current_call import Account, Closable
 from alto._llm.schema import Reader, Schema
 from alto._resumable import Resumable, Steps
 from alto.errors import Closed, GenerationFailed, InvalidRequest
@@ -47,7 +47,7 @@ class Generation:
         self._request: GenerateRequest | None = request
         self._n = request.n
         self._max_tokens = request.max_tokens
-        self._chunks: Closes | None = None  # What was opened.
+        self._chunks: Closable | None = None  # What was opened.
         self._completions: list[Completion] | None = None
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ import attrs
 
 from alto._operators.fold import outcome
 from alto._safe_text import short
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.stream import Group
 
 __all__ = ("Routed", "branching", "keeping", "leaving", "lifting", "merging", "racing", "routing")
@@ -136,7 +136,7 @@ def racing(
             for read in reads:
                 read.cancel()
             if reads:
-                await uncut(partial(_ended, list(reads)))
+                await wait_shielded(partial(_ended, list(reads)))
             for pieces in iterators:
                 await _close(pieces)
 

@@ -1,15 +1,15 @@
 """One call of a stage: its life, its permit, its waits, its cancellation.
 
-Theory of operation. A call begins, runs, hands its outputs over, is tidied and ends in one place,
-:func:`calls`, whatever its stage is (a coroutine or an async generator) and wherever that is
-executed. What can be put around a call is chosen once per replica: the function that it awaits or
-iterates comes from the replica's executor, and observers are asked for only where there are some.
+Theory of operation. Every call begins, runs, hands over its outputs, is cleaned up and ends in one
+function, :func:`run_calls`. This does not depend on the stage (a coroutine or an async generator)
+or on its executor. What surrounds a call is chosen once per replica: the replica's executor provides
+the function that a call awaits or iterates, and notifiers are None where no observer wants an event.
 
-All of a call runs in one context, a copy of its request's: each step of it is a ``Context.run`` by
-the worker (worker.py). So what a call sets is seen by what it starts, and by nothing else.
+A call runs in one context, a copy of its request's: the worker runs each step with ``Context.run``
+(worker.py). What a call sets is therefore seen by what it starts, and by nothing else.
 
-A call holds a permit of its replica while it runs user code, and gives it back while one of its tasks
-waits inside alto. It does so in one place, :meth:`Call.wait`.
+A call holds a permit of its replica while it runs user code, and gives the permit back while one of
+its tasks waits inside alto. All such waits go through :meth:`Call.wait`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any, Final, Protocol
 
 import anyio
 
-from alto._current_call import Cleanup, current_call
+from alto._current_call import Cleanup, InnerRunner, current_call
 from alto._runtime.machines.permits import Permits
-from alto._runtime.observers import Notifies, Notify
+from alto._runtime.observers import Notifiers, Notify
 from alto._runtime.room import Room
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import EngineDied
 from alto.events import (
     CallEnded,
@@ -40,11 +40,11 @@ from alto.events import (
 from alto.model import Origin, Path, Usage
 
 __all__ = ("ENDED", "Call", "CallQueue", "CallReplica", "CallRequest", "CallRun", "CallWorker",
-           "calls", "calls_around", "check_outside", "parking_call", "wait")  # fmt: skip
+           "run_calls", "enclosing_calls", "check_not_inside", "active_call", "wait")  # fmt: skip
 
 
 ENDED: Final = object()
-"""What :func:`calls` yields when a call has ended."""
+"""Yielded by :func:`run_calls` when a call has ended."""
 
 
 class CallRequest(Protocol):
@@ -62,7 +62,7 @@ class CallRequest(Protocol):
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The request's id."""
         ...
 
     @property
@@ -71,33 +71,33 @@ class CallRequest(Protocol):
         ...
 
     def stage_failed(self, call: Call, cause: BaseException) -> None:
-        """Fail with what a call has raised."""
+        """Fail the request with the exception that a call has raised."""
         ...
 
     def add_usage(self, usage: Usage) -> None:
-        """Count what a generation has cost."""
+        """Add the cost of a generation."""
         ...
 
     def cancel(self) -> None:
-        """Stop; its results are not wanted any more."""
+        """Stop the request; its results are not needed any more."""
         ...
 
     async def wait_ended(self) -> None:
-        """Wait until nothing of it runs any more."""
+        """Wait until no call of the request runs any more."""
         ...
 
 
 class CallRun(Protocol):
-    """The request at the stage: where a call's outputs go, and what is done when it has ended."""
+    """The request at the stage, as its calls see it."""
 
     @property
     def push(self) -> Callable[[Path, Any], None]:
-        """Hand an item over."""
+        """Function that hands an item over to the consumers."""
         ...
 
     @property
     def is_full(self) -> Callable[[Path], bool]:
-        """Whether an item must wait."""
+        """Function that returns whether an item must wait for room."""
         ...
 
     suspended: dict[Path, Call]
@@ -107,12 +107,12 @@ class CallRun(Protocol):
 
     @property
     def request(self) -> CallRequest:
-        """Its request."""
+        """The request."""
         ...
 
     @property
     def stage(self) -> str:
-        """Name of the stage, with its pipeline's."""
+        """Name of the stage, with the pipeline's name before it."""
         ...
 
     @property
@@ -121,24 +121,24 @@ class CallRun(Protocol):
         ...
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """Give ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
+        """Return ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
         ...
 
     def no_room_at(self, path: Path) -> Room | None:
-        """Give where an item at *path* has no room; None: it has room everywhere."""
+        """Return the full room that an item at *path* must wait for; None: no room is full."""
         ...
 
     def counted(self, path: Path, children: int) -> None:
-        """Say that the call at *path* has ended after *children* outputs."""
+        """Report that the call at *path* has ended after *children* outputs."""
         ...
 
     @property
-    def keeps_calls(self) -> bool:
-        """Whether it must hear of the end of every call, also of those that have not suspended."""
+    def tracks_calls(self) -> bool:
+        """True if every call's end is reported, not only that of calls that have suspended."""
         ...
 
     def call_ended(self, call: Call, seconds: float | None) -> None:
-        """Let go of a call that has ended."""
+        """Forget a call that has ended."""
         ...
 
 
@@ -149,7 +149,7 @@ class CallQueue(Protocol):
 
     @property
     def ready(self) -> Sized:
-        """What has not started."""
+        """Calls that have not started."""
         ...
 
     @property
@@ -162,7 +162,7 @@ class CallQueue(Protocol):
         ...
 
 
-class CallReplica(Notifies, Protocol):
+class CallReplica(Notifiers, Protocol):
     """The replica that runs a call, as the call sees it."""
 
     number: int
@@ -170,7 +170,7 @@ class CallReplica(Notifies, Protocol):
 
     @property
     def fn(self) -> Callable[..., Any]:
-        """What a call awaits or iterates."""
+        """Function whose result a call awaits or iterates."""
         ...
 
     resources: Mapping[str, object]
@@ -189,15 +189,15 @@ class CallReplica(Notifies, Protocol):
 
     @property
     def permits(self) -> Permits[Any, Call]:
-        """Its permits."""
+        """The replica's permits."""
         ...
 
-    def kick(self) -> None:
-        """See that a free permit is used."""
+    def use_permits(self) -> None:
+        """Use free permits."""
         ...
 
-    def freed(self) -> None:
-        """See that a permit which was given back is used."""
+    def permit_returned(self) -> None:
+        """Use a permit that was given back."""
         ...
 
 
@@ -209,46 +209,50 @@ class CallWorker(Protocol):
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Says when a worker has had the loop for long."""
+        """Clock that measures the worker's time slice."""
         ...
 
     until: float
 
     @property
     def replica(self) -> CallReplica:
-        """Whose worker it is."""
+        """The worker's replica."""
         ...
 
 
 class Call:
-    """One call of a stage, from the moment it has a permit until it has ended. See the module."""
+    """One call of a stage, from the moment it has a permit until it has ended; see the module's docstring."""
 
-    # Class attributes, not slots: of a call that never waits only a few are ever set.
+    inner_runner: InnerRunner | None = None
+    """The app runs the pipelines that a call calls."""
+    # Class attributes, not slots: a call that never waits sets only a few of them, and so costs less.
     cancelled = False
-    """Nothing needs it any more; its outputs are dropped."""
+    """Nothing needs the call any more; its outputs are dropped."""
     closing = False
-    """Its code has ended; what is left is cleaning up, which nothing interrupts."""
+    """The stage's code has ended; what remains is clean-up, which is not interrupted."""
     done = False
-    """It has ended by itself and given all its outputs."""
-    untidy = False
-    """There may be something to close at the end: generations, inner requests."""
+    """The call has ended by itself and handed over all its outputs."""
+    needs_cleanup = False
+    """There may be something to close at the end: generations or inner requests."""
     ended = False
     outputs = 0
-    """Items that it has handed over."""
+    """Number of items handed over."""
     _error: BaseException | None = None
-    _struck = False  # Its task was cancelled for it.
-    holds = True
-    """Whether it has a permit."""
+    _task_cancelled = False  # alto has cancelled the worker's task to cancel this call.
+    has_permit = True
+    """True if the call has a permit."""
     has_suspended = False
-    """Whether its task has waited since it began, so that it can be cancelled."""
+    """True if the worker's task has waited since the call began, so that it can be cancelled."""
     _waits = 0
     _resume: asyncio.Event | None = None
     _cleanup: Cleanup | None = None
     _inner: set[CallRequest] | None = None
     _started: float = 0.0
-    _since: float | None = None  # When it last got a permit, where that is to be known.
+    _since: float | None = None  # When it last took a permit; None where no router needs the times.
     _busy = 0.0
-    _generations: dict[int, str] | None = None  # Open ones that observers know of: their engines.
+    _generations: dict[int, str] | None = (
+        None  # Open generations that observers know of: the engine by number.
+    )
 
     def __init__(self, queue: CallQueue, path: Path, args: Any, worker: CallWorker) -> None:  # noqa: ANN401
         self.queue = queue
@@ -266,15 +270,15 @@ class Call:
         """The replica that runs it."""
         return self.worker.replica
 
-    # ---- its life: see also calls()
+    # ---- begin, clean up, end; see also run_calls()
 
     def failed(self, error: BaseException) -> None:
         """Fail the request, unless *error* is how a cancelled call ends.
 
         Raises:
-            KeyboardInterrupt: That is what it failed with, and so the program ends; so SystemExit.
+            KeyboardInterrupt: The call failed with it, so the program ends; likewise SystemExit.
         """
-        # A task that something else cancelled ends after this call: see Worker.is_cancelled.
+        # If something else cancelled the task, the task ends after this call: see Worker.is_cancelled.
         if self.cancelled and isinstance(error, asyncio.CancelledError):
             return
         if not self.ended:
@@ -284,17 +288,18 @@ class Call:
             self.end()
             raise error
 
-    async def tidy(self) -> None:
+    async def clean_up(self) -> None:
         """Close everything that must not outlive the call. Cancellation: shielded."""
-        self.closing = True
+        self.closing = True  # From here on cancel() has no effect, so clean-up is not interrupted.
         try:
             if self._inner:
                 self._waits += 1
+                # Inner requests may need a permit of this very replica to end.
                 self._give_permit()
                 for request in list(self._inner):
-                    request.cancel()
+                    request.cancel()  # All first, so that they stop side by side.
                 for request in list(self._inner):
-                    await uncut(request.wait_ended)
+                    await wait_shielded(request.wait_ended)
                 self._waits -= 1
             if self._cleanup is not None:
                 await self._cleanup.close_all()
@@ -302,35 +307,42 @@ class Call:
             self.failed(error)
 
     def end(self) -> None:
-        """Let go of everything, its permit but for that of a call that has never waited. Idempotent."""
+        """End the call and release what it holds, except its permit. Idempotent.
+
+        The worker passes the permit on to the next call (see ``Worker._serve``).
+        """
         if self.ended:
             return
-        if self._generations:  # Of tasks that the stage has left behind: the call leaves them.
+        if (
+            self._generations
+        ):  # Of tasks that outlive the stage's function: they count as cancelled.
             for number, engine in list(self._generations.items()):
                 self.generation_ended(number, engine, None, asyncio.CancelledError())
         self.ended = self.closing = True
         queue, replica = self.queue, self.worker.replica
         run = queue.run
-        if self._struck:
+        if self._task_cancelled:
             task = self.worker.task
             if task is not None and task.cancelling():
-                task.uncancel()  # One cancellation: another one may be the loop's, which goes down.
+                task.uncancel()  # Only ours: another one may come from a loop that is shutting down.
         if self.done:
             replica.done += 1
         if replica.notify_call is not None:
             self._notify_end(replica.notify_call)
         if self._error is not None:
-            self._error = None  # Its traceback may have frames that have this call.
-        if self.has_suspended or run.keeps_calls:
-            if self.holds and self._since is not None:
+            self._error = (
+                None  # Break the cycle: its traceback may have frames that refer to this call.
+            )
+        if self.has_suspended or run.tracks_calls:
+            if self.has_permit and self._since is not None:
                 self._busy += replica.now() - self._since
-            # A call that fails at once is not quick.
+            # The time of a call that failed says nothing about the replica's speed.
             known = self.done and self._since is not None
             run.call_ended(self, self._busy if known else None)
         queue.ended()
 
     def begin(self, run: CallRun) -> None:
-        """Note when it began, where that is to be known."""
+        """Record the start of the call for observers and routers."""
         replica = self.worker.replica
         self._started = now = replica.now()
         if run.routed:
@@ -340,7 +352,7 @@ class Call:
             notify(CallStarted(run.request.id, run.stage, replica.number, self.path, now))
 
     async def hand_over_all(self, outputs: Any) -> None:  # noqa: ANN401, C901, PLR0912
-        """Hand over what an async generator yields, to its end. One loop, on the path of every item."""
+        """Hand over all that an async generator yields. One loop, since every item passes through it."""
         run, worker, path = self.queue.run, self.worker, self.path
         is_full, push = run.is_full, run.push
         clock, request, notify = worker.clock, run.request, worker.replica.notify_item
@@ -349,7 +361,7 @@ class Call:
         value: Any = None
         thrown: BaseException | None = None
         try:
-            async for value in outputs:  # looked at below, where a wait was cut
+            async for value in outputs:  # also used below, where the wait for room was cancelled
                 if self.cancelled:
                     break
                 child = path + (children,)  # noqa: RUF005  # twice as fast as (*path, children)
@@ -361,16 +373,20 @@ class Call:
                 children += 1
                 if notify is not None:
                     self.produced(child, value)
-                value = None  # noqa: PLW2901  # not to be kept while the generator works on
-                if children == 1:  # From here on it is known where all of them go.
+                value = None  # noqa: PLW2901  # do not keep the item alive while the generator runs on
+                if children == 1:  # The consumer of the first output takes all others too: bind it.
                     is_full, push = run.inlet(path)
-                    if request.fresh:  # Let the stages below, and the reader, begin with it.
+                    if request.fresh:  # Let later stages and the reader start on the first result.
                         await asyncio.sleep(0)
                 elif clock() >= worker.until or request.first_unread:
                     await asyncio.sleep(0)
-                if self.untidy and (cleanup := self._cleanup) is not None and cleanup.abandoned:
+                if (
+                    self.needs_cleanup
+                    and (cleanup := self._cleanup) is not None
+                    and cleanup.abandoned
+                ):
                     await cleanup.close_abandoned()
-                if self.cancelled:  # By what it pushed, for example.
+                if self.cancelled:  # Pushing the item may have cancelled this call.
                     break  # type: ignore[unreachable]  # the attribute has changed meanwhile
             else:
                 if not self.cancelled:
@@ -379,7 +395,8 @@ class Call:
         except BaseException as error:  # noqa: BLE001  # the request fails with it
             thrown = error
         if waiting and not self.cancelled and isinstance(thrown, asyncio.CancelledError):
-            # A time limit of the stage struck at its `yield`, while the output waited for room.
+            # A time limit inside the stage expired at its `yield`, while the output waited for room. The
+            # output is kept: the stage has yielded it.
             push((*path, children), value)
             if notify is not None:
                 self.produced((*path, children), value)
@@ -389,10 +406,10 @@ class Call:
         self.closing = True
         if not self.done:
             await self._close(outputs, thrown)
-        thrown = None  # Its traceback has this frame.
+        thrown = None  # Break the cycle: its traceback refers to this frame.
 
     def produced(self, path: Path, value: object) -> None:
-        """Show an item that was handed over to the observers that want it."""
+        """Notify observers of an item that was handed over."""
         assert self.replica.notify_item is not None
         self.replica.notify_item(
             ItemProduced(
@@ -410,7 +427,8 @@ class Call:
         error: BaseException,
         children: int,
     ) -> BaseException:
-        # Let the generator see what struck it: a time limit turns it into an end or a TimeoutError.
+        # Throw the cancellation into the generator, as a plain `await` at the yield would: a time limit
+        # turns it into an end or a TimeoutError.
         try:
             await outputs.athrow(error)
         except StopAsyncIteration:
@@ -419,7 +437,7 @@ class Call:
             return error
         except BaseException as seen:  # noqa: BLE001  # the request fails with it
             return seen
-        return RuntimeError("the stage went on to yield after it was cancelled at a yield")
+        return RuntimeError("the stage yielded again after it was cancelled at a yield")
 
     async def _close(self, outputs: Any, error: BaseException | None) -> None:  # noqa: ANN401
         if error is not None:
@@ -442,14 +460,14 @@ class Call:
             )
         )  # fmt: skip
 
-    # ---- what it shows to handles and engines that are used inside it
+    # ---- for handles and engines that are used inside the call (see CurrentCall)
 
     @property
     def cleanup(self) -> Cleanup:
-        """Where the call's open generations are kept."""
+        """The call's open generations."""
         if self._cleanup is None:
             self._cleanup = Cleanup()
-            self.untidy = True
+            self.needs_cleanup = True
         return self._cleanup
 
     @property
@@ -459,12 +477,12 @@ class Call:
 
     @property
     def deadline(self) -> float | None:
-        """When the request's time is over, on the loop's clock; None: never."""
+        """Time on the loop's clock at which the request times out; None: never."""
         return self.run.request.deadline
 
     @property
     def origin(self) -> Origin:
-        """Who asks, for engines that schedule. Paths of inner requests go on from the call's."""
+        """The origin, for engines that schedule. A path in an inner request continues the outer call's."""
         run, path, depth = self.run, self.path, self.run.index
         request = run.request
         while (parent := request.parent) is not None:
@@ -482,10 +500,10 @@ class Call:
         )
 
     def generation_started(self, engine: str, /) -> int:
-        """Note that an engine was asked for something, and give the number of the pair of events."""
+        """Record that an engine was asked for something. Returns a number for :meth:`generation_ended`."""
         number = _next_generation()
         notify = self.replica.notify_generation
-        # What a task that the stage has left behind does is outside of every call.
+        # A task that outlives its call is outside of every call: observers see nothing of it.
         if notify is not None and not self.ended:
             if self._generations is None:
                 self._generations = {}
@@ -506,7 +524,7 @@ class Call:
     def generation_ended(
         self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
     ) -> None:
-        """Note that the engine is done with it, or that it was left."""
+        """Record that the engine has finished the generation, or that it was abandoned."""
         if usage is not None:
             self.run.request.add_usage(usage)
         notify = self.replica.notify_generation
@@ -514,8 +532,8 @@ class Call:
             return
         del self._generations[number]
         now = self.replica.now()
-        left = isinstance(error, asyncio.CancelledError | GeneratorExit)
-        outcome: Outcome = "done" if error is None else "cancelled" if left else "failed"
+        abandoned = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        outcome: Outcome = "done" if error is None else "cancelled" if abandoned else "failed"
         notify(
             GenerationEnded(
                 generation=number,
@@ -527,57 +545,58 @@ class Call:
                 time=now,
                 outcome=outcome,
                 usage=usage,
-                error=None if left else error,
+                error=None if abandoned else error,
             )
         )
         if isinstance(error, EngineDied):
             notify(EngineFailed(engine=engine, time=now, error=error))
 
     def adopt(self, request: CallRequest) -> None:
-        """Keep *request*, which was started inside this call, so that it does not outlive it."""
+        """Register *request*, which was started inside this call and must not outlive it."""
         if self._inner is None:
             self._inner = set()
-            self.untidy = True
+            self.needs_cleanup = True
         self._inner.add(request)
 
     def disown(self, request: CallRequest) -> None:
-        """Let go of *request*, which has ended."""
+        """Unregister *request*, which has ended."""
         if self._inner is not None:
             self._inner.discard(request)
 
-    # ---- its cancellation
+    # ---- cancellation
 
     def cancel(self) -> None:
-        """Cancel it, once: nothing needs it any more. Its own task may say so too."""
+        """Cancel the call, once: nothing needs it any more. May be called from its own task."""
         if self.cancelled:
             return
         self.cancelled = True
         if self.closing:
             return
         if self.worker.task is asyncio.current_task():
-            # It may end without another wait, and its task must not be cancelled then.
-            self.replica.loop.call_soon(self._strike)
+            # Called from the call itself, which may end without another wait. Then its task, which
+            # goes on to other calls, must not be cancelled.
+            self.replica.loop.call_soon(self._cancel_task)
         else:
-            self._strike()
+            self._cancel_task()
 
-    def _strike(self) -> None:
+    def _cancel_task(self) -> None:
         task = self.worker.task
         if not self.closing and task is not None:
-            self._struck = True
+            self._task_cancelled = True
             task.cancel()
 
     @property
     def is_here(self) -> bool:
-        """Whether its loop runs here: its context may have been copied to another thread."""
+        """True in the thread of the call's loop: its context may have been copied to another thread."""
         return self.replica.loop is asyncio.get_running_loop()
 
-    # ---- its permit, and its waits
+    # ---- permits and waits
 
     async def wait(self, event: asyncio.Event) -> None:
         """Wait inside alto: give the permit back, wait for *event*, and take a permit again.
 
-        Cancellation: nothing is lost. A call that goes on takes a permit first; one that is to end
-        needs none to clean up.
+        Cancellation: nothing is lost. A call that catches the cancellation and continues has a permit
+        again; a call that alto cancels needs none to clean up.
         """
         self._waits += 1
         self._give_permit()
@@ -586,75 +605,77 @@ class Call:
         except BaseException:
             if self.cancelled:
                 self._waits -= 1
-            else:
+            else:  # A time limit inside the stage, say: user code goes on, and needs a permit.
                 with anyio.CancelScope(shield=True):
                     await self._take_permit()
             raise
         await self._take_permit()
 
     def _give_permit(self) -> None:
-        if self.holds:
-            self._gave()
-            self.worker.replica.freed()
+        if self.has_permit:
+            self._permit_given_back()
+            self.worker.replica.permit_returned()
 
-    def _gave(self) -> None:
-        self.holds = False
-        self.replica.permits.gave()
+    def _permit_given_back(self) -> None:
+        self.has_permit = False
+        self.replica.permits.give_back()
         if self._since is not None:
             self._busy += self.replica.now() - self._since
 
-    def _has(self) -> None:
-        self.holds = True
+    def _permit_taken(self) -> None:
+        self.has_permit = True
         if self._since is not None:
             self._since = self.replica.now()
 
     async def _take_permit(self) -> None:
-        # Unless another task of the call still waits. A task that the call has left behind gets none.
-        # Cancellation: the call goes on without a permit, to clean up.
+        # No permit is taken while another task of the call still waits (the last one to return takes
+        # it), nor for a task that outlives its call.
+        # Cancellation: the call continues without a permit, to clean up.
         self._waits -= 1
-        if self._waits or self.holds or self.closing or self._resume is not None:
+        if self._waits or self.has_permit or self.closing or self._resume is not None:
             return
         replica = self.replica
         if replica.permits.resume(self):
-            self._has()
+            self._permit_taken()
             return
         self._resume = resume = asyncio.Event()
         try:
             await resume.wait()
         except asyncio.CancelledError:
-            if not replica.permits.left(self):
-                replica.permits.gave()
-                replica.freed()
+            # The permit may have been granted in the same turn of the loop: then it is passed on.
+            if not replica.permits.cancel_resume(self):
+                replica.permits.give_back()
+                replica.permit_returned()
             raise
         finally:
             self._resume = None
-        if self.closing:  # A task that the call has left behind.
-            replica.permits.gave()  # type: ignore[unreachable]  # it has changed meanwhile
-            replica.freed()
+        if self.closing:  # The call has ended meanwhile: this task outlives it.
+            replica.permits.give_back()  # type: ignore[unreachable]  # it has changed meanwhile
+            replica.permit_returned()
             return
-        self._has()
+        self._permit_taken()
 
     def resumed(self) -> None:
-        """Go on: the replica has taken a permit for this call."""
+        """Resume the call: the replica has taken a permit for it."""
         if self._resume is not None:
             self._resume.set()
 
     async def room(self, path: Path) -> None:
         """Wait until every consumer of the stage has room for an item at *path*.
 
-        Cancellation: the item is dropped; the room goes to the next who waits for it.
+        Cancellation: the item is dropped; the room goes to the next call that waits for it.
         """
         run = self.run
         again = False
         waited_at: Room | None = None
         while (room := run.no_room_at(path)) is not None:
             granted = asyncio.Event()
-            room.add(granted, first=again)  # Another was quicker: keep the place in the line.
+            room.add(granted, first=again)  # A call that lost a race keeps its place in the queue.
             again = True
             try:
                 await self.wait(granted)
             except asyncio.CancelledError:
-                if granted.is_set():
+                if granted.is_set():  # Granted and cancelled in the same turn: pass the room on.
                     room.wake()
                 else:
                     room.remove(granted)
@@ -663,21 +684,21 @@ class Call:
             if run.no_room_at(path) not in (None, room):
                 room.wake()
         if waited_at is not None:
-            # The item may not take the room that was given: its group may have come to be
-            # meanwhile, and have room of its own. So the next one looks too.
+            # The item may not use the room that it was granted: its group may have been created
+            # meanwhile and have room of its own. So let the next waiting call check too.
             waited_at.wake()
 
 
 @coroutine
-def calls(worker: CallWorker) -> Generator[Any, Any, None]:
-    """Run calls: the one place in which a call begins, runs, hands over, is tidied and ends.
+def run_calls(worker: CallWorker) -> Generator[Any, Any, None]:
+    """Run calls: the one function in which a call begins, runs, hands over, is cleaned up and ends.
 
-    A worker sends it a call, and steps it on in a context of that call's own. It yields what the call
-    waits for, as a coroutine does, and :data:`ENDED` when the call has ended. One generator serves
-    call after call, for making one anew would cost as much as the rest.
+    A worker sends it a call and then steps it in that call's own context. It yields what the call
+    waits for, as a coroutine does, and :data:`ENDED` when the call has ended. One generator runs many
+    calls, one after another: a new generator per call would double the cost of a call.
 
     Raises:
-        KeyboardInterrupt: As a stage did, when its call has ended; so SystemExit.
+        KeyboardInterrupt: A stage raised it; raised when its call has ended. Likewise SystemExit.
     """
     replica = worker.replica
     fn, own, generator = replica.fn, replica.resources, replica.generator
@@ -701,7 +722,7 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
                     work = _awaited(work)
                 value = yield from work  # pyright: ignore[reportGeneralTypeIssues]
                 if not call.cancelled:
-                    # A leader has not suspended since the queue saw that there is room.
+                    # While this worker leads, the call has not suspended since its queue checked for room.
                     if replica.leader is not worker and run.is_full(call.path):
                         yield from call.room(call.path)
                     run.push(call.path, value)
@@ -710,14 +731,14 @@ def calls(worker: CallWorker) -> Generator[Any, Any, None]:
                         call.produced(call.path, value)
         except BaseException as error:  # noqa: BLE001  # the request fails with it
             call.failed(error)
-        if call.untidy:
-            yield from call.tidy()
+        if call.needs_cleanup:
+            yield from call.clean_up()
         call.end()
-        run = value = work = call = None  # type: ignore[assignment]  # keep nothing alive
+        run = value = work = call = None  # type: ignore[assignment]  # keep no item alive while waiting
         call = yield ENDED
 
 
-async def _awaited(work: Any) -> Any:  # noqa: ANN401  # what a stage's function has returned
+async def _awaited(work: Any) -> Any:  # noqa: ANN401  # any awaitable that a stage's function returned
     return await work
 
 
@@ -729,30 +750,30 @@ def _next_generation() -> int:
 
 
 async def wait(event: asyncio.Event) -> None:
-    """Wait for *event* inside alto: whatever a stage awaits of alto's waits here.
+    """Wait for *event* inside alto. All waits of stages on alto go through here.
 
-    A call that holds a permit gives it back meanwhile; see :meth:`Call.wait`.
+    A call that holds a permit gives it back during the wait; see :meth:`Call.wait`.
 
     Cancellation: nothing is lost.
     """
-    call = parking_call()
+    call = active_call()
     if call is None:
         await event.wait()
     else:
         await call.wait(event)
 
 
-def parking_call() -> Call | None:
-    """Give the stage call that runs in this context and has a permit to give back, if any."""
+def active_call() -> Call | None:
+    """Return the stage call that runs in this context and can give its permit back, if any."""
     call = current_call.get()
     if not isinstance(call, Call) or call.closing:
         return None
-    # Not is_here: whatever waits comes through here.
+    # is_here, inlined: every wait passes through here.
     return call if call.replica.loop is asyncio.get_running_loop() else None
 
 
-def calls_around() -> Iterator[Call]:
-    """Give the call that this context is of, perhaps ended; the one that waits for it; and so on."""
+def enclosing_calls() -> Iterator[Call]:
+    """Yield the call of this context, which may have ended, then the calls around it, innermost first."""
     call = current_call.get()
     if isinstance(call, Call) and call.is_here:
         yield call
@@ -760,12 +781,12 @@ def calls_around() -> Iterator[Call]:
             yield call
 
 
-def check_outside(requests: Collection[Any], what: str) -> None:
-    """Refuse to close *what* where that would wait for the call that closes it.
+def check_not_inside(requests: Collection[Any], what: str) -> None:
+    """Refuse to close *what* from inside one of its own calls, which would wait for itself.
 
     Raises:
-        RuntimeError: A call that has not ended, of one of *requests* or of one inside them, runs here.
+        RuntimeError: This code runs in a call of *requests* or of their inner requests.
     """
-    if any(call.run.request in requests and not call.ended for call in calls_around()):
-        msg = f"a stage cannot close the {what} that it works for, and wait; raise instead"
+    if any(call.run.request in requests and not call.ended for call in enclosing_calls()):
+        msg = f"a stage cannot close the {what} that its own call belongs to; raise an exception instead"
         raise RuntimeError(msg)

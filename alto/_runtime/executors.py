@@ -36,18 +36,18 @@ from alto.model import StageInfo
 from alto.protocols import Executor
 
 __all__ = (
-    "Call",
+    "CallFunction",
     "InThread",
     "Loop",
     "Process",
-    "Run",
+    "RunFunction",
     "Thread",
     "enter_replica",
     "executor_of",
     "make_resources",
 )
 
-Run: TypeAlias = Callable[..., Awaitable[Any]]
+RunFunction: TypeAlias = Callable[..., Awaitable[Any]]
 """Runs a plain function to its end: ``await run(function, *args)``."""
 _NOTHING: Final = (None, None, None)
 
@@ -61,7 +61,7 @@ async def make_resources(
     number: int,
     given: Mapping[str, object],
     stack: AsyncExitStack,
-    run: Run = _here,
+    run: RunFunction = _here,
 ) -> Mapping[str, object]:
     """Make the resources of ``per_replica``; *stack* gives them back.
 
@@ -93,7 +93,7 @@ async def _make(
     name: str,
     value: PerReplica[object],
     stack: AsyncExitStack,
-    run: Run,
+    run: RunFunction,
 ) -> object:
     try:
         wanted = stage.resources.get(name)
@@ -115,7 +115,7 @@ async def _make(
 
 @asynccontextmanager
 async def _entered(
-    value: PerReplica[object], wanted: object, number: int, run: Run
+    value: PerReplica[object], wanted: object, number: int, run: RunFunction
 ) -> AsyncGenerator[object]:
     made = await run(value.make, number)
     if isinstance(made, AbstractAsyncContextManager):
@@ -138,7 +138,7 @@ async def _entered(
             yield made
 
 
-async def _enter(manager: AbstractContextManager[object], run: Run) -> object:
+async def _enter(manager: AbstractContextManager[object], run: RunFunction) -> object:
     inside: list[object] = []
 
     def enter() -> None:
@@ -153,7 +153,7 @@ async def _enter(manager: AbstractContextManager[object], run: Run) -> object:
     return inside[0]
 
 
-Call: TypeAlias = Callable[..., Any]
+CallFunction: TypeAlias = Callable[..., Any]
 """What is awaited, or iterated where the stage is a generator."""
 
 
@@ -165,7 +165,7 @@ class Loop(OwnExecutor, short="loop"):
     @asynccontextmanager
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
-    ) -> AsyncIterator[Call]:
+    ) -> AsyncIterator[CallFunction]:
         """Make the resources of a replica; see :class:`alto.Executor`."""
         async with AsyncExitStack() as stack:
             made = await make_resources(stage, number, resources, stack)
@@ -180,7 +180,7 @@ class Thread(OwnExecutor, short="thread"):
     @asynccontextmanager
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
-    ) -> AsyncIterator[Call]:
+    ) -> AsyncIterator[CallFunction]:
         """Make the resources of a replica in threads of it; see :class:`alto.Executor`."""
         threads = Threads(stage.name, number, stage.concurrency)
         async with AsyncExitStack() as stack:
@@ -241,7 +241,7 @@ class Process(OwnExecutor, short="process"):
     @asynccontextmanager
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
-    ) -> AsyncIterator[Call]:
+    ) -> AsyncIterator[CallFunction]:
         """Start the process of a replica; see :class:`alto.Executor`."""
         from alto._runtime.processes import WorkerProcess  # noqa: PLC0415  # 20 ms that few need
 
@@ -258,7 +258,7 @@ _OWN: Final[Mapping[RunsIn, OwnExecutor]] = {
 
 
 def executor_of(runs_in: RunsIn | Executor) -> Executor:
-    """Give the executor that ``runs_in=`` names, or is."""
+    """Return the executor that ``runs_in=`` names, or is."""
     return _OWN[runs_in] if isinstance(runs_in, str) else runs_in
 
 
@@ -268,7 +268,7 @@ async def enter_replica(
     number: int,
     resources: Mapping[str, object],
     stack: AsyncExitStack,
-) -> Call:
+) -> CallFunction:
     """Enter a replica of an executor; *stack* leaves it.
 
     Raises:
@@ -306,7 +306,7 @@ async def enter_replica(
     return _generating(call, who) if stage.generator else _awaiting(call, who)
 
 
-def _awaiting(call: Call, who: str) -> Call:
+def _awaiting(call: CallFunction, who: str) -> CallFunction:
     def checked(*args: object, **values: object) -> Awaitable[object]:
         given = call(*args, **values)
         if inspect.isawaitable(given):
@@ -317,7 +317,7 @@ def _awaiting(call: Call, who: str) -> Call:
     return checked
 
 
-def _generating(call: Call, who: str) -> Call:
+def _generating(call: CallFunction, who: str) -> CallFunction:
     def checked(*args: object, **values: object) -> AsyncGenerator[object, None]:
         try:
             given = call(*args, **values)

@@ -16,14 +16,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol, Self, TypeVar, final
 
 from alto._runtime.call import wait
-from alto._runtime.machines.completion import Closure
-from alto._runtime.machines.reorder import Order
+from alto._runtime.machines.completion import CompletionCounter
+from alto._runtime.machines.reorder import ReorderBuffer
 from alto._runtime.room import Room
 from alto.errors import Closed
 from alto.model import Path
 from alto.stream import Group
 
-__all__ = ("GroupPlace", "GroupRequest", "GroupRun", "GroupedCall", "Named", "RunGroup")
+__all__ = ("GroupParameter", "GroupRequest", "GroupRun", "GroupedCall", "NamedRun", "RunGroup")
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -32,7 +32,7 @@ _AHEAD: Final = 8
 producer that never waits would be switched with its reader after every *capacity* pieces."""
 
 
-class Named(Protocol):
+class NamedRun(Protocol):
     """The request at a stage, as far as messages need it."""
 
     @property
@@ -44,16 +44,16 @@ class Named(Protocol):
 class GroupRequest(Protocol):
     """The request, as its groups see it."""
 
-    def hold(self, items: int, run: Named) -> None:
+    def add_held(self, items: int, run: NamedRun) -> None:
         """Count items that are held in a buffer; fail the request where there are too many."""
         ...
 
-    def let_go(self, items: int) -> None:
+    def remove_held(self, items: int) -> None:
         """Count items that are held no more."""
         ...
 
 
-class GroupRun(Named, Protocol):
+class GroupRun(NamedRun, Protocol):
     """The request at the stage, as its groups see it."""
 
     capacity: int
@@ -81,33 +81,33 @@ class GroupRun(Named, Protocol):
         ...
 
 
-class GroupPlace(Protocol):
+class GroupParameter(Protocol):
     """The parameter that gathers, as its groups see it."""
 
     slot: int
     top: int
     depth: int
-    closure: Closure | None
+    completion: CompletionCounter | None
 
 
 class GroupedCall:
     """The groups of one call. See the module."""
 
-    __slots__ = ("begun", "groups", "offered", "path", "replica", "run", "starving")
+    __slots__ = ("begun", "groups", "path", "replica", "reported", "run", "starving")
 
-    def __init__(self, run: GroupRun, path: Path, places: tuple[GroupPlace, ...]) -> None:
+    def __init__(self, run: GroupRun, path: Path, places: tuple[GroupParameter, ...]) -> None:
         self.run = run
         self.path = path
         self.begun = False
         self.replica: Any = None  # Where the call is bound, if there are several.
-        self.offered = False  # Whether the run knows that it can begin.
+        self.reported = False  # Whether the run knows that it can begin.
         self.starving = 0  # Reads of its groups that wait for a piece.
         self.groups = tuple(RunGroup[Any](self, run, place) for place in places)
 
     def begin(self) -> None:
         """Let its call start: one of its groups has its first piece, or is complete."""
-        if not self.offered:
-            self.offered = True
+        if not self.reported:
+            self.reported = True
             self.run.begin(self)
 
     def leave(self) -> None:
@@ -128,12 +128,12 @@ class _NoCall(GroupedCall):
     def __init__(self) -> None:
         self.path = ()
         self.begun = False
-        self.offered = True
+        self.reported = True
         self.starving = 0
         self.groups = ()
 
 
-_GONE: Final = _NoCall()
+_NO_CALL: Final = _NoCall()
 
 
 @final
@@ -141,11 +141,11 @@ class RunGroup(Group[T_co]):
     """The pieces of one parent, for one call."""
 
     __slots__ = (
+        "_add_held",
         "_arrival",
-        "_closure",
+        "_completion",
         "_exhausted",
         "_grouped",
-        "_hold",
         "_iterated",
         "_path",
         "_reading",
@@ -162,11 +162,11 @@ class RunGroup(Group[T_co]):
         "room",
     )  # fmt: skip
 
-    def __init__(self, grouped: GroupedCall, run: GroupRun, place: GroupPlace) -> None:
+    def __init__(self, grouped: GroupedCall, run: GroupRun, place: GroupParameter) -> None:
         self._grouped = grouped
         self._path = grouped.path
         self._run = run
-        self._hold = run.request.hold
+        self._add_held = run.request.add_held
         self._slot = place.slot
         self._iterated = False
         self._exhausted = False
@@ -178,10 +178,10 @@ class RunGroup(Group[T_co]):
         """Pieces that can be read now."""
         self.capacity = run.capacity
         # One of the two says when it is complete.
-        self._closure = place.closure
-        self.order: Order[Any] | None = None
-        if place.closure is None:
-            self.order = Order(place.depth - place.top, self.buffer, skip=place.top)
+        self._completion = place.completion
+        self.order: ReorderBuffer[Any] | None = None
+        if place.completion is None:
+            self.order = ReorderBuffer(place.depth - place.top, self.buffer, skip=place.top)
         self.complete = False
         """All pieces there will ever be have arrived."""
         self.dropped = False
@@ -202,7 +202,7 @@ class RunGroup(Group[T_co]):
             )
             raise Closed(msg)
         self._iterated = True
-        return _Pieces(self, self._run.request.let_go)
+        return _GroupIterator(self, self._run.request.remove_held)
 
     async def __anext__(self) -> T_co:
         """Read the next piece; see the class."""
@@ -210,7 +210,7 @@ class RunGroup(Group[T_co]):
         while not self.left:
             if buffer:
                 piece: T_co = buffer.popleft()
-                self._hold(-1, self._run)
+                self._add_held(-1, self._run)
                 if self.room.awaited:
                     self.room.wake()
                 return piece
@@ -218,7 +218,7 @@ class RunGroup(Group[T_co]):
                 self._exhausted = True
                 self.leave()
                 break
-            await self._more()
+            await self._wait_for_piece()
         if self._exhausted:
             raise StopAsyncIteration
         if self.dropped:  # As if the call's cancellation had come in this very moment.
@@ -232,7 +232,7 @@ class RunGroup(Group[T_co]):
     # ---- what a port asks
 
     def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002  # the interface of a port
-        """Say whether a call with another piece must wait. Implements the interface of a port."""
+        """Return whether a call with another piece must wait. Implements the interface of a port."""
         size = len(self.buffer)
         if size < self.capacity:
             return False
@@ -254,18 +254,18 @@ class RunGroup(Group[T_co]):
         if self.order is not None:
             complete = self.order.arrived(path, value)
         else:
-            assert self._closure is not None
+            assert self._completion is not None
             buffer.append(value)
-            complete = self._closure.arrived(path) is not None
+            complete = self._completion.arrived(path) is not None
         if complete:
             self._finish()
         elif self._starving and buffer:
-            self._feed()
-        if not self._grouped.offered:
+            self._wake_reader()
+        if not self._grouped.reported:
             self._grouped.begin()
         if self.room.awaited and not self.is_full():
             self.room.wake()
-        self._hold(1, self._run)
+        self._add_held(1, self._run)
 
     def counted(self, parent: Path, children: int) -> None:
         """Take the count of children of the node at *parent*."""
@@ -274,38 +274,38 @@ class RunGroup(Group[T_co]):
         if self.order is not None:
             complete = self.order.counted(parent, children)
         else:
-            assert self._closure is not None
-            complete = self._closure.counted(parent, children) is not None
+            assert self._completion is not None
+            complete = self._completion.counted(parent, children) is not None
         if complete:
             self._finish()
             self._grouped.begin()
         elif self._starving and self.buffer:
-            self._feed()
+            self._wake_reader()
 
     def _finish(self) -> None:
         self.complete = True
         self._run.completed(self._path, self._slot)
-        self._feed()
+        self._wake_reader()
 
     def leave(self) -> None:
         """Stop reading; what only this group was waiting for is cancelled. Idempotent."""
         if self.left:
             return
         self.left = True
-        self._hold(-self.held, self._run)
+        self._add_held(-self.held, self._run)
         self.buffer.clear()
         self.order = None
         if not self.complete:
-            if self._closure is not None:
-                self._closure.drop(self._path)
+            if self._completion is not None:
+                self._completion.drop(self._path)
             self._run.release(self._slot, self._path)
         self.room.wake_all()
-        self._feed()
-        self._grouped = _GONE  # The two refer to each other no more.
+        self._wake_reader()
+        self._grouped = _NO_CALL  # The two refer to each other no more.
 
     # ---- reading
 
-    def _feed(self) -> None:
+    def _wake_reader(self) -> None:
         # Wake the read that waits.
         if self._starving:
             self._starving, self._waking = False, True
@@ -313,7 +313,7 @@ class RunGroup(Group[T_co]):
             assert self._arrival is not None
             self._arrival.set()
 
-    async def _more(self) -> None:
+    async def _wait_for_piece(self) -> None:
         # Cancellation: nothing is lost, the pieces stay in the buffer.
         if self._reading:
             msg = "another task already reads this Group; its pieces go to one reader"
@@ -333,14 +333,14 @@ class RunGroup(Group[T_co]):
 
 
 @final
-class _Pieces(AsyncIterator[T_co]):
+class _GroupIterator(AsyncIterator[T_co]):
     """One iteration over a group, which leaves the group when it is left itself."""
 
-    __slots__ = ("_group", "_let_go")
+    __slots__ = ("_group", "_remove_held")
 
-    def __init__(self, group: RunGroup[T_co], let_go: Callable[[int], None]) -> None:
+    def __init__(self, group: RunGroup[T_co], remove_held: Callable[[int], None]) -> None:
         self._group = group
-        self._let_go = let_go
+        self._remove_held = remove_held
 
     def __aiter__(self) -> Self:
         return self
@@ -349,7 +349,7 @@ class _Pieces(AsyncIterator[T_co]):
         group = self._group
         buffer = group.buffer
         if buffer and not group.room.awaited:  # As the group's own, without another coroutine.
-            self._let_go(1)
+            self._remove_held(1)
             piece: T_co = buffer.popleft()
             return piece
         return await group.__anext__()

@@ -24,12 +24,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self, TypeVar, final
 
-from alto._runtime.call import check_outside, wait
+from alto._runtime.call import check_not_inside, wait
 from alto._runtime.request import Request, RequestUsage
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import RequestCancelled
 
-__all__ = ("Handle", "Reading", "Reads", "StreamHandle")
+__all__ = ("Handle", "HandleIterator", "ReadState", "StreamHandle")
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -47,7 +47,7 @@ class Handle(Protocol[R_co]):
     """What is read."""
 
     async def __anext__(self) -> R_co:
-        """Give the next result."""
+        """Return the next result."""
         ...
 
     async def aclose(self) -> None:
@@ -55,31 +55,31 @@ class Handle(Protocol[R_co]):
         ...
 
 
-class Reads:
+class ReadState:
     """How a handle is read, and whether it was left.
 
     Args:
         stop: Stops what is read, when the handle was left.
     """
 
-    __slots__ = ("_stop", "count", "finished", "held", "left", "loop")
+    __slots__ = ("_stop", "count", "finished", "in_block", "left", "loop")
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
         self.loop = asyncio.get_running_loop()
         self.count = 0
         """Reads that have begun."""
-        self.held = False
-        """Whether ``async with`` holds the handle: its end closes it, and no loop over it does."""
+        self.in_block = False
+        """True if ``async with`` holds the handle: its end closes it, and no loop over it does."""
         self.finished = False
-        """Whether it was read to its end."""
+        """True if it was read to its end."""
         self.left = False
-        """Whether a loop over it was left."""
+        """True if a loop over it was left."""
 
     @property
     def open(self) -> bool:
-        """Whether it would be left now."""
-        return not (self.held or self.finished or self.left)
+        """Return whether it would be left now."""
+        return not (self.in_block or self.finished or self.left)
 
     def leave(self) -> None:
         """Stop, since a loop over the handle was left. Idempotent."""
@@ -100,13 +100,13 @@ class Reads:
 
 
 @final
-class Reading(AsyncIterator[R_co]):
+class HandleIterator(AsyncIterator[R_co]):
     """One loop over a handle, which leaves the handle when it is left itself."""
 
     __slots__ = ("_ended", "_state", "_task")
 
-    def __init__(self, handle: Handle[R_co], reads: Reads) -> None:
-        self._state = state = _State(handle, reads)
+    def __init__(self, handle: Handle[R_co], reads: ReadState) -> None:
+        self._state = state = _IterationState(handle, reads)
         self._task = _current_task()
         self._ended = partial(_owner_ended, weakref.ref(state))
         if (task := self._task()) is not None:
@@ -138,12 +138,12 @@ class Reading(AsyncIterator[R_co]):
                 task.remove_done_callback(self._ended)
 
 
-class _State:
+class _IterationState:
     """A loop over a handle, without the loop's hold on it."""
 
     __slots__ = ("__weakref__", "_cut_at", "_owner", "_watched", "handle", "reads")
 
-    def __init__(self, handle: Handle[Any], reads: Reads) -> None:
+    def __init__(self, handle: Handle[Any], reads: ReadState) -> None:
         self.handle = handle
         self.reads = reads
         # Weak: a task has its exception, which has the traceback, which has this.
@@ -155,14 +155,16 @@ class _State:
         """See whether the read that was cut is made again."""
         if self.reads.open:
             self._cut_at = self.reads.count
-            self._look(self._cut_at, _current_task(), _TURNS)
+            self._check_left(self._cut_at, _current_task(), _TURNS)
 
-    def _look(self, read: int, reader: Callable[[], asyncio.Task[Any] | None], turns: int) -> None:
+    def _check_left(
+        self, read: int, reader: Callable[[], asyncio.Task[Any] | None], turns: int
+    ) -> None:
         reads = self.reads
         if not reads.open or reads.count != read:
             return
         if turns:
-            reads.loop.call_soon(self._look, read, reader, turns - 1)
+            reads.loop.call_soon(self._check_left, read, reader, turns - 1)
             return
         for task in (self._owner(), reader()):
             if task is not None and not task.done() and not task.cancelling():
@@ -181,12 +183,12 @@ class _State:
             self.reads.leave()
 
 
-def _owner_ended(state: Callable[[], _State | None], task: asyncio.Task[Any]) -> None:
+def _owner_ended(state: Callable[[], _IterationState | None], task: asyncio.Task[Any]) -> None:
     if task.cancelled() and (still := state()) is not None:
         still.cut()
 
 
-def _task_ended(state: Callable[[], _State | None], _: object) -> None:
+def _task_ended(state: Callable[[], _IterationState | None], _: object) -> None:
     if (still := state()) is not None:
         still.task_ended()
 
@@ -232,7 +234,7 @@ class StreamHandle(Generic[R]):
         self._request = request
         self._closed = False
         self._reading = False
-        self._reads = Reads(request.cancel)
+        self._reads = ReadState(request.cancel)
 
     def __repr__(self) -> str:
         request = self._request
@@ -267,10 +269,10 @@ class StreamHandle(Generic[R]):
 
     def __aiter__(self) -> AsyncIterator[R]:
         """Read the results, each of which is handed out once; leaving cancels the request."""
-        return Reading(self, self._reads)
+        return HandleIterator(self, self._reads)
 
     async def __anext__(self) -> R:
-        """Give the next result.
+        """Return the next result.
 
         Raises:
             RequestError: The request failed; all results it had have been handed out.
@@ -287,12 +289,12 @@ class StreamHandle(Generic[R]):
                 return result
             if self._request.ended:
                 raise self._end()
-            await self._more()
+            await self._wait_for_result()
         raise self._cancelled()
 
     async def __aenter__(self) -> Self:
         """Hold it; the request is cancelled when the block is left."""
-        self._reads.held = True
+        self._reads.in_block = True
         return self
 
     async def __aexit__(
@@ -318,12 +320,12 @@ class StreamHandle(Generic[R]):
 
         Cancellation: shielded.
         """
-        check_outside((self._request,), "request")
+        check_not_inside((self._request,), "request")
         self.cancel()
-        await uncut(self._request.wait_ended)
+        await wait_shielded(self._request.wait_ended)
 
     async def list(self) -> list[R]:
-        """Give all results that have not been read, in the order of the handle.
+        """Return all results that have not been read, in the order of the handle.
 
         Cancellation: as leaving a loop over it.
         """
@@ -371,7 +373,7 @@ class StreamHandle(Generic[R]):
                 return request.take_error()
         return StopAsyncIteration()
 
-    async def _more(self) -> None:
+    async def _wait_for_result(self) -> None:
         if self._reading:
             msg = "another task already reads this stream; results go to one reader"
             raise RuntimeError(msg)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import difflib
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -23,20 +24,20 @@ import anyio.abc
 from alto._graph import bind_resources
 from alto._graph.nested import inner_resources, mentioned, own_resources
 from alto._graph.spec import Declaration
-from alto._runtime.call import Call, calls_around
+from alto._runtime.call import Call, enclosing_calls
 from alto._runtime.checks import check_inputs, check_loop, check_open
+from alto._runtime.lifespan import Lifespans
 from alto._runtime.map import Feeder
 from alto._runtime.node import Node
 from alto._runtime.node_run import NodeRun
 from alto._runtime.observers import Observers, check_observers
 from alto._runtime.request import Options, Request
 from alto._runtime.resources import Resources, check_inner, check_names, values_of_request
-from alto._runtime.scaling import Keepers, add_replicas, find_node, remove_replicas, unseen
 from alto._runtime.statistics import AppStatistics, prefix_of, statistics_of
 from alto._runtime.worker import Worker, WorkerTasks, clock_of, has_real_time
 from alto._safe_text import noted, shown
 from alto._validate import check_count
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import Closed, Overloaded, ResourceError
 from alto.events import (
     CallEnded,
@@ -59,7 +60,7 @@ __all__ = ("Host", "Installed")
 class Installed:
     """A pipeline inside an app: its stages, shared by all its requests."""
 
-    __slots__ = ("_finalizer", "keeps", "name", "nodes", "prefix")
+    __slots__ = ("_finalizer", "has_lifespans", "name", "nodes", "prefix")
 
     def __init__(
         self, host: Host, declaration: Declaration, values: Mapping[str, object], prefix: str
@@ -74,8 +75,8 @@ class Installed:
                 declaration.plan.nodes, declaration.nodes, bound, strict=True
             )
         )
-        self.keeps = any(node.keeps for node in self.nodes)
-        """Whether replicas have something of their own, made when the app opens."""
+        self.has_lifespans = any(node.has_lifespans for node in self.nodes)
+        """True if replicas have something of their own, made when the app opens."""
         self._finalizer: weakref.finalize[[], Declaration] | None = None
 
     def close_with(self, declaration: Declaration, loop: asyncio.AbstractEventLoop) -> None:
@@ -136,14 +137,16 @@ class Host:
         self.max_requests = max_requests
         # Refuse at once what cannot work.
         bind_resources(declaration, own_resources(declaration, resources))
-        seen_by = Observers(check_observers(observers))
-        self.notify_request = seen_by.notifier(RequestStarted, RequestEnded)
-        self.notify_call = seen_by.notifier(CallStarted, CallEnded)
-        self.notify_item = seen_by.notifier(ItemProduced)
-        self.notify_group = seen_by.notifier(GroupCompleted)
-        self.notify_generation = seen_by.notifier(GenerationStarted, GenerationEnded, EngineFailed)
+        notifiers = Observers(check_observers(observers))
+        self.notify_request = notifiers.notifier(RequestStarted, RequestEnded)
+        self.notify_call = notifiers.notifier(CallStarted, CallEnded)
+        self.notify_item = notifiers.notifier(ItemProduced)
+        self.notify_group = notifiers.notifier(GroupCompleted)
+        self.notify_generation = notifiers.notifier(
+            GenerationStarted, GenerationEnded, EngineFailed
+        )
         self._resources = Resources(
-            declaration, resources, seen_by.notifier(EngineStarted, EngineStopped)
+            declaration, resources, notifiers.notifier(EngineStarted, EngineStopped)
         )
         self._values = resources
         self._installed: weakref.WeakKeyDictionary[Declaration, Installed] = (
@@ -151,11 +154,11 @@ class Host:
         )
         self._own: Installed | None = None
         self._requests: set[Request] = set()
-        self._top = 0  # Requests among them that no stage has started.
+        self._top_level = 0  # Requests among them that no stage has started.
         self._feeders: set[Feeder] = set()
-        self._room: set[Callable[[], None]] = set()  # Maps that wait for max_requests.
+        self._waiting_maps: set[Callable[[], None]] = set()  # Maps that wait for max_requests.
         self._maps: set[object] = set()  # Those that have begun and are not over.
-        self._keepers = Keepers(self._spawn_keeper)
+        self._lifespans = Lifespans(self._spawn_lifespan)
         self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"
         self._has_opened = False
         self._task: asyncio.Task[None] | None = None
@@ -219,11 +222,11 @@ class Host:
         except asyncio.CancelledError:
             self._opening.cancel()
             self.close_soon()
-            await uncut(self._wait_closed)
+            await wait_shielded(self._wait_closed)
             self.raise_failure(None)
             raise
         if self.state == "closed":
-            await uncut(self._wait_closed)
+            await wait_shielded(self._wait_closed)
             self.raise_failure(None)
             msg = f"this app of {self.declaration.name!r} was closed while it opened"
             raise Closed(msg)
@@ -239,7 +242,7 @@ class Host:
         if self._state == "new":
             self._state = "closed"
             return
-        if any(call.run.request in self._requests for call in calls_around()):
+        if any(call.run.request in self._requests for call in enclosing_calls()):
             msg = "a stage cannot close the app that it works for; let it end, or raise"
             raise RuntimeError(msg)
         if self.state == "closed" and self.loop.is_closed():
@@ -249,7 +252,7 @@ class Host:
             assert self._opening is not None
             self._opening.cancel()
         self.close_soon()
-        await uncut(self._wait_closed)
+        await wait_shielded(self._wait_closed)
 
     async def _wait_closed(self) -> None:
         assert self._ended is not None
@@ -263,7 +266,7 @@ class Host:
             for request in list(self._requests):
                 request.cancel("its app was closed")
             self._maps.clear()  # They start nothing any more.
-            self._look_quiet()
+            self._check_quiet()
             self._closing.set()
 
     def raise_failure(self, error: BaseException | None) -> None:
@@ -323,7 +326,7 @@ class Host:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._workers = WorkerTasks(self.loop, self.context, self._worker_failed)
-        self._tasks.start_soon(self._workers.stand)
+        self._tasks.start_soon(self._workers.wait_closed)
         try:
             with self._opening:
                 await self._resources.start()
@@ -335,7 +338,7 @@ class Host:
                     await self._closing.wait()
             self.close_soon()
             with contextlib.suppress(asyncio.CancelledError):
-                await uncut(self._wait_quiet)
+                await wait_shielded(self._wait_quiet)
         finally:
             self._state = "closed"
             try:
@@ -348,7 +351,7 @@ class Host:
         assert self._workers is not None
         for installed in self._installed.values():
             installed.close()
-        self._keepers.give_up()
+        self._lifespans.give_up()
         self._workers.close()
         for feeder in self._feeders:
             feeder.cancel()
@@ -356,7 +359,7 @@ class Host:
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
-            for check in (self._workers.check, partial(self._keepers.raise_late, None)):
+            for check in (self._workers.check, partial(self._lifespans.raise_late, None)):
                 try:
                     check()
                 except BaseException as failure:  # noqa: BLE001  # raised when it is closed
@@ -365,9 +368,9 @@ class Host:
     async def _set_up(self) -> None:
         # Install what there is to install, and let replicas make what each has of its own.
         self._own = self._install(self.declaration)
-        self._install_mentioned(lambda found: found.keeps)
+        self._install_mentioned(lambda found: found.has_lifespans)
         replicas = [r for _, node in self.named_nodes() for r in node.replicas.values()]
-        await self._keepers.start(replicas)
+        await self._lifespans.start(replicas)
 
     # ---- pipelines inside of it
 
@@ -375,8 +378,8 @@ class Host:
         installed = self._installed.get(declaration)
         if installed is None:
             installed = self._made(declaration)
-            if installed.keeps and self._state != "opening":
-                raise ResourceError(unseen(declaration.name, self.declaration.name))
+            if installed.has_lifespans and self._state != "opening":
+                raise ResourceError(_not_foreseen(declaration.name, self.declaration.name))
             self._keep(declaration, installed)
         return installed
 
@@ -404,7 +407,7 @@ class Host:
         return inner_resources(declaration, self._values)
 
     def named_nodes(self) -> list[tuple[str, Node]]:
-        """Give the stages, by their names in the statistics."""
+        """Return the stages, by their names in the statistics."""
         return [
             (installed.prefix + node.plan.name, node)
             for installed in self._installed.values()
@@ -440,12 +443,12 @@ class Host:
 
     @property
     def has_room(self) -> bool:
-        """Whether another request may start."""
-        return self.max_requests is None or self._top < self.max_requests
+        """Return whether another request may start."""
+        return self.max_requests is None or self._top_level < self.max_requests
 
     def wait_for_room(self, wake: Callable[[], None]) -> None:
         """Call *wake* when another request may start."""
-        self._room.add(wake)
+        self._waiting_maps.add(wake)
 
     def begin(self, inputs: Sequence[object], options: Options, *, waits: bool = False) -> Request:
         """Start a request.
@@ -464,10 +467,10 @@ class Host:
         check_inputs(self.declaration, inputs)
         if not waits and not self.has_room:
             assert self.max_requests is not None
-            raise Overloaded(self._top, self.max_requests, kind="requests")
+            raise Overloaded(self._top_level, self.max_requests, kind="requests")
         assert self._own is not None
         request = Request(self, self.declaration, self._own.nodes, options)
-        self._top += 1
+        self._top_level += 1
         return self._started(request, inputs)
 
     def inner(
@@ -490,29 +493,29 @@ class Host:
             return
         self._requests.discard(request)
         if request.parent is None:
-            self._top -= 1
-            if self._room:
-                woken, self._room = self._room, set()
+            self._top_level -= 1
+            if self._waiting_maps:
+                woken, self._waiting_maps = self._waiting_maps, set()
                 for wake in woken:
                     wake()
-        self._look_quiet()
+        self._check_quiet()
 
-    def _look_quiet(self) -> None:
+    def _check_quiet(self) -> None:
         if not self._requests and not self._maps and self._quiet is not None:
             self._quiet.set()
 
-    def map_begun(self, feeding: object) -> None:
+    def map_begun(self, map_run: object) -> None:
         """Note that a map has inputs left, or requests that run."""
         if self._state in ("open", "draining"):
-            self._maps.add(feeding)
+            self._maps.add(map_run)
 
-    def map_over(self, feeding: object) -> None:
+    def map_over(self, map_run: object) -> None:
         """Note that it has neither any more, or was closed. Idempotent."""
-        self._maps.discard(feeding)
-        self._look_quiet()
+        self._maps.discard(map_run)
+        self._check_quiet()
 
     def runs_at(self, node: Node) -> list[NodeRun]:
-        """Give the runs of open requests at a stage."""
+        """Return the runs of open requests at a stage."""
         return [run for request in self._requests for run in request.runs if run.node is node]
 
     def statistics(self) -> AppStatistics:
@@ -523,17 +526,17 @@ class Host:
         """Change the number of a stage's replicas."""
         if "." in str(stage):  # Of a pipeline that no stage has called yet.
             self._install_mentioned(lambda _: True)
-        node = find_node(self.named_nodes(), stage, self.declaration.name)
+        node = _find_node(self.named_nodes(), stage, self.declaration.name)
         async with node.scaling:
             self.check_open()
             more = replicas - len(node.binding.live)
             if more > 0:
                 new = [node.new_replica() for _ in range(more)]
-                await self._keepers.start(new)
+                await self._lifespans.start(new)
                 self.check_open()
-                add_replicas(node, new, self.runs_at(node))
+                node.grow(new, self.runs_at(node))
             else:
-                remove_replicas(node, -more, self.runs_at(node))
+                node.shrink(-more, self.runs_at(node))
 
     # ---- tasks
 
@@ -552,9 +555,9 @@ class Host:
                 self.request_ended(request)
             self.close_soon()
 
-    def _spawn_keeper(self, keeper: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _spawn_lifespan(self, lifespan: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None
-        self.context.copy().run(partial(self._tasks.start_soon, keeper))
+        self.context.copy().run(partial(self._tasks.start_soon, lifespan))
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> Feeder:
         """Start a task that is cancelled when the app closes."""
@@ -571,3 +574,28 @@ class Host:
             await feeder.run(function, *args)
         finally:
             self._feeders.discard(feeder)
+
+
+def _find_node(nodes: Sequence[tuple[str, Node]], stage: object, pipeline: str) -> Node:
+    """Find the stage of that name.
+
+    Raises:
+        ValueError: There is none; the message names those that there are.
+    """
+    for name, node in nodes:
+        if name == stage:
+            return node
+    names = [name for name, _ in nodes]
+    near = difflib.get_close_matches(str(stage), names, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, names))}"
+    msg = f"scale(...): pipeline {pipeline!r} has no stage {stage!r}; {remedy}"
+    raise ValueError(msg)
+
+
+def _not_foreseen(pipeline: str, app: str) -> str:
+    """Return the message for an inner pipeline whose replicas open() should have set up."""
+    return (
+        f"pipeline {pipeline!r}, which a stage of {app!r} calls, has resources of its replicas or "
+        f"worker processes, which are made when an app opens, and open() did not see that it would "
+        f"be called; mention it by name in the stage, or give it to open() as a resource"
+    )

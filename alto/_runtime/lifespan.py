@@ -8,31 +8,31 @@ it, in the reverse order, whoever opened, scaled or closed the app.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from alto._graph.spec import PerReplica
 from alto._runtime.executors import InThread, Loop, enter_replica, executor_of
-from alto._safe_text import shown
+from alto._safe_text import noted, shown
 from alto.model import StageInfo
 
 if TYPE_CHECKING:
     from alto._graph.spec import NodeSpec
 
-__all__ = ("Keeper", "needs_keeper")
+__all__ = ("Lifespan", "LifespanReplica", "Lifespans", "needs_lifespan")
 
 
-def needs_keeper(spec: NodeSpec, resources: Mapping[str, object]) -> bool:
-    """Say whether a replica of a stage has something of its own."""
+def needs_lifespan(spec: NodeSpec, resources: Mapping[str, object]) -> bool:
+    """Return whether a replica of a stage has something of its own."""
     made = any(isinstance(value, PerReplica) for value in resources.values())
     return made or not isinstance(executor_of(spec.stage.runs_in), Loop)
 
 
-class Keeper:
+class Lifespan:
     """Makes and keeps what one replica has of its own.
 
     Args:
@@ -51,9 +51,9 @@ class Keeper:
         self._given = resources
         self._closing = anyio.Event()
         self._task: asyncio.Task[Any] | None = None
-        self.entered = anyio.Event()
+        self.ready = anyio.Event()
         """It has made everything, or has failed."""
-        self.left = anyio.Event()
+        self.closed = anyio.Event()
         """It has given everything back."""
         self._cancelled = False
         self.given_up = False
@@ -85,8 +85,8 @@ class Keeper:
             # A replica that has gone is to leave nothing in memory.
             self.resources, self._given = {}, {}
             self._task = None
-            self.entered.set()
-            self.left.set()
+            self.ready.set()
+            self.closed.set()
 
     async def _keep(self) -> None:
         if self.given_up:
@@ -94,7 +94,7 @@ class Keeper:
         try:
             async with AsyncExitStack() as stack:
                 await self._enter(stack)
-                self.entered.set()
+                self.ready.set()
                 await self._closing.wait()
         except asyncio.CancelledError as error:
             if self._cancelled or self._is_cancelled():
@@ -106,7 +106,7 @@ class Keeper:
             self._failed(RuntimeError(msg))
 
     def _failed(self, error: Exception) -> None:
-        if self.entered.is_set():
+        if self.ready.is_set():
             self.late_error = error
         else:
             self.error = error
@@ -121,7 +121,7 @@ class Keeper:
     def give_up(self) -> None:
         """Give everything back, and make no more."""
         self._closing.set()
-        if self.entered.is_set() or self.given_up:
+        if self.ready.is_set() or self.given_up:
             return
         self.given_up = True
         if self._task is not None:
@@ -148,3 +148,97 @@ class Keeper:
             self.fn, self.resources = call.func, call.keywords
         else:
             self.fn, self.resources = call, {}
+
+
+class LifespanReplica(Protocol):
+    """A replica, as its lifespan sees it."""
+
+    fn: Callable[..., Any]
+    resources: Mapping[str, object]
+
+    @property
+    def lifespan(self) -> Lifespan | None:
+        """What makes and gives back the replica's own resources; None: it has none."""
+        ...
+
+
+class Lifespans:
+    """The lifespans of an app's replicas.
+
+    Args:
+        spawn: Starts a task of the app.
+    """
+
+    def __init__(self, spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]) -> None:
+        self._spawn = spawn
+        self._kept: list[Lifespan] = []
+        self._late_errors: list[Exception] = []
+
+    async def start(self, replicas: Iterable[LifespanReplica]) -> None:
+        """Let replicas that get nothing yet make what each has of its own, side by side.
+
+        Raises:
+            ResourceError: Something could not be made; what the others had made is given back.
+
+        Cancellation: everything that was made is given back.
+        """
+        kept = [(replica, replica.lifespan) for replica in replicas if replica.lifespan is not None]
+        lifespans = [lifespan for _, lifespan in kept]
+        if not lifespans:
+            return
+        for lifespan in lifespans:
+            self._kept.append(lifespan)
+            self._spawn(partial(self._keep, lifespan))
+
+        async def wait(lifespan: Lifespan) -> None:
+            await lifespan.ready.wait()
+            if lifespan.error is not None:
+                _give_up(lifespans)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for lifespan in lifespans:
+                    tasks.start_soon(wait, lifespan)
+        except BaseException:
+            await _given_back(lifespans)
+            raise
+        failed = [lifespan.error for lifespan in lifespans if lifespan.error is not None]
+        if failed or any(lifespan.given_up for lifespan in lifespans):
+            await _given_back(lifespans)
+        if failed:
+            raise failed[0]
+        for replica, lifespan in kept:
+            replica.fn, replica.resources = lifespan.fn, lifespan.resources
+
+    async def _keep(self, lifespan: Lifespan) -> None:
+        try:
+            await lifespan.main()
+        finally:
+            self._kept.remove(lifespan)
+            if lifespan.late_error is not None:
+                self._late_errors.append(lifespan.late_error)
+
+    def give_up(self) -> None:
+        """Give everything back, and make no more."""
+        _give_up(self._kept)
+
+    def raise_late(self, error: BaseException | None) -> None:
+        """Say what was raised while things were given back, unless the caller raised *error*."""
+        if not self._late_errors:
+            return
+        if error is None:
+            raise self._late_errors[0]
+        note = f"while its resources were given back, also: {shown(self._late_errors[0])}"
+        noted(error, note)
+
+
+def _give_up(lifespans: Iterable[Lifespan]) -> None:
+    for lifespan in list(lifespans):
+        lifespan.give_up()
+
+
+async def _given_back(lifespans: Sequence[Lifespan]) -> None:
+    _give_up(lifespans)
+    with anyio.CancelScope(shield=True):
+        for lifespan in lifespans:
+            await lifespan.closed.wait()

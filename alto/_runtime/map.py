@@ -32,10 +32,10 @@ from typing import (
 import anyio
 import attrs
 
-from alto._runtime.call import check_outside, wait
-from alto._runtime.handles import Reading, Reads
+from alto._runtime.call import check_not_inside, wait
+from alto._runtime.handles import HandleIterator, ReadState
 from alto._runtime.request import Request, RequestUsage
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import AltoError, Closed
 
 __all__ = (
@@ -57,20 +57,20 @@ class Feeder:
     A cancel scope would cancel it again at each wait of what it does to clean up.
     """
 
-    __slots__ = ("_asked", "_task")
+    __slots__ = ("_cancelled", "_task")
 
     def __init__(self) -> None:
-        self._asked = False  # To end.
+        self._cancelled = False  # To end.
         self._task: asyncio.Task[Any] | None = None
 
     @property
-    def asked(self) -> bool:
-        """Whether it was asked to end."""
-        return self._asked
+    def cancelled(self) -> bool:
+        """Return whether it was asked to end."""
+        return self._cancelled
 
     async def run(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
         """Call *function*, unless it was cancelled before."""
-        if self._asked:
+        if self._cancelled:
             return
         self._task = task = asyncio.current_task()
         assert task is not None
@@ -78,15 +78,15 @@ class Feeder:
             with anyio.CancelScope(shield=True):
                 await function(*args)
         except asyncio.CancelledError:
-            if not self.asked or task.uncancel():  # By the loop, which is going down.
+            if not self.cancelled or task.uncancel():  # By the loop, which is going down.
                 raise
         finally:
             self._task = None
 
     def cancel(self) -> None:
         """Cancel it, once."""
-        if not self._asked:
-            self._asked = True
+        if not self._cancelled:
+            self._cancelled = True
             if self._task is not None:
                 self._task.cancel()
 
@@ -178,18 +178,18 @@ class MapApp(Protocol):
 
     @property
     def has_room(self) -> bool:
-        """Whether another request may start."""
+        """Return whether another request may start."""
         ...
 
     def wait_for_room(self, wake: Callable[[], None]) -> None:
         """Call *wake* when another request may start."""
         ...
 
-    def map_begun(self, feeding: object) -> None:
+    def map_begun(self, map_run: object) -> None:
         """Note that a map has inputs left, or requests that run."""
         ...
 
-    def map_over(self, feeding: object) -> None:
+    def map_over(self, map_run: object) -> None:
         """Note that it has neither any more, or was closed. Idempotent."""
         ...
 
@@ -198,7 +198,7 @@ class MapApp(Protocol):
         ...
 
 
-class _Feeding:
+class _MapRun:
     """The state that requests and their handle share, so that a dropped handle is noticed."""
 
     def __init__(
@@ -218,7 +218,7 @@ class _Feeding:
         self.report = report
         self.running: dict[int, tuple[Request, object]] = {}
         self.finished: dict[int, Result[Any, Any]] = {}
-        self.line: deque[int] = deque()  # Finished inputs in order of completion.
+        self.completed: deque[int] = deque()  # Finished inputs in order of completion.
         self.started = self.next = self.failed = 0
         self.exhausted = False
         self.error: BaseException | None = None
@@ -226,7 +226,7 @@ class _Feeding:
         self.reading = False
         self.changed = asyncio.Event()  # For the reader.
         self.wanted = asyncio.Event()  # For the task that pulls.
-        self.fed: asyncio.Event | None = None
+        self.source_closed: asyncio.Event | None = None
         self.feeder: Feeder | None = None
 
     @property
@@ -245,9 +245,9 @@ class _Feeding:
     def wake(self) -> None:
         self.changed.set()
         self.wanted.set()
-        self.look()
+        self.check_over()
 
-    def look(self) -> None:
+    def check_over(self) -> None:
         """See whether it is over."""
         if self.closed or (self.exhausted and not self.running):
             self.app.map_over(self)
@@ -255,7 +255,7 @@ class _Feeding:
     def done(self, index: int, result: Result[Any, Any]) -> None:
         self.failed += not result.ok
         self.finished[index] = result
-        self.line.append(index)
+        self.completed.append(index)
         if self.report is not None:
             ended = self.started - len(self.running)
             progress = Progress(
@@ -272,7 +272,7 @@ class _Feeding:
             result = self.finished.pop(self.next, None)
             self.next += result is not None
             return result
-        return self.finished.pop(self.line.popleft()) if self.line else None
+        return self.finished.pop(self.completed.popleft()) if self.completed else None
 
     def cancel(self) -> None:
         self.closed = True
@@ -299,7 +299,7 @@ class _Feeding:
             except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
                 self.exhausted, self.error = True, error
                 self.close_source()
-        self.look()
+        self.check_over()
 
     def source_failed(self, error: Exception) -> None:
         """Raise *error* to the reader; where the map was left, to the loop's handler."""
@@ -310,10 +310,10 @@ class _Feeding:
         else:
             self.error = error
 
-    async def wait_fed(self) -> None:
+    async def wait_source_closed(self) -> None:
         """Wait until nothing is pulled from the inputs any more."""
-        if self.fed is not None:
-            await self.fed.wait()
+        if self.source_closed is not None:
+            await self.source_closed.wait()
 
 
 @final
@@ -336,21 +336,21 @@ class MapHandle(Generic[In, R]):
     ``ResourceWarning``; what still runs is cancelled.
     """
 
-    __slots__ = ("_feeding", "_reads")
+    __slots__ = ("_reads", "_run")
 
-    def __init__(self, feeding: object, /) -> None:
-        if not isinstance(feeding, _Feeding):
+    def __init__(self, map_run: object, /) -> None:
+        if not isinstance(map_run, _MapRun):
             msg = "a MapHandle is made by app.map(...), never by hand"
             raise TypeError(msg)
-        self._feeding = feeding
-        self._reads = Reads(feeding.cancel)
+        self._run = map_run
+        self._reads = ReadState(map_run.cancel)
 
     def __repr__(self) -> str:
-        feeding = self._feeding
-        state = "closed" if feeding.closed else "open"
+        map_run = self._run
+        state = "closed" if map_run.closed else "open"
         return (
-            f"<MapHandle: {state}, {feeding.started} started, {len(feeding.running)} running, "
-            f"{len(feeding.finished)} unread>"
+            f"<MapHandle: {state}, {map_run.started} started, {len(map_run.running)} running, "
+            f"{len(map_run.finished)} unread>"
         )
 
     def __iter__(self) -> NoReturn:
@@ -370,20 +370,20 @@ class MapHandle(Generic[In, R]):
 
     def __aiter__(self) -> AsyncIterator[Result[In, R]]:
         """Read the results, each of which is handed out once; leaving cancels what runs."""
-        return Reading(self, self._reads)
+        return HandleIterator(self, self._reads)
 
     async def __anext__(self) -> Result[In, R]:
-        """Give the next result.
+        """Return the next result.
 
         Raises:
             Closed: The handle was closed or left, or its app was closed.
             BaseException: What the iterable of inputs raised, after the results of those before.
             RuntimeError: Another task reads it at this moment.
         """
-        feeding, reads = self._feeding, self._reads
+        map_run, reads = self._run, self._reads
         reads.count += 1
         while True:
-            if feeding.closed or reads.left:
+            if map_run.closed or reads.left:
                 msg = "this map was closed; call app.map(...) again for a new one"
                 if reads.left:
                     msg = (
@@ -391,22 +391,22 @@ class MapHandle(Generic[In, R]):
                         "and read on, use `async with app.map(...) as results:`"
                     )
                 raise Closed(msg)
-            feeding.refill()
-            if (result := feeding.pop()) is not None:
-                feeding.refill()
-                feeding.wake()
+            map_run.refill()
+            if (result := map_run.pop()) is not None:
+                map_run.refill()
+                map_run.wake()
                 return result
-            if feeding.exhausted and not feeding.running:
+            if map_run.exhausted and not map_run.running:
                 reads.finished = True
-                if (error := feeding.error) is not None:
-                    feeding.error = None
+                if (error := map_run.error) is not None:
+                    map_run.error = None
                     raise error
                 raise StopAsyncIteration
-            await self._more()
+            await self._wait_for_result()
 
     async def __aenter__(self) -> Self:
         """Hold it; what runs is cancelled when the block is left."""
-        self._reads.held = True
+        self._reads.in_block = True
         return self
 
     async def __aexit__(
@@ -419,7 +419,7 @@ class MapHandle(Generic[In, R]):
         await self.aclose()
 
     async def list(self) -> list[Result[In, R]]:
-        """Give all results that have not been read, in the order of the handle."""
+        """Return all results that have not been read, in the order of the handle."""
         return [result async for result in self]
 
     async def aclose(self) -> None:
@@ -430,24 +430,24 @@ class MapHandle(Generic[In, R]):
 
         Cancellation: shielded.
         """
-        feeding = self._feeding
-        requests = [request for request, _ in feeding.running.values()]
-        check_outside(requests, "map")
+        map_run = self._run
+        requests = [request for request, _ in map_run.running.values()]
+        check_not_inside(requests, "map")
         try:
-            feeding.cancel()
+            map_run.cancel()
         finally:
             for request in requests:
-                await uncut(request.wait_ended)
-            await uncut(feeding.wait_fed)
+                await wait_shielded(request.wait_ended)
+            await wait_shielded(map_run.wait_source_closed)
 
     def __del__(self) -> None:
-        feeding, reads = getattr(self, "_feeding", None), getattr(self, "_reads", None)
-        if feeding is None or reads is None or feeding.closed or reads.left or reads.finished:
+        map_run, reads = getattr(self, "_run", None), getattr(self, "_reads", None)
+        if map_run is None or reads is None or map_run.closed or reads.left or reads.finished:
             return
         reads.stop_soon()
-        if feeding.app.state == "closed":
+        if map_run.app.state == "closed":
             return
-        if feeding.running or feeding.finished or not feeding.exhausted or feeding.error:
+        if map_run.running or map_run.finished or not map_run.exhausted or map_run.error:
             warnings.warn(
                 "the results of app.map(...) were never read to their end, and what still ran is "
                 "cancelled; use `async with app.map(...) as results:`",
@@ -456,17 +456,17 @@ class MapHandle(Generic[In, R]):
                 stacklevel=2,
             )
 
-    async def _more(self) -> None:
-        feeding = self._feeding
-        if feeding.reading:
+    async def _wait_for_result(self) -> None:
+        map_run = self._run
+        if map_run.reading:
             msg = "another task already reads this map; results go to one reader"
             raise RuntimeError(msg)
-        feeding.reading = True
-        feeding.changed.clear()
+        map_run.reading = True
+        map_run.changed.clear()
         try:
-            await wait(feeding.changed)
+            await wait(map_run.changed)
         finally:
-            feeding.reading = False
+            map_run.reading = False
 
 
 def map_requests(
@@ -480,48 +480,48 @@ def map_requests(
 ) -> MapHandle[Any, Any]:
     """Start a request per input of *source*, as results are taken."""
     report = _print_progress if progress is True else progress or None
-    feeding = _Feeding(app, start, concurrency=concurrency, ordered=order == "input", report=report)
+    map_run = _MapRun(app, start, concurrency=concurrency, ordered=order == "input", report=report)
     if isinstance(source, AsyncIterable):
-        feeding.fed = asyncio.Event()
-        feeding.feeder = app.spawn(_feed, feeding, aiter(source))
+        map_run.source_closed = asyncio.Event()
+        map_run.feeder = app.spawn(_feed, map_run, aiter(source))
     else:
-        feeding.source = iter(source)
-    return MapHandle(feeding)
+        map_run.source = iter(source)
+    return MapHandle(map_run)
 
 
-def _start_one(feeding: _Feeding, value: object) -> None:
-    index = feeding.started
-    feeding.started += 1
+def _start_one(map_run: _MapRun, value: object) -> None:
+    index = map_run.started
+    map_run.started += 1
     if not index:
-        feeding.app.map_begun(feeding)
+        map_run.app.map_begun(map_run)
     try:
-        request = feeding.start(value)
+        request = map_run.start(value)
     except Closed as error:  # The app: nothing more can be started, and the inputs may be endless.
-        feeding.started -= 1
+        map_run.started -= 1
         raise Closed(_APP_CLOSED) from error
     except AltoError as error:
-        feeding.done(index, Failed(index=index, input=value, error=error))
+        map_run.done(index, Failed(index=index, input=value, error=error))
         return
     if request.ended:
-        feeding.done(index, _result(index, value, request))
+        map_run.done(index, _result(index, value, request))
         return
-    feeding.running[index] = (request, value)
-    request.on_end = _Ended(feeding, index, value)
+    map_run.running[index] = (request, value)
+    request.on_end = _ResultTaker(map_run, index, value)
 
 
-class _Ended:
+class _ResultTaker:
     """Takes the result of a request that has ended."""
 
-    __slots__ = ("_feeding", "_index", "_value")
+    __slots__ = ("_index", "_run", "_value")
 
-    def __init__(self, feeding: _Feeding, index: int, value: object) -> None:
-        self._feeding = feeding
+    def __init__(self, map_run: _MapRun, index: int, value: object) -> None:
+        self._run = map_run
         self._index = index
         self._value = value
 
     def __call__(self, request: Request) -> None:
-        del self._feeding.running[self._index]
-        self._feeding.done(self._index, _result(self._index, self._value, request))
+        del self._run.running[self._index]
+        self._run.done(self._index, _result(self._index, self._value, request))
 
 
 def _result(index: int, value: object, request: Request) -> Result[Any, Any]:
@@ -537,37 +537,37 @@ def _result(index: int, value: object, request: Request) -> Result[Any, Any]:
     )  # fmt: skip
 
 
-async def _feed(feeding: _Feeding, source: AsyncIterator[object]) -> None:
+async def _feed(map_run: _MapRun, source: AsyncIterator[object]) -> None:
     # A task of the app: an async iterable of inputs is pulled beside the requests. It is cancelled
     # once, so that the source can clean up undisturbed.
-    assert feeding.fed is not None
+    assert map_run.source_closed is not None
     try:
         try:
-            await _pull(feeding, source)
+            await _pull(map_run, source)
         finally:
             await _close(source)
     except asyncio.CancelledError:
-        feeding.error = Closed(_APP_CLOSED)
+        map_run.error = Closed(_APP_CLOSED)
         raise
     except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
-        feeding.source_failed(error)
+        map_run.source_failed(error)
     finally:
-        feeding.exhausted = True
-        feeding.fed.set()
-        feeding.wake()
+        map_run.exhausted = True
+        map_run.source_closed.set()
+        map_run.wake()
 
 
-async def _pull(feeding: _Feeding, source: AsyncIterator[object]) -> None:
+async def _pull(map_run: _MapRun, source: AsyncIterator[object]) -> None:
     while True:
-        while not feeding.has_room:
-            feeding.wanted.clear()
-            await feeding.wanted.wait()
+        while not map_run.has_room:
+            map_run.wanted.clear()
+            await map_run.wanted.wait()
         try:
             value = await anext(source)
         except StopAsyncIteration:
             return
-        _start_one(feeding, value)
-        if feeding.exhausted:  # The app has closed.
+        _start_one(map_run, value)
+        if map_run.exhausted:  # The app has closed.
             return
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
-from alto._current_call import current_call
+from alto._current_call import InnerRunner, current_call
 from alto._graph.spec import Declaration, GroupOrder
-from alto._runtime.call import calls_around, parking_call
+from alto._runtime.call import active_call, enclosing_calls
 from alto._runtime.handles import StreamHandle
 from alto._runtime.request import Options, Request
 from alto._runtime.resources import values_of_request
@@ -33,8 +33,9 @@ def nested_stream(
     Raises:
         Closed: No stage call runs in this context, or it has ended, but for its clean-up.
     """
-    if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
-        return interpret(declaration, inputs)  # type: ignore[no-any-return]  # alto.testing.reference
+    if (runner := _runner()) is not None:
+        handle: StreamHandle[Any] = runner.stream(declaration, inputs)
+        return handle
     return StreamHandle(_nested(declaration, inputs, order=order, timeout=timeout))
 
 
@@ -46,9 +47,14 @@ async def nested_run(
     Raises:
         Closed: No stage call runs in this context, or it has ended, but for its clean-up.
     """
-    if (interpret := getattr(current_call.get(), "interpret", None)) is not None:
-        return await interpret(declaration, inputs).list()  # type: ignore[no-any-return]
+    if (runner := _runner()) is not None:
+        return await runner.run(declaration, inputs)
     return await _nested(declaration, inputs, order=None, timeout=timeout).results()
+
+
+def _runner() -> InnerRunner | None:
+    call = current_call.get()
+    return None if call is None else call.inner_runner
 
 
 def _nested(
@@ -58,10 +64,10 @@ def _nested(
     order: GroupOrder | None,
     timeout: float | None,
 ) -> Request:
-    call = parking_call()
+    call = active_call()
     if call is None:
         name = declaration.name
-        if next(calls_around(), None) is None:
+        if next(enclosing_calls(), None) is None:
             msg = (
                 f"pipeline {name!r} is not open, and no stage runs here that could call it; "
                 f"use `async with {name}.open(...) as app:` and app.stream(...) or app.run(...)"

@@ -9,20 +9,20 @@ stage that was ever scaled stays routed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
 from alto._graph.plan import NodePlan
+from alto._graph.resources import with_handles
 from alto._graph.spec import NodeSpec
-from alto._runtime.lifespan import Keeper, needs_keeper
+from alto._runtime.lifespan import Lifespan, needs_lifespan
 from alto._runtime.machines.binding import Binding
 from alto._runtime.machines.permits import Rotation
 from alto._runtime.observers import Notify
-from alto._runtime.replica import Replica, Setting
-from alto._runtime.resources import with_handles
+from alto._runtime.replica import Replica, ReplicaApp
 from alto._safe_text import told
 from alto.errors import ResourceError, RoutingError
 from alto.model import Path
@@ -32,10 +32,10 @@ from alto.routing import LeastWork
 if TYPE_CHECKING:
     from alto._runtime.node_run import NodeRun
 
-__all__ = ("Node", "NodeSetting")
+__all__ = ("Node", "NodeApp")
 
 
-class NodeSetting(Setting, Protocol):
+class NodeApp(ReplicaApp, Protocol):
     """What an app gives all its stages."""
 
     @property
@@ -56,9 +56,26 @@ class Node:
         setting: What the app gives all its stages.
     """
 
-    __slots__ = ("_again", "_dispatching", "arity", "binding", "done", "full_name", "group_slots", "home",
-                 "join", "keeps", "line", "plan", "replicas", "resources", "routed", "scaling", "setting",
-                 "spec")  # fmt: skip
+    __slots__ = (
+        "_again",
+        "_dispatching",
+        "app",
+        "arity",
+        "binding",
+        "done",
+        "full_name",
+        "group_slots",
+        "has_lifespans",
+        "join",
+        "plan",
+        "replicas",
+        "resources",
+        "routed",
+        "scaling",
+        "sole_replica",
+        "spec",
+        "waiting_runs",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,25 +83,25 @@ class Node:
         plan: NodePlan,
         spec: NodeSpec,
         resources: Mapping[str, object],
-        setting: NodeSetting,
+        app: NodeApp,
     ) -> None:
         self.full_name = f"{pipeline}.{plan.name}"
         self.plan = plan
         self.spec = spec
         self.resources = resources
-        self.setting = setting
+        self.app = app
         self.arity = len(plan.inputs)
         self.group_slots = tuple(k for k, source in enumerate(plan.inputs) if source.group)
         self.join: tuple[int | None, ...] = ()
         """Depths as :class:`Join` wants them; empty where a call needs one thing only."""
         if self.arity > 1:
             self.join = tuple(None if s.group else s.depth for s in plan.inputs)
-        self.keeps = needs_keeper(spec, resources)
-        """Whether each replica has something of its own, which must be made before it works."""
+        self.has_lifespans = needs_lifespan(spec, resources)
+        """True if each replica has something of its own, which must be made before it works."""
         self.binding = Binding(_router(spec, plan.name), plan.name)
         self.replicas: dict[int, Replica] = {}
         """By number, in order; those that drain included."""
-        self.line: Rotation[NodeRun] = Rotation()
+        self.waiting_runs: Rotation[NodeRun] = Rotation()
         """Requests with items that no replica has been given yet."""
         self.done = 0
         """Calls that have ended by themselves at replicas that have gone."""
@@ -92,10 +109,10 @@ class Node:
         """Held while replicas are added or removed."""
         self._dispatching = self._again = False
         self.routed = spec.stage.replicas > 1
-        """Whether a router says which replica gets what."""
+        """True if a router says which replica gets what."""
         for replica in [self.new_replica() for _ in range(spec.stage.replicas)]:
             self.add(replica)
-        self.home: Replica = self.replicas[0]
+        self.sole_replica: Replica = self.replicas[0]
         """The only replica, as long as there is only one."""
 
     @property
@@ -110,7 +127,7 @@ class Node:
 
     @property
     def generator(self) -> bool:
-        """Whether a call may give any number of outputs."""
+        """Return whether a call may give any number of outputs."""
         return self.spec.stage.generator
 
     # ---- replicas come and go
@@ -118,11 +135,11 @@ class Node:
     def new_replica(self) -> Replica:
         """Make a replica that gets nothing yet."""
         number = self.binding.reserve()
-        keeper = None
-        if self.keeps:
-            keeper = Keeper(self.spec, self.plan.name, number, self.resources)
-        resources = {} if keeper is not None else with_handles(self.spec, self.resources)
-        return Replica(self, number, keeper, self.spec.stage.fn, resources)
+        lifespan = None
+        if self.has_lifespans:
+            lifespan = Lifespan(self.spec, self.plan.name, number, self.resources)
+        resources = {} if lifespan is not None else with_handles(self.spec, self.resources)
+        return Replica(self, number, lifespan, self.spec.stage.fn, resources)
 
     def add(self, replica: Replica) -> None:
         """Give a replica items and groups from now on."""
@@ -136,6 +153,18 @@ class Node:
         self.routed = True
         for run in runs:
             run.route()
+
+    def grow(self, replicas: Iterable[Replica], runs: Iterable[NodeRun]) -> None:
+        """Let more replicas work, which have all they need. *runs* are those of open requests."""
+        self.route(runs)
+        for replica in replicas:
+            self.add(replica)
+        self.dispatch()
+
+    def shrink(self, count: int, runs: Sequence[NodeRun]) -> None:
+        """Drain *count* replicas: those with the least to do, and of these the youngest."""
+        for number in self.binding.least_loaded(count):
+            self.drain(number, runs)
 
     def drain(self, number: int, runs: Iterable[NodeRun]) -> None:
         """Give a replica nothing new, and let it go when its last call has ended.
@@ -165,9 +194,9 @@ class Node:
 
     # ---- who gets what
 
-    def offer(self, run: NodeRun) -> None:
+    def enqueue(self, run: NodeRun) -> None:
         """Put *run*, which has items to start, in line, and route what can be started."""
-        self.line.add(run)
+        self.waiting_runs.add(run)
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -175,17 +204,17 @@ class Node:
         if self._dispatching:
             self._again = True
             return
-        self._dispatching = self._again = bool(self.line)
+        self._dispatching = self._again = bool(self.waiting_runs)
         try:
-            while self._again and self.line:
+            while self._again and self.waiting_runs:
                 self._again = False
-                free = self._look()
-                while free and self.line:
-                    free -= self._dispatch(self.line.pop())
+                free = self._update_loads()
+                while free and self.waiting_runs:
+                    free -= self._dispatch(self.waiting_runs.pop())
         finally:
             self._dispatching = False
 
-    def _look(self) -> int:
+    def _update_loads(self) -> int:
         # Bring up to date what routers see; how many replicas could start a call.
         some = 0
         for load in self.binding.live:
@@ -209,7 +238,7 @@ class Node:
             return False
         unplaced.popleft()
         if unplaced:
-            self.line.add(run)
+            self.waiting_runs.add(run)
         replica = self.replicas[number]
         run.queue(replica).put(path, args)
         load = self.binding.loads[number]
@@ -220,15 +249,17 @@ class Node:
 
     def bind(self, run: NodeRun, path: Path, value: object) -> Replica:
         """Choose the replica of a group that comes to be."""
-        self._look()
+        self._update_loads()
         request = run.request
         try:
             number = self.binding.bind(request.number, path, value)
         except RoutingError as error:
             number = self.binding.live[0].number
-            self.binding.hold(request.number, path, number)
+            self.binding.bind_to(request.number, path, number)
             replica = self.replicas[number]
-            run.rows[path].replica = replica  # Before the request fails, which releases it.
+            run.grouped_calls[
+                path
+            ].replica = replica  # Before the request fails, which releases it.
             request.fail(error)
             return replica
         return self.replicas[number]
@@ -247,7 +278,7 @@ class Node:
         """Count a call that has ended, after it ran for *seconds*; None: that is not known."""
         if self.group_slots:  # Its row has gone already, and counts for it.
             if seconds is not None and number in self.binding.loads:
-                self.binding.took(number, seconds)
+                self.binding.record_time(number, seconds)
             return
         self.binding.ended(number, seconds)
         self._retire(number)

@@ -26,9 +26,9 @@ from alto._current_call import current_call
 from alto._runtime.call import Call
 from alto._runtime.group import GroupedCall
 from alto._runtime.machines.join import Join
-from alto._runtime.machines.liveness import Demand
+from alto._runtime.machines.liveness import Liveness
 from alto._runtime.ports import GroupPort, ItemPort, JoinPort, Port, Target
-from alto._runtime.queue import ReadyQueue, Start
+from alto._runtime.queue import ReadyCall, ReadyQueue
 from alto._runtime.replica import Replica
 from alto._runtime.room import Room
 from alto.events import GroupCompleted
@@ -48,15 +48,15 @@ class NodeRun:
 
     __slots__ = (
         "_counts_to",
-        "_demand",
         "_group_ports",
+        "_liveness",
         "_targets",
         "capacity",
         "dropped",
+        "grouped_calls",
         "index",
         "is_full",
         "join",
-        "keeps_calls",
         "node",
         "ports",
         "push",
@@ -64,11 +64,11 @@ class NodeRun:
         "request",
         "room",
         "routed",
-        "rows",
         "sole",
         "stage",
         "stalled",
         "suspended",
+        "tracks_calls",
         "unplaced",
         "values",
     )  # fmt: skip
@@ -86,25 +86,25 @@ class NodeRun:
         """What waits for each replica, by its number, and how much of it runs."""
         self.sole: ReadyQueue | None = None
         """The only queue, as long as the stage has one replica."""
-        self.unplaced: deque[Start] = deque()
+        self.unplaced: deque[ReadyCall] = deque()
         """Calls that no replica has been given yet."""
         self.stalled = False
-        """Whether the next of them may not be placed, since its outputs would have no room."""
+        """True if the next of them may not be placed, since its outputs would have no room."""
         self.routed: bool = node.routed
-        self.keeps_calls: bool = node.routed or bool(node.group_slots)
-        """Whether the end of every call matters here."""
-        """Whether a router says which replica gets what, and so learns how long calls run."""
+        self.tracks_calls: bool = node.routed or bool(node.group_slots)
+        """True if the end of every call matters here."""
+        """True if a router says which replica gets what, and so learns how long calls run."""
         if not node.routed:
-            self.sole = self.queues[node.home.number] = ReadyQueue(self, node.home)
+            self.sole = self.queues[node.sole_replica.number] = ReadyQueue(self, node.sole_replica)
         self.room = Room()
         """Who waits for a call to start."""
         self.suspended: dict[Path, Call] = {}
         """Calls that have suspended, so that they can be cancelled."""
-        self.rows: dict[Path, GroupedCall] = {}
+        self.grouped_calls: dict[Path, GroupedCall] = {}
         """Groups whose call has not ended."""
         self.dropped: set[Path] = set()
         """Ancestors below which nothing is needed any more."""
-        self._demand: Demand | None = None
+        self._liveness: Liveness | None = None
         self.join: Join | None = Join(node.plan.depth, node.join) if node.join else None
         self.ports: tuple[Port, ...] = tuple(self._port(slot) for slot in range(node.arity))
         self._group_ports = tuple(port for port in self.ports if isinstance(port, GroupPort))
@@ -143,7 +143,7 @@ class NodeRun:
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The app's event loop."""
-        return self.node.setting.loop
+        return self.node.app.loop
 
     @property
     def priority(self) -> int:
@@ -157,7 +157,7 @@ class NodeRun:
 
     @property
     def in_arrival_order(self) -> bool:
-        """Whether groups hand out their pieces as they come."""
+        """Return whether groups hand out their pieces as they come."""
         return self.node.spec.stage.order == "arrival"
 
     def input_depth(self, slot: int) -> int:
@@ -165,7 +165,7 @@ class NodeRun:
         return self.node.plan.inputs[slot].depth
 
     def rank(self, slot: int) -> int:
-        """Give which of the stage's groups parameter *slot* is."""
+        """Return which of the stage's groups parameter *slot* is."""
         return self.node.group_slots.index(slot)
 
     @property
@@ -182,7 +182,7 @@ class NodeRun:
 
     @property
     def busy(self) -> bool:
-        """Whether a call runs or could start."""
+        """Return whether a call runs or could start."""
         if self.sole is not None:
             return bool(self.sole.active or self.sole.ready)
         return bool(self.unplaced) or any(q.active or q.ready for q in self.queues.values())
@@ -194,20 +194,20 @@ class NodeRun:
         if self.sole is not None:
             self.sole.put(path, args)
         elif self._group_ports:
-            self.queue(self.rows[path].replica).put(path, args)
+            self.queue(self.grouped_calls[path].replica).put(path, args)
         else:
             self.unplaced.append((path, args))
             if not self.stalled:
-                self.node.offer(self)
+                self.node.enqueue(self)
 
-    def row(self, path: Path, value: object = None) -> GroupedCall:
-        """Give the groups of the call at *path*, made when the first of them begins, with *value*."""
-        row = self.rows.get(path)
-        if row is None:
-            row = self.rows[path] = GroupedCall(self, path, self._group_ports)
+    def grouped_call(self, path: Path, value: object = None) -> GroupedCall:
+        """Return the groups of the call at *path*, made when the first of them begins, with *value*."""
+        grouped_call = self.grouped_calls.get(path)
+        if grouped_call is None:
+            grouped_call = self.grouped_calls[path] = GroupedCall(self, path, self._group_ports)
             if self.sole is None:
-                row.replica = self.node.bind(self, path, value)
-        return row
+                grouped_call.replica = self.node.bind(self, path, value)
+        return grouped_call
 
     def begin(self, grouped: GroupedCall) -> None:
         """Queue the call of *grouped* if it has all it needs: one of its groups has begun."""
@@ -217,21 +217,21 @@ class NodeRun:
             return
         held = self.join.held
         self.start_all(self.join.begun(grouped.path))
-        self.request.hold(self.join.held - held, self)
+        self.request.add_held(self.join.held - held, self)
 
     def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
         """Queue calls that have all their items."""
         for path, args in starts:
             if self._group_ports:
-                row = self.rows[path]
-                row.begun = True
-                for port, group in zip(self._group_ports, row.groups, strict=True):
+                grouped_call = self.grouped_calls[path]
+                grouped_call.begun = True
+                for port, group in zip(self._group_ports, grouped_call.groups, strict=True):
                     args[port.slot] = group
             self.put(path, args)
 
     def completed(self, path: Path, slot: int) -> None:
         """Report that a group is complete."""
-        if (notify := self.node.setting.notify_group) is not None:
+        if (notify := self.node.app.notify_group) is not None:
             notify(
                 GroupCompleted(
                     request=self.request.id,
@@ -245,7 +245,7 @@ class NodeRun:
     # ---- where a router says which replica gets what
 
     def queue(self, replica: Replica) -> ReadyQueue:
-        """Give the queue for *replica*."""
+        """Return the queue for *replica*."""
         queue = self.queues.get(replica.number)
         if queue is None:
             queue = self.queues[replica.number] = ReadyQueue(self, replica)
@@ -256,14 +256,14 @@ class NodeRun:
         sole, self.sole = self.sole, None
         if sole is None:
             return
-        self.routed = self.keeps_calls = True
+        self.routed = self.tracks_calls = True
         node = self.node
         if self._group_ports:
-            for path, row in self.rows.items():
-                row.replica = node.home
-                node.binding.hold(self.request.number, path, node.home.number)
+            for path, grouped_call in self.grouped_calls.items():
+                grouped_call.replica = node.sole_replica
+                node.binding.bind_to(self.request.number, path, node.sole_replica.number)
             return
-        node.binding.adopt(node.home.number, sole.active)
+        node.binding.count_existing(node.sole_replica.number, sole.active)
         self._take_back(sole)
 
     def take_back(self, number: int) -> int:
@@ -275,7 +275,7 @@ class NodeRun:
         starts = queue.take_all()
         self.unplaced.extendleft(reversed(starts))
         if starts and not self.stalled:
-            self.node.offer(self)
+            self.node.enqueue(self)
         return len(starts)
 
     def stall(self, room: Room) -> None:
@@ -287,19 +287,19 @@ class NodeRun:
         """Go on placing: there is room again."""
         self.stalled = False
         if self.unplaced:
-            self.node.offer(self)
+            self.node.enqueue(self)
 
     # ---- where results go
 
     def no_room_at(self, path: Path) -> Room | None:
-        """Give where an item at *path*, or below it, has no room; None: it has room everywhere."""
+        """Return where an item at *path*, or below it, has no room; None: it has room everywhere."""
         for target in self._targets:
             if target.is_full(path):
                 return target.room_for(path)
         return None
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """Give ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
+        """Return ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
         if len(self._targets) == 1:
             return self._targets[0].inlet(path)
         return self.is_full, self.push
@@ -321,13 +321,16 @@ class NodeRun:
     def call_ended(self, call: Call, seconds: float | None) -> None:
         """Let go of a call that has ended, after it ran for *seconds*, where that is known."""
         self.suspended.pop(call.path, None)
-        if self._group_ports and (row := self.rows.pop(call.path, None)) is not None:
+        if (
+            self._group_ports
+            and (grouped_call := self.grouped_calls.pop(call.path, None)) is not None
+        ):
             # What only its groups waited for is cancelled.
-            row.leave()
-            if row.replica is not None:
+            grouped_call.leave()
+            if grouped_call.replica is not None:
                 self.node.release(self, call.path)
         if self.routed:
-            self.node.line.served(self)
+            self.node.waiting_runs.move_to_end(self)
             self.node.ended(call.replica.number, seconds)
 
     def idle(self) -> None:
@@ -335,7 +338,7 @@ class NodeRun:
         self.request.check_end()
 
     def is_dropped(self, path: Path) -> bool:
-        """Say whether nothing needs what comes in at *path*."""
+        """Return whether nothing needs what comes in at *path*."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
     def release(self, slot: int, ancestor: Path) -> None:
@@ -348,9 +351,9 @@ class NodeRun:
 
     def released(self, rank: int, ancestor: Path) -> None:
         """Drop what no consumer needs any more: number *rank* needs nothing below *ancestor*."""
-        if self._demand is None:
-            self._demand = Demand(len(self._targets))
-        for dead in self._demand.release(rank, ancestor):
+        if self._liveness is None:
+            self._liveness = Liveness(len(self._targets))
+        for dead in self._liveness.release(rank, ancestor):
             self.request.drop_soon(self, dead)
 
     def drop(self, ancestor: Path) -> None:
@@ -363,16 +366,16 @@ class NodeRun:
         if self.join is not None:
             held = self.join.held
             self.join.drop(ancestor)
-            self.request.let_go(held - self.join.held)
+            self.request.remove_held(held - self.join.held)
         running = self._cancel_running(ancestor)
-        for path in self._below(ancestor, self.rows):
-            row = self.rows[path]
-            for group in row.groups:
+        for path in self._below(ancestor, self.grouped_calls):
+            grouped_call = self.grouped_calls[path]
+            for group in grouped_call.groups:
                 group.dropped = True
-            row.leave()
+            grouped_call.leave()
             if path not in running:  # A running call's row goes when the call has ended.
-                del self.rows[path]
-                if row.replica is not None:
+                del self.grouped_calls[path]
+                if grouped_call.replica is not None:
                     self.node.release(self, path)
         for slot, source in enumerate(self.node.plan.inputs):
             # Below its calls the levels of its outputs are its own, not those of its inputs.
@@ -415,16 +418,16 @@ class NodeRun:
 
     def close(self) -> None:
         """Let go of everything: the request has ended, and must not keep its items alive."""
-        for path, row in self.rows.items():
-            for group in row.groups:
+        for path, grouped_call in self.grouped_calls.items():
+            for group in grouped_call.groups:
                 group.left = True
-            row.groups = ()
-            if row.replica is not None:
+            grouped_call.groups = ()
+            if grouped_call.replica is not None:
                 self.node.release(self, path)
         self._targets = self._counts_to = ()
         self.push, self.is_full = _closed_push, _closed_full
         self.ports = self._group_ports = ()
-        self.rows.clear()
+        self.grouped_calls.clear()
         self.unplaced.clear()
         self.suspended.clear()
         self.queues.clear()

@@ -15,7 +15,7 @@ from alto._safe_text import shown
 from alto.events import Event, ItemProduced
 from alto.protocols import Observer
 
-__all__ = ("Notifies", "Notify", "Observers", "check_observers")
+__all__ = ("Notifiers", "Notify", "Observers", "check_observers")
 
 Notify = Callable[[Event], None]
 """Hands an event to the observers that want its kind."""
@@ -24,7 +24,7 @@ _KINDS: Final[frozenset[type]] = frozenset(get_args(Event))
 _BY_DEFAULT: Final = _KINDS - {ItemProduced}
 
 
-class Notifies(Protocol):
+class Notifiers(Protocol):
     """What says where the events of calls go."""
 
     @property
@@ -57,7 +57,7 @@ class Observers:
         self._reported: set[int] = set()
 
     def notifier(self, *kinds: type) -> Notify | None:
-        """Give what to call with events of *kinds*, or None where no observer wants any of them."""
+        """Return what to call with events of *kinds*, or None where no observer wants any of them."""
         takers = [one for one, wanted in self._observers if not wanted.isdisjoint(kinds)]
         if not takers:
             return None

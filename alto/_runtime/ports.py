@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from alto._runtime.group import GroupedCall, GroupRequest
-from alto._runtime.machines.completion import Closure
+from alto._runtime.machines.completion import CompletionCounter
 from alto._runtime.machines.join import Join
 from alto._runtime.queue import ReadyQueue
 from alto._runtime.room import Room
@@ -25,15 +25,15 @@ class Target(Protocol):
     """What takes items: a port, or a request's results."""
 
     def is_full(self, path: Path) -> bool:
-        """Say whether an item at *path*, or below it, must wait."""
+        """Return whether an item at *path*, or below it, must wait."""
         ...
 
     def room_for(self, path: Path) -> Room:
-        """Give where to wait while it is full."""
+        """Return where to wait while it is full."""
         ...
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """Give ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        """Return ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
         ...
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
@@ -50,7 +50,7 @@ class PortRun(Protocol):
 
     capacity: int
     room: Room
-    rows: dict[Path, GroupedCall]
+    grouped_calls: dict[Path, GroupedCall]
     dropped: set[Path]
     join: Join | None
     sole: ReadyQueue | None
@@ -73,7 +73,7 @@ class PortRun(Protocol):
 
     @property
     def in_arrival_order(self) -> bool:
-        """Whether groups hand out their pieces as they come."""
+        """Return whether groups hand out their pieces as they come."""
         ...
 
     @property
@@ -86,15 +86,15 @@ class PortRun(Protocol):
         ...
 
     def rank(self, slot: int) -> int:
-        """Give which of the stage's groups parameter *slot* is."""
+        """Return which of the stage's groups parameter *slot* is."""
         ...
 
     def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
         """Queue a call that has all it needs."""
         ...
 
-    def row(self, path: Path, value: object = None) -> GroupedCall:
-        """Give the groups of the call at *path*, made where they are not there yet."""
+    def grouped_call(self, path: Path, value: object = None) -> GroupedCall:
+        """Return the groups of the call at *path*, made where they are not there yet."""
         ...
 
     def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
@@ -102,7 +102,7 @@ class PortRun(Protocol):
         ...
 
     def is_dropped(self, path: Path) -> bool:
-        """Say whether nothing needs what comes in at *path*."""
+        """Return whether nothing needs what comes in at *path*."""
         ...
 
 
@@ -118,16 +118,16 @@ class Port:
         """Ancestors at and below which nothing is needed here any more."""
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Say whether an item at *path*, or below it, must wait."""
+        """Return whether an item at *path*, or below it, must wait."""
         run = self.run
         return run.waiting >= run.capacity
 
     def room_for(self, path: Path) -> Room:  # noqa: ARG002
-        """Give where to wait while it is full."""
+        """Return where to wait while it is full."""
         return self.run.room
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
-        """Give ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        """Return ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
@@ -139,7 +139,7 @@ class Port:
         raise NotImplementedError
 
     def is_dropped(self, path: Path) -> bool:
-        """Say whether nothing needs *path* here."""
+        """Return whether nothing needs *path* here."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
 
@@ -149,7 +149,7 @@ class ItemPort(Port):
     __slots__ = ()
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Say whether an item at *path*, or below it, must wait."""
+        """Return whether an item at *path*, or below it, must wait."""
         run = self.run
         sole = run.sole
         return (len(sole.ready) if sole is not None else run.waiting) >= run.capacity
@@ -185,7 +185,7 @@ class JoinPort(Port):
         assert join is not None
         held = join.held
         run.start_all(join.arrived(self.slot, path, value))
-        run.request.hold(join.held - held, run)
+        run.request.add_held(join.held - held, run)
         if run.room.awaited and run.waiting < run.capacity:
             run.room.wake()
 
@@ -198,59 +198,59 @@ class JoinPort(Port):
         assert join is not None
         held = join.held
         join.counted(self.slot, parent, children)
-        run.request.let_go(held - join.held)
+        run.request.remove_held(held - join.held)
 
 
 class GroupPort(Port):
     """A parameter that gathers."""
 
-    __slots__ = ("closure", "depth", "rank", "top")
+    __slots__ = ("completion", "depth", "rank", "top")
 
     def __init__(self, run: PortRun, slot: int) -> None:
         super().__init__(run, slot)
         self.top = run.depth
         self.rank = run.rank(slot)
         self.depth = run.input_depth(slot)
-        self.closure: Closure | None = None
+        self.completion: CompletionCounter | None = None
         """Counts where pieces come as they arrive; else every group's order does."""
         if run.in_arrival_order:
-            self.closure = Closure(self.top, self.depth)
+            self.completion = CompletionCounter(self.top, self.depth)
 
     def is_full(self, path: Path) -> bool:
         """Ask its group; without one yet, count the stage's other calls."""
-        row = self.run.rows.get(path[: self.top])
-        if row is None:
+        grouped_call = self.run.grouped_calls.get(path[: self.top])
+        if grouped_call is None:
             if self.dropped and self.is_dropped(path):
                 return False
             return self.run.waiting >= self.run.capacity
-        group = row.groups[self.rank]
+        group = grouped_call.groups[self.rank]
         return len(group.buffer) >= group.capacity and group.is_full()
 
     def room_for(self, path: Path) -> Room:
-        """Give where to wait while it is full."""
-        row = self.run.rows.get(path[: self.top])
-        return self.run.room if row is None else row.groups[self.rank].room
+        """Return where to wait while it is full."""
+        grouped_call = self.run.grouped_calls.get(path[: self.top])
+        return self.run.room if grouped_call is None else grouped_call.groups[self.rank].room
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
         """Put it into its group, and see whether that is complete."""
         if self.dropped and self.is_dropped(path):
             return
         run, key = self.run, path[: self.top]
-        row = run.rows.get(key)
-        if row is None:
-            row = run.row(key, value)
-        row.groups[self.rank].push(path, value)
+        grouped_call = run.grouped_calls.get(key)
+        if grouped_call is None:
+            grouped_call = run.grouped_call(key, value)
+        grouped_call.groups[self.rank].push(path, value)
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """Give those of the one group to which everything goes that one generator call gives."""
-        row = self.run.rows.get(path[: self.top])
-        if row is None:  # Nothing needs it any more.
+        """Return those of the one group to which everything goes that one generator call gives."""
+        grouped_call = self.run.grouped_calls.get(path[: self.top])
+        if grouped_call is None:  # Nothing needs it any more.
             return self.is_full, self.push
-        group = row.groups[self.rank]
+        group = grouped_call.groups[self.rank]
         return group.is_full, group.push
 
     def counted(self, parent: Path, children: int) -> None:
         """Take the count of an inner node; with its last piece, a group is complete."""
         if self.dropped and self.is_dropped(parent):
             return
-        self.run.row(parent[: self.top]).groups[self.rank].counted(parent, children)
+        self.run.grouped_call(parent[: self.top]).groups[self.rank].counted(parent, children)

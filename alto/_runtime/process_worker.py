@@ -25,15 +25,15 @@ from alto._graph.spec import PerReplica
 from alto._safe_text import message, noted, told
 from alto.errors import ResourceError
 
-__all__ = ("PLAIN", "Place", "begin", "end", "found", "run")
+__all__ = ("PLAIN", "Location", "begin", "end", "find_function", "run")
 
 PLAIN: Final = "give it plain data, or let the stage run elsewhere: runs_in='thread'"
 """The remedy for what cannot be pickled."""
-Place: TypeAlias = tuple[str, str]
+Location: TypeAlias = tuple[str, str]
 """Where something stands: a module, and a name in it."""
 
 
-def found(module: str, where: str) -> object:
+def find_function(module: str, where: str) -> object:
     """Find the function of the stage that stands in a module."""
     value: object = sys.modules.get(module)
     for part in where.split("."):
@@ -41,7 +41,7 @@ def found(module: str, where: str) -> object:
     return getattr(value, "fn", value)
 
 
-class _State:
+class _WorkerState:
     """What the process works with."""
 
     fn: Callable[..., Any]
@@ -57,12 +57,14 @@ def begin(payload: bytes) -> bytes:
     try:
         (module, where), name, number, sent = pickle.loads(payload)  # noqa: S301  # our parent's
         __import__(module)
-        function = found(module, where)
+        function = find_function(module, where)
         assert callable(function), (module, where)
-        _State.fn = function
-        Finalize(None, _State.kept.close, exitpriority=10)
+        _WorkerState.fn = function
+        Finalize(None, _WorkerState.kept.close, exitpriority=10)
         for resource, data in sent:
-            _State.resources[resource] = _made(name, resource, number, data, _State.kept)
+            _WorkerState.resources[resource] = _made(
+                name, resource, number, data, _WorkerState.kept
+            )
     except BaseException as error:  # noqa: BLE001  # raised by the parent
         return pickle.dumps(_sendable(error))
     finally:
@@ -100,7 +102,7 @@ def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -
 def end(_: bytes) -> bytes:
     """Give everything back. Returns what was raised, or None, pickled."""
     try:
-        _State.kept.close()
+        _WorkerState.kept.close()
     except BaseException as error:  # noqa: BLE001  # raised by the parent
         return pickle.dumps(_sendable(error))
     return pickle.dumps(None)
@@ -121,11 +123,11 @@ def run(sent: bytes) -> bytes:
 
 
 def _called(
-    args: Sequence[object], values: Mapping[str, object], context: Mapping[Place, object]
+    args: Sequence[object], values: Mapping[str, object], context: Mapping[Location, object]
 ) -> object:
     for (module, name), value in context.items():
         getattr(importlib.import_module(module), name).set(value)
-    return _State.fn(*args, **{**_State.resources, **values})
+    return _WorkerState.fn(*args, **{**_WorkerState.resources, **values})
 
 
 def _sendable(error: BaseException) -> Exception:

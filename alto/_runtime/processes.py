@@ -27,9 +27,9 @@ from typing import Any, Final
 
 from alto._graph.spec import PerReplica
 from alto._runtime import process_worker
-from alto._runtime.process_worker import PLAIN, Place, found
+from alto._runtime.process_worker import PLAIN, Location, find_function
 from alto._safe_text import told
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import ResourceError, WorkerDied
 from alto.model import StageInfo
 
@@ -40,7 +40,7 @@ _GRACE_S: Final = 10.0
 _UNSET: Final = object()
 
 
-class _Ended(Exception):
+class _ProcessEnded(Exception):
     """The process ended before it had begun."""
 
     def __init__(self, exit_code: int | None) -> None:
@@ -71,7 +71,7 @@ class WorkerProcess:
     ) -> None:
         self._name = stage.name
         self._number = number
-        self._context = {_place_of(variable, stage): variable for variable in context}
+        self._context = {_location_of(variable, stage): variable for variable in context}
         self._payload = _payload(stage, number, resources)
         self._child: _Child | None = None
         """The process, if one has started; it may have died since."""
@@ -88,7 +88,7 @@ class WorkerProcess:
         """
         try:
             self._child = await _Child.start(self._payload)
-        except _Ended as error:
+        except _ProcessEnded as error:
             msg = (
                 f"stage {self._name!r}: the worker process of replica {self._number} ended while it "
                 f"started (exit code {error.exit_code}); its output says why. A program that uses "
@@ -112,7 +112,7 @@ class WorkerProcess:
             async def wait() -> None:
                 await asyncio.wait([renewal])
 
-            await uncut(wait)
+            await wait_shielded(wait)
         child, self._child = self._child, None
         if child is None:
             return None
@@ -135,7 +135,7 @@ class WorkerProcess:
         while deaths < 2:
             try:
                 child = await self._ready()
-            except _Ended as error:
+            except _ProcessEnded as error:
                 code = error.exit_code
                 deaths += 1
                 continue
@@ -240,7 +240,7 @@ class _Child:
             if (error := pickle.loads(began.result())) is not None:  # noqa: S301  # our own
                 raise error  # noqa: TRY301  # made in the process
         except BrokenProcessPool:
-            raise _Ended(await child.exit_code()) from None
+            raise _ProcessEnded(await child.exit_code()) from None
         except BaseException:
             try:
                 if not began.done() and child._process is not None:  # Cancelled.
@@ -254,7 +254,7 @@ class _Child:
         return child
 
     def is_alive(self) -> bool:
-        """Say whether the process has not ended."""
+        """Return whether the process has not ended."""
         return self._process is None or self._process.is_alive()
 
     def kill(self) -> None:
@@ -284,7 +284,7 @@ class _Child:
         async def wait() -> None:
             await asyncio.wait([ended])
 
-        await uncut(wait)
+        await wait_shielded(wait)
 
     async def exit_code(self) -> int | None:
         """Wait until the process has ended. Returns how, where that is known."""
@@ -308,7 +308,7 @@ async def _wait(done: asyncio.Future[bytes], at_most: float | None = None) -> No
     async def wait() -> None:
         await asyncio.wait([done], timeout=at_most)
 
-    await uncut(wait)
+    await wait_shielded(wait)
 
 
 def _seen(done: asyncio.Future[bytes]) -> None:
@@ -345,7 +345,7 @@ def _check_pickles(value: object, what: str) -> None:
         raise TypeError(msg) from error
 
 
-def _place_of(variable: ContextVar[Any], stage: StageInfo) -> Place:
+def _location_of(variable: ContextVar[Any], stage: StageInfo) -> Location:
     # A context variable does not know where it stands. It is looked for where it is most likely
     # first: in the module of the stage.
     modules = {stage.function.__module__: None, **dict.fromkeys(list(sys.modules))}
@@ -367,7 +367,7 @@ def _is_importable(module: str) -> bool:
     return module != "__main__" or getattr(sys.modules[module], "__file__", None) is not None
 
 
-def _reference(fn: Callable[..., Any], name: str) -> Place:
+def _reference(fn: Callable[..., Any], name: str) -> Location:
     # A stage stands in its module where its function would, so the function goes by name.
     assert isinstance(fn, FunctionType)
     module, where = fn.__module__, fn.__qualname__
@@ -376,7 +376,7 @@ def _reference(fn: Callable[..., Any], name: str) -> Place:
         why = f"it is defined inside a function ({where})"
     elif not _is_importable(module):
         why = "it is defined in a notebook or an interactive session"
-    elif found(module, where) is not fn:
+    elif find_function(module, where) is not fn:
         why = f"{module}.{where} is not it"
     if why:
         msg = (

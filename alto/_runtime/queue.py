@@ -10,9 +10,9 @@ from alto._runtime.call import CallRun
 from alto._runtime.room import Room
 from alto.model import Path
 
-__all__ = ("QueueReplica", "QueueRun", "ReadyQueue", "Start")
+__all__ = ("QueueReplica", "QueueRun", "ReadyQueue", "ReadyCall")
 
-Start = tuple[Path, Any]
+ReadyCall = tuple[Path, Any]
 """A call that can start: its ancestry, and the stage's positional arguments."""
 
 
@@ -41,11 +41,11 @@ class QueueReplica(Protocol):
 
     number: int
 
-    def offer(self, queue: ReadyQueue) -> None:
+    def enqueue(self, queue: ReadyQueue) -> None:
         """Put *queue*, which has something to start, in line, and see that it is looked at."""
         ...
 
-    def withdraw(self, queue: ReadyQueue) -> None:
+    def dequeue(self, queue: ReadyQueue) -> None:
         """Take *queue*, which has nothing to start any more, out of line."""
         ...
 
@@ -64,21 +64,21 @@ class ReadyQueue:
         self.replica = replica
         self.priority = run.priority
         self.root = run.root
-        self.ready: deque[Start] = deque()
+        self.ready: deque[ReadyCall] = deque()
         """The calls, in order. Changed by this class only."""
         self.active = 0
         """Calls that were taken from here and have not ended."""
         self.blocked = False
-        """Whether the next call may not start, since its outputs would have no room."""
+        """True if the next call may not start, since its outputs would have no room."""
 
     def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
         """Append a call, and wake a worker."""
         ready = self.ready
         ready.append((path, args))
         if len(ready) == 1 and not self.blocked:  # With more it is in line, or a worker serves it.
-            self.replica.offer(self)
+            self.replica.enqueue(self)
 
-    def take(self) -> Start | None:
+    def take(self) -> ReadyCall | None:
         """Take the next call to start, or nothing where it must wait. The caller has a permit."""
         ready = self.ready
         if not ready:
@@ -104,7 +104,7 @@ class ReadyQueue:
         """Go on: there is room again for what a call would give."""
         self.blocked = False
         if self.ready:
-            self.replica.offer(self)
+            self.replica.enqueue(self)
 
     def drop(self, ancestor: Path) -> int:
         """Remove the calls at and below *ancestor*, and give how many there were."""
@@ -117,9 +117,9 @@ class ReadyQueue:
             ready.extend(kept)
         return gone
 
-    def take_all(self) -> list[Start]:
+    def take_all(self) -> list[ReadyCall]:
         """Leave the line, remove all calls, which are to wait elsewhere, and give them."""
-        self.replica.withdraw(self)
+        self.replica.dequeue(self)
         starts = list(self.ready)
         self.ready.clear()
         self.blocked = False

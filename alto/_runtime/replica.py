@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from alto._runtime.call import Call
-from alto._runtime.lifespan import Keeper
+from alto._runtime.lifespan import Lifespan
 from alto._runtime.machines.permits import Permits
-from alto._runtime.observers import Notifies
+from alto._runtime.observers import Notifiers
 from alto._runtime.queue import ReadyQueue
 from alto._runtime.worker import Worker
 
-__all__ = ("Replica", "ReplicaNode", "Setting")
+__all__ = ("Replica", "ReplicaNode", "ReplicaApp")
 
 
-class Setting(Notifies, Protocol):
+class ReplicaApp(Notifiers, Protocol):
     """What an app gives all its replicas."""
 
     loop: asyncio.AbstractEventLoop
@@ -42,7 +42,7 @@ class ReplicaNode(Protocol):
     routed: bool
 
     @property
-    def setting(self) -> Setting:
+    def app(self) -> ReplicaApp:
         """What the app gives all its replicas."""
         ...
 
@@ -58,7 +58,7 @@ class ReplicaNode(Protocol):
 
     @property
     def generator(self) -> bool:
-        """Whether a call may give any number of outputs."""
+        """Return whether a call may give any number of outputs."""
         ...
 
     def dispatch(self) -> None:
@@ -77,33 +77,47 @@ class Replica:
         resources: Its keyword arguments, likewise.
     """
 
-    __slots__ = ("clock", "closing", "done", "fn", "generator", "idle", "keeper", "leader", "loop", "node",
-                 "notify_call", "notify_generation", "notify_item",
+    __slots__ = (
+        "clock",
+        "closing",
+        "done",
+        "fn",
+        "generator",
+        "idle",
+        "leader",
+        "lifespan",
+        "loop",
+        "node",
+        "notify_call",
+        "notify_generation",
+        "notify_item",
         "now",
-        "number", "permits",
-                 "resources")  # fmt: skip
+        "number",
+        "permits",
+        "resources",
+    )  # fmt: skip
 
     def __init__(
         self,
         node: ReplicaNode,
         number: int,
-        keeper: Keeper | None,
+        lifespan: Lifespan | None,
         fn: Callable[..., Any],
         resources: Mapping[str, object],
     ) -> None:
-        setting = node.setting
+        app = node.app
         self.node = node
         self.number = number
-        self.keeper = keeper
+        self.lifespan = lifespan
         self.fn = fn
         self.resources = resources
         self.generator = node.generator
-        self.loop = setting.loop
-        self.clock: Any = setting.clock  # Any: pyright takes it for a method
-        self.now: Any = setting.now
-        self.notify_call: Any = setting.notify_call
-        self.notify_item: Any = setting.notify_item
-        self.notify_generation: Any = setting.notify_generation
+        self.loop = app.loop
+        self.clock: Any = app.clock  # Any: pyright takes it for a method
+        self.now: Any = app.now
+        self.notify_call: Any = app.notify_call
+        self.notify_item: Any = app.notify_item
+        self.notify_generation: Any = app.notify_generation
         self.permits: Permits[ReadyQueue, Call] = Permits(node.concurrency)
         self.leader: Worker | None = None
         """The worker that is being woken, or runs calls that have not suspended. See worker.py."""
@@ -122,24 +136,24 @@ class Replica:
 
     @property
     def routed(self) -> bool:
-        """Whether a router says which replica of the stage gets what."""
+        """Return whether a router says which replica of the stage gets what."""
         return self.node.routed
 
     def dispatch(self) -> None:
         """Route what has waited for a free replica."""
         self.node.dispatch()
 
-    def offer(self, queue: ReadyQueue) -> None:
+    def enqueue(self, queue: ReadyQueue) -> None:
         """Put *queue* in line, and wake a worker unless one leads."""
-        self.permits.offered(queue)
+        self.permits.enqueue(queue)
         if self.leader is None:
-            self.kick()
+            self.use_permits()
 
-    def withdraw(self, queue: ReadyQueue) -> None:
+    def dequeue(self, queue: ReadyQueue) -> None:
         """Take *queue*, which has nothing to start any more, out of line."""
-        self.permits.withdrawn(queue)
+        self.permits.dequeue(queue)
 
-    def kick(self) -> None:
+    def use_permits(self) -> None:
         """Use free permits: for calls that want to go on, then for what is next in line."""
         permits = self.permits
         while (call := permits.next_resume()) is not None:
@@ -150,11 +164,11 @@ class Replica:
                 self.leader.wake()
             else:
                 self.leader = Worker(self)
-                self.node.setting.spawn_worker(self.leader)
+                self.node.app.spawn_worker(self.leader)
 
-    def freed(self) -> None:
+    def permit_returned(self) -> None:
         """Use a permit that was given back."""
-        self.kick()
+        self.use_permits()
         if self.node.routed:
             self.node.dispatch()
 
@@ -163,5 +177,5 @@ class Replica:
         self.closing = True
         while self.idle:
             self.idle.pop().wake()
-        if self.keeper is not None:
-            self.keeper.close()
+        if self.lifespan is not None:
+            self.lifespan.close()

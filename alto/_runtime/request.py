@@ -20,11 +20,11 @@ import attrs
 from alto._graph.plan import Plan
 from alto._graph.spec import Declaration, GroupOrder
 from alto._runtime.call import Call, wait
-from alto._runtime.group import Named
+from alto._runtime.group import NamedRun
 from alto._runtime.node_run import NodeRun
 from alto._runtime.observers import Notify
 from alto._runtime.sink import Sink
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.errors import (
     BufferExceeded,
     DeadlineExceeded,
@@ -161,9 +161,9 @@ class Request:
         """Why it was cancelled."""
         self.ended = False
         self.fresh = options.order is not None
-        """Whether its reader has not got its first result yet."""
+        """True if its reader has not got its first result yet."""
         self.first_unread = False
-        """Whether its reader is about to read its first result: it goes before all that follows."""
+        """True if its reader is about to read its first result: it goes before all that follows."""
         self.on_end: Callable[[Request], None] | None = None
         self._drops: deque[tuple[NodeRun, Path]] = deque()
         self._ended: asyncio.Event | None = None
@@ -216,14 +216,14 @@ class Request:
     def start(self, inputs: Sequence[object]) -> None:
         """Give it its input."""
         if (notify := self.app.notify_request) is not None:
-            self._tell(notify, self._started_event())
+            self._notify(notify, self._started_event())
         for value, consumers in zip(inputs, self._plan.inputs, strict=True):
             for target in self._targets(consumers):
                 target.push((), value)
         self.check_end()
 
     def producer(self, source: int) -> NodeRun | None:
-        """Give the run whose stream has that number; None for an input of the pipeline."""
+        """Return the run whose stream has that number; None for an input of the pipeline."""
         index = source - len(self._plan.inputs)
         return self._runs[index] if index >= 0 and self._runs else None
 
@@ -236,13 +236,13 @@ class Request:
                 run.drop(ancestor)
                 self._drops.popleft()
 
-    def hold(self, items: int, run: Named) -> None:
+    def add_held(self, items: int, run: NamedRun) -> None:
         """Count items that are held for a group or a join; fail where there are too many."""
         self.held += items
         if self.held > self.max_held:
             self.fail(BufferExceeded(run.name, self.max_held))
 
-    def let_go(self, items: int) -> None:
+    def remove_held(self, items: int) -> None:
         """Count items that are held no more."""
         self.held -= items
 
@@ -319,7 +319,7 @@ class Request:
                 await wait(self._end_event())
             except BaseException:
                 self.cancel()
-                await uncut(self.wait_ended)
+                await wait_shielded(self.wait_ended)
                 raise
         return self.take_all()
 
@@ -378,18 +378,18 @@ class Request:
             run.close()
         if self._ended is not None:
             self._ended.set()
-        self.sink.let_go()
+        self.sink.detach()
         self.sink.wake()
         if self.parent is not None:
             self.parent.disown(self)
         self.app.request_ended(self)
         if (notify := self.app.notify_request) is not None:
-            self._tell(notify, self._ended_event())
+            self._notify(notify, self._ended_event())
         if self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end(self)
 
-    def _tell(self, notify: Notify, event: Event) -> None:
+    def _notify(self, notify: Notify, event: Event) -> None:
         # In the request's context: what an observer sets at the start is seen by the request's calls,
         # and can be reset at its end.
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 
@@ -17,17 +17,12 @@ from alto.errors import Closed, ResourceError
 from alto.events import EngineStarted, EngineStopped
 from alto.protocols import Engine
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = (
     "Resources",
     "check_inner",
     "check_names",
-    "engine_of",
     "runs",
     "values_of_request",
-    "with_handles",
 )
 
 _users: Final[dict[int, int]] = {}
@@ -95,7 +90,7 @@ class Resources:
         self._used.append(engine)
         _users[id(engine)] = _users.get(id(engine), 0) + 1
 
-    def _leave(self, engine: Engine) -> bool:
+    def _stop_using(self, engine: Engine) -> bool:
         """Stop using an engine, and say whether no other app uses it."""
         left = _users.pop(id(engine)) - 1
         if left:
@@ -126,7 +121,7 @@ class Resources:
             async with anyio.create_task_group() as tasks:
                 while self._used:
                     engine = self._used.pop()
-                    if self._leave(engine):
+                    if self._stop_using(engine):
                         stopped = _stopping[id(engine)] = anyio.Event()
                         tasks.start_soon(stop, engine, stopped)
         if errors:
@@ -134,7 +129,7 @@ class Resources:
 
 
 def runs(engine: Engine) -> bool:
-    """Say whether an engine has been started."""
+    """Return whether an engine has been started."""
     try:
         engine.check_health()
     except Closed:

@@ -30,7 +30,7 @@ class Room:
         self._calls: deque[asyncio.Event] = deque()
         self._queues: list[Blocked] = []
         self.awaited = False
-        """Whether a call or a queue waits."""
+        """True if a call or a queue waits."""
 
     def add(self, granted: asyncio.Event, *, first: bool) -> None:
         """Put a call in line: at its end, or (a call that was in line before) at its head."""

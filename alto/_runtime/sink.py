@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from alto._graph.spec import GroupOrder
-from alto._runtime.machines.completion import Closure
-from alto._runtime.machines.reorder import Order
+from alto._runtime.machines.completion import CompletionCounter
+from alto._runtime.machines.reorder import ReorderBuffer
 from alto._runtime.room import Room
 from alto.errors import BufferExceeded, RequestError
 from alto.model import Path
@@ -40,7 +40,7 @@ class Sink:
         order: How they are handed out; None: not at all, they are kept for a list.
     """
 
-    __slots__ = ("_closure", "_kept", "_order", "buffer", "changed", "complete", "request",
+    __slots__ = ("_completion", "_kept", "_order", "buffer", "changed", "complete", "request",
                  "room", "waiting")  # fmt: skip
 
     def __init__(self, request: SinkRequest, depth: int, order: GroupOrder | None) -> None:
@@ -48,14 +48,14 @@ class Sink:
         self.buffer: deque[Any] = deque()
         """Results that can be read now."""
         self._kept: list[tuple[Path, Any]] | None = [] if order is None else None
-        self._closure = Closure(0, depth) if depth else None
-        self._order: Order[Any] | None = None
+        self._completion = CompletionCounter(0, depth) if depth else None
+        self._order: ReorderBuffer[Any] | None = None
         if order == "ancestry" and depth:
-            self._order = Order(depth, self.buffer)
+            self._order = ReorderBuffer(depth, self.buffer)
         self.complete = False
         """All results there will ever be are here."""
         self.waiting = False
-        """Whether a reader waits for ``changed``."""
+        """True if a reader waits for ``changed``."""
         self.changed: asyncio.Event | None = None
         self.room = Room()
 
@@ -65,15 +65,15 @@ class Sink:
         return len(self.buffer) + (len(self._order) if self._order is not None else 0)
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Say whether the reader has enough to read. A list has no bound of its own."""
+        """Return whether the reader has enough to read. A list has no bound of its own."""
         return len(self.buffer) >= self.request.capacity and not self.request.stopping
 
     def room_for(self, path: Path) -> Room:  # noqa: ARG002
-        """Give where to wait while it is full."""
+        """Return where to wait while it is full."""
         return self.room
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
-        """Give ``is_full`` and ``push`` for what one generator call gives."""
+        """Return ``is_full`` and ``push`` for what one generator call gives."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
@@ -89,7 +89,7 @@ class Sink:
                 return
         else:
             self.buffer.append(value)
-        if self._closure is None or self._closure.arrived(path) is not None:
+        if self._completion is None or self._completion.arrived(path) is not None:
             self.complete = True
         if self.room.awaited and not self.is_full(path):
             self.room.wake()
@@ -102,10 +102,10 @@ class Sink:
         """Take the count of children of the node at *parent*."""
         if self.request.stopping:
             return
-        assert self._closure is not None
+        assert self._completion is not None
         if self._order is not None:
             self._order.counted(parent, children)
-        if self._closure.counted(parent, children) is not None:
+        if self._completion.counted(parent, children) is not None:
             self.complete = True
         if self.waiting and self.buffer:
             self.wake()
@@ -126,7 +126,7 @@ class Sink:
         return [value for _, value in kept]
 
     def next_change(self) -> asyncio.Event:
-        """Give what is set when there is something to read, or nothing will come any more."""
+        """Return what is set when there is something to read, or nothing will come any more."""
         if self.changed is None:
             self.changed = asyncio.Event()
         self.changed.clear()
@@ -144,9 +144,9 @@ class Sink:
         if self._kept is not None:
             self._kept = []
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Forget the request, which has ended: its handle would keep it, and it keeps this."""
-        self.request = _ended
+        self.request = _ENDED_REQUEST
 
     def clear(self) -> None:
         """Drop what has not been read."""
@@ -155,7 +155,7 @@ class Sink:
         self._kept = None if self._kept is None else []
 
 
-class _Ended:
+class _EndedRequest:
     """Stands for all requests that have ended."""
 
     capacity = 1
@@ -168,7 +168,7 @@ class _Ended:
         """Nothing takes an error any more."""
 
 
-_ended = _Ended()
+_ENDED_REQUEST = _EndedRequest()
 
 
 def _path(result: tuple[Path, Any]) -> Path:

@@ -30,7 +30,7 @@ class ReplicaStatistics:
     bound: int = 0
     """Groups that are bound to it, those of its calls included."""
     draining: bool = False
-    """Whether it gets nothing new, since the stage was scaled down."""
+    """True if it gets nothing new, since the stage was scaled down."""
     done: int = attrs.field(default=0, eq=False)
     """Calls that have ended by themselves since it was made; not compared."""
     abandoned: int = 0
@@ -66,11 +66,11 @@ class AppStatistics:
 
 
 def prefix_of(declaration: Declaration, own: Declaration) -> str:
-    """Give what stands before the names of a pipeline's stages in an app of *own*."""
+    """Return what stands before the names of a pipeline's stages in an app of *own*."""
     return "" if declaration is own else f"{declaration.name}."
 
 
-class InstalledNodes(Protocol):
+class InstalledPipeline(Protocol):
     """A pipeline inside an app."""
 
     prefix: str
@@ -78,7 +78,7 @@ class InstalledNodes(Protocol):
 
 
 def statistics_of(
-    installed: Iterable[InstalledNodes], requests: Collection[Request]
+    installed: Iterable[InstalledPipeline], requests: Collection[Request]
 ) -> AppStatistics:
     """Add up what the requests of an app are doing."""
     stages: dict[str, StageStatistics] = {}
@@ -102,7 +102,9 @@ def statistics_of(
         open_requests=len(requests),
         stages=MappingProxyType(stages),
         open_groups=sum(
-            len(run.rows) * len(run.node.group_slots) for runs in at.values() for run in runs
+            len(run.grouped_calls) * len(run.node.group_slots)
+            for runs in at.values()
+            for run in runs
         ),
         buffered_items=sum(r.held + r.sink.held for r in requests),
     )
@@ -119,7 +121,7 @@ def _replicas(node: Node, runs: Collection[NodeRun]) -> tuple[ReplicaStatistics,
                 number=number,
                 running=sum(queue.active for queue in queues),
                 waiting=sum(len(queue.ready) for queue in queues),
-                bound=bound if node.routed else sum(len(run.rows) for run in runs),
+                bound=bound if node.routed else sum(len(run.grouped_calls) for run in runs),
                 draining=number not in live,
                 done=replica.done,
                 abandoned=_abandoned(replica),
@@ -129,4 +131,4 @@ def _replicas(node: Node, runs: Collection[NodeRun]) -> tuple[ReplicaStatistics,
 
 
 def _abandoned(replica: Replica) -> int:
-    return 0 if replica.keeper is None else replica.keeper.abandoned
+    return 0 if replica.lifespan is None else replica.lifespan.abandoned

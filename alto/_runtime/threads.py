@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar, final
 import anyio
 
 from alto._current_call import current_call
-from alto._wait import uncut
+from alto._wait import wait_shielded
 
 __all__ = ("GRACE_S", "MOST_PER_PERMIT", "Threads")
 
@@ -99,7 +99,7 @@ class Threads:
             await asyncio.wait([done])
 
         try:
-            await uncut(wait)
+            await wait_shielded(wait)
         finally:
             if not done.cancelled():
                 done.exception()  # Retrieved, also when the cancellation is raised instead.

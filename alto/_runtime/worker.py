@@ -34,7 +34,7 @@ from typing import Any, Final, Protocol, cast, final
 
 import anyio
 
-from alto._runtime.call import ENDED, Call, CallReplica, calls
+from alto._runtime.call import ENDED, Call, CallReplica, run_calls
 from alto._runtime.queue import ReadyQueue
 
 __all__ = ("Worker", "WorkerReplica", "WorkerTasks", "clock_of", "has_real_time")
@@ -113,7 +113,7 @@ class WorkerTasks:
             msg = "an app's workers failed"
             raise BaseExceptionGroup(msg, failures)
 
-    async def stand(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until it was closed and all have ended.
 
         Cancellation: shielded from scopes. Natively only a loop that goes down cancels it, which
@@ -155,13 +155,13 @@ class _StepClock:
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Give the clock that says when a worker has had the loop for long."""
+    """Return the clock that says when a worker has had the loop for long."""
     own = isinstance(loop, asyncio.BaseEventLoop) and not has_real_time(loop)
     return _StepClock() if own else time.monotonic
 
 
 def has_real_time(loop: asyncio.AbstractEventLoop) -> bool:
-    """Say whether ``loop.time()`` is ``time.monotonic()``, which then is the quicker way to ask."""
+    """Return whether ``loop.time()`` is ``time.monotonic()``, which then is the quicker way to ask."""
     return isinstance(loop, asyncio.BaseEventLoop) and type(loop).time is asyncio.BaseEventLoop.time
 
 
@@ -184,10 +184,10 @@ class WorkerReplica(CallReplica, Protocol):
 
     @property
     def routed(self) -> bool:
-        """Whether a router says which replica of the stage gets what."""
+        """Return whether a router says which replica of the stage gets what."""
         ...
 
-    def offer(self, queue: ReadyQueue) -> None:
+    def enqueue(self, queue: ReadyQueue) -> None:
         """Put *queue* in line."""
         ...
 
@@ -197,27 +197,27 @@ class WorkerReplica(CallReplica, Protocol):
 
 
 @coroutine
-def _rest(
+def _run_suspended(
     worker: Worker, context: Context, waited_for: Any  # noqa: ANN401
 ) -> Generator[Any, Any, None]:  # fmt: skip
     """Step a call, which has suspended, to its end, and say whenever it suspends."""
-    step, calls_ = context.run, worker.calls
+    step, runner = context.run, worker.runner
     while waited_for is not ENDED:
-        worker.suspends()
+        worker.on_suspend()
         try:
             yield waited_for
         except BaseException as error:  # noqa: BLE001  # passed on to where it belongs
             worker.until = worker.clock() + _SLICE_S
-            waited_for = step(calls_.throw, error)
+            waited_for = step(runner.throw, error)
         else:
             worker.until = worker.clock() + _SLICE_S
-            waited_for = step(calls_.send, None)
+            waited_for = step(runner.send, None)
 
 
 class Worker:
     """One task that runs calls of one replica."""
 
-    __slots__ = ("_idle", "call", "calls", "clock", "replica", "task", "until")
+    __slots__ = ("_idle", "call", "clock", "replica", "runner", "task", "until")
 
     def __init__(self, replica: WorkerReplica) -> None:
         self.replica = replica
@@ -225,8 +225,8 @@ class Worker:
         self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
         """The call it runs, as long as that has not suspended. Its queue is out of line so long."""
-        self.calls = cast("Generator[Any, Any, None]", calls(self))
-        self.calls.send(None)  # Up to where it takes a call.
+        self.runner = cast("Generator[Any, Any, None]", run_calls(self))
+        self.runner.send(None)  # Up to where it takes a call.
         self.until = 0.0
         """When it has had the loop for long, on its clock."""
         self._idle: asyncio.Event | None = None
@@ -238,21 +238,21 @@ class Worker:
             await self._work()
         finally:
             replica = self.replica
-            if self.call is not None and self.call.ended and self.call.holds:
-                replica.permits.gave()  # It has ended the program.
+            if self.call is not None and self.call.ended and self.call.has_permit:
+                replica.permits.give_back()  # It has ended the program.
             if self in replica.idle:  # Cancelled by the loop, which is going down.
                 replica.idle.remove(self)
             if replica.leader is self:
                 replica.leader = None
             if replica.permits.has_next and not replica.closing:
-                replica.kick()
+                replica.use_permits()
 
     def wake(self) -> None:
         """Stop being idle. No effect on a worker that has not begun yet."""
         if self._idle is not None:
             self._idle.set()
 
-    def suspends(self) -> None:
+    def on_suspend(self) -> None:
         """Let another worker lead: the call is about to wait, and can be cancelled from now on."""
         call, self.call = self.call, None
         replica = self.replica
@@ -261,14 +261,14 @@ class Worker:
             queue = call.queue
             queue.run.suspended[call.path] = call
             if queue.ready and not queue.blocked:
-                replica.permits.offered(queue)
+                replica.permits.enqueue(queue)
         if replica.leader is self:
             replica.leader = None
         elif call is None:  # It has suspended before: nothing has come since.
             return
         if replica.leader is None:
             if replica.permits.has_next:
-                replica.kick()
+                replica.use_permits()
             elif replica.routed:
                 replica.dispatch()
 
@@ -303,12 +303,12 @@ class Worker:
 
     async def _serve(self, queue: ReadyQueue | None) -> bool:
         # Serve until nothing can be started, or for long: True then. A permit was taken for *queue*.
-        permits, clock, send = self.replica.permits, self.clock, self.calls.send
+        permits, clock, send = self.replica.permits, self.clock, self.runner.send
         assert self.task is not None
         cancelling = self.task.cancelling
         while queue is not None:
             if (start := queue.take()) is None:
-                permits.gave()
+                permits.give_back()
                 queue = self._next()
                 continue
             request = queue.request
@@ -317,17 +317,17 @@ class Worker:
             context = request.context.copy()
             waited_for = context.run(send, call)
             if waited_for is not ENDED:
-                await _rest(self, context, waited_for)
+                await _run_suspended(self, context, waited_for)
                 self.call = call  # It has the permit still, if it has one.
-                permits.served(queue)
+                permits.move_to_end(queue)
             more = bool(queue.ready) and not queue.blocked
-            if call.holds:
-                call.holds = False
-                queue = permits.passed_on(queue, more)
+            if call.has_permit:
+                call.has_permit = False
+                queue = permits.give_back_and_next(queue, more)
                 if queue is None and permits.resuming:
-                    self.replica.kick()
+                    self.replica.use_permits()
             else:
-                queue = permits.next_after(queue, more)
+                queue = permits.enqueue_and_next(queue, more)
             if queue is not None and (
                 clock() >= self.until or request.first_unread or cancelling()
             ):
@@ -337,7 +337,7 @@ class Worker:
         return False
 
     def is_cancelled(self) -> bool:
-        """Say whether its task was cancelled by something else than alto, so that it is to end."""
+        """Return whether its task was cancelled by something else than alto, so that it is to end."""
         return self.task is not None and self.task.cancelling() > 0
 
     def _give_up(self, queue: ReadyQueue) -> bool:
@@ -347,6 +347,6 @@ class Worker:
         pauses = not self.is_cancelled()
         if pauses and replica.leader is None:
             replica.leader = self
-        replica.permits.gave()
-        replica.offer(queue)
+        replica.permits.give_back()
+        replica.enqueue(queue)
         return pauses

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self, final
 
 import anyio
 
-from alto._wait import LoopLock, to_the_end
+from alto._wait import LoopLock, run_shielded
 from alto.engines._vllm.arguments import check_model_folder, lora_arguments
 from alto.engines._vllm.engine import VLLMEngine
 from alto.engines._vllm.placement import (
@@ -228,7 +228,7 @@ class VLLM:
         if drain and self._pool is not None:
             await self._pool.stop(drain=True)  # it ends its own life, and no later one
         else:
-            await to_the_end(self._stop_in_turn())
+            await run_shielded(self._stop_in_turn())
 
     async def __aenter__(self) -> Self:
         """Start it."""

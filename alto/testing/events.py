@@ -20,7 +20,7 @@ __all__ = ("RecordedEvents",)
 
 E = TypeVar("E")
 
-_Call = tuple[str, str, Path]
+_CallKey = tuple[str, str, Path]
 
 
 @final
@@ -70,8 +70,8 @@ class _Story:
 
     def __init__(self) -> None:
         self.requests: dict[str, RequestStarted] = {}
-        self.calls: dict[_Call, CallStarted] = {}
-        self.generations: dict[int, _Call] = {}
+        self.calls: dict[_CallKey, CallStarted] = {}
+        self.generations: dict[int, _CallKey] = {}
         self.ended: set[object] = set()
         self.now = float("-inf")
 
@@ -140,7 +140,7 @@ class _Story:
         assert not open_ones, f"these have no end: {open_ones}"
 
 
-def _parent(event: RequestStarted) -> _Call | None:
+def _parent(event: RequestStarted) -> _CallKey | None:
     if event.parent is None or event.parent_stage is None or event.parent_path is None:
         return None
     return (event.parent, event.parent_stage, event.parent_path)

@@ -19,11 +19,11 @@ def group(pieces: Iterable[T] | AsyncIterable[T], /) -> Group[T]:
 
     Like a real one it may be iterated once, and then raises ``Closed``.
     """
-    return _Pieces(pieces)
+    return _GroupOfPieces(pieces)
 
 
 @final
-class _Pieces(Group[T_co]):
+class _GroupOfPieces(Group[T_co]):
     __slots__ = ("_iterated", "_pieces", "_reading")
 
     def __init__(self, pieces: Iterable[T_co] | AsyncIterable[T_co]) -> None:

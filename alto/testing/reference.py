@@ -75,8 +75,12 @@ class _Interpreter:
         self._stack = stack
         self._made: dict[tuple[int, int, str], object] = {}  # What replicas would make: once each.
 
-    async def run(self, declaration: Declaration, inputs: Sequence[object]) -> list[Any]:
-        """One request: every stage in order, and the items of the last stream."""
+    def stream(self, declaration: Declaration, inputs: Sequence[object], /) -> _Results:
+        """Return the results of a pipeline that a stage calls, computed when the first is read."""
+        return _Results(self, declaration, inputs)
+
+    async def run(self, declaration: Declaration, inputs: Sequence[object], /) -> list[Any]:
+        """Run one request, every stage in order, and return the items of the last stream."""
         for spec, value in zip(declaration.inputs, inputs, strict=True):
             check_input(declaration, spec, value)
         given = inner_resources(declaration, self._resources)
@@ -98,7 +102,7 @@ class _Interpreter:
             items: _Items = {}
             for path in paths:
                 args = [
-                    group(_Pieces(_below(streams[s], path)))
+                    group(_PiecesInOrder(_below(streams[s], path)))
                     if param.group
                     else streams[s][path[: len(levels[s])]]
                     for param, s in zip(node.stage.params, sources, strict=True)
@@ -128,7 +132,7 @@ class _Interpreter:
     async def _call(
         self, node: NodeSpec, path: Path, args: list[Any], kwargs: Mapping[str, object]
     ) -> _Items:
-        call = _Call(path, self)
+        call = _ReferenceCall(path, self)
         token = current_call.set(call)
         try:
             if node.stage.plain:
@@ -148,7 +152,7 @@ class _Interpreter:
 
 
 @final
-class _Call:
+class _ReferenceCall:
     """The call that runs: what handles inside a stage look at, and how it calls pipelines."""
 
     cancelled = False
@@ -159,7 +163,7 @@ class _Call:
     def __init__(self, path: Path, interpreter: _Interpreter) -> None:
         self.path = path
         self.cleanup = Cleanup()
-        self._interpreter = interpreter
+        self.inner_runner = interpreter  # Also runs the pipelines that a stage calls.
 
     def generation_started(self, engine: str, /) -> int:  # noqa: ARG002
         """Nobody observes it."""
@@ -169,10 +173,6 @@ class _Call:
         self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
     ) -> None:
         """Nobody observes it."""
-
-    def interpret(self, declaration: Declaration, inputs: Sequence[object]) -> _Results:
-        """What ``inner.stream(x)`` and ``inner.run(x)`` do inside a stage: see `alto._runtime`."""
-        return _Results(self._interpreter, declaration, inputs)
 
 
 @final
@@ -185,7 +185,7 @@ class _Results:
         self._interpreter = interpreter
         self._declaration = declaration
         self._inputs = inputs
-        self._left: list[Any] | None = None
+        self._remaining: list[Any] | None = None
         self._closed = False
 
     def __aiter__(self) -> Self:
@@ -195,11 +195,11 @@ class _Results:
         if self._closed:
             msg = "this stream was closed"
             raise Closed(msg)
-        if self._left is None:
-            self._left = await self._interpreter.run(self._declaration, self._inputs)
-        if not self._left:
+        if self._remaining is None:
+            self._remaining = await self._interpreter.run(self._declaration, self._inputs)
+        if not self._remaining:
             raise StopAsyncIteration
-        return self._left.pop(0)
+        return self._remaining.pop(0)
 
     async def __aenter__(self) -> Self:
         return self
@@ -222,17 +222,17 @@ class _Results:
 
 
 @final
-class _Pieces:
+class _PiecesInOrder:
     """A group's pieces; unlike an async generator it has nothing to close when it is left."""
 
     def __init__(self, pieces: Sequence[object]) -> None:
-        self._left = iter(pieces)
+        self._remaining = iter(pieces)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> object:
-        for piece in self._left:
+        for piece in self._remaining:
             return piece
         raise StopAsyncIteration
 

@@ -181,14 +181,14 @@ async def test_little_work_is_done_without_pauses(
     p, _ = chain(work, kind)
     work.each = 0.00002
     items, turns, suspended = 2000, 0, 0
-    suspends = Worker.suspends
+    suspends = Worker.on_suspend
 
     def counted(worker: Worker) -> None:
         nonlocal suspended
         suspended += 1
         suspends(worker)
 
-    monkeypatch.setattr(Worker, "suspends", counted)
+    monkeypatch.setattr(Worker, "on_suspend", counted)
 
     async def ask() -> list[int]:
         if reads:

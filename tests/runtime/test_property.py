@@ -96,7 +96,7 @@ def balanced(app: Any) -> None:
     """No replica counts anything that has ended, and no router is asked about anything."""
     for _, node in app._host.named_nodes():
         node.binding.check()
-        assert not node.line
+        assert not node.waiting_runs
         assert {load.unfinished for load in node.binding.loads.values()} == {0}
         for replica in node.replicas.values():
             assert replica.permits.free == replica.permits.limit

@@ -29,7 +29,7 @@ async def settle() -> None:
 async def test_it_stands_until_it_is_closed_and_all_have_ended() -> None:
     """Neither an empty crew nor a closed one ends by that alone."""
     crew, go = crew_of([]), asyncio.Event()
-    standing = asyncio.create_task(crew.stand())
+    standing = asyncio.create_task(crew.wait_closed())
     await settle()
     assert not standing.done()
 
@@ -48,7 +48,7 @@ async def test_a_closed_crew_without_workers_ends_at_once() -> None:
     """Also where it was closed before anybody stood for it."""
     crew = crew_of([])
     crew.close()
-    await crew.stand()
+    await crew.wait_closed()
 
 
 async def test_workers_see_the_context_of_the_opener_in_copies_of_their_own() -> None:
@@ -62,7 +62,7 @@ async def test_workers_see_the_context_of_the_opener_in_copies_of_their_own() ->
     crew.spawn(work("a"), "first")
     crew.spawn(work("b"), "second")
     crew.close()
-    await crew.stand()
+    await crew.wait_closed()
     assert seen == [("the opener's", "first"), ("the opener's", "second")]
 
 
@@ -81,7 +81,7 @@ async def test_a_failure_is_told_at_once_and_all_are_raised_by_check() -> None:
 
     crew.spawn(fail_later(), "later")
     crew.spawn(fail("first"), "fails")
-    standing = asyncio.create_task(crew.stand())
+    standing = asyncio.create_task(crew.wait_closed())
     await settle()
     assert failed == ["failed"]
     crew.close()
@@ -110,7 +110,7 @@ async def test_a_failure_that_cannot_be_told_is_still_waited_for() -> None:
     crew = WorkerTasks(loop, contextvars.copy_context(), broken)
     crew.spawn(fail(), "fails")
     crew.close()
-    await crew.stand()
+    await crew.wait_closed()
     loop.set_exception_handler(None)
     assert [type(one) for one in said] == [LookupError]
     with pytest.raises(BaseExceptionGroup):
@@ -132,7 +132,7 @@ async def test_a_task_factory_of_the_program_is_not_asked() -> None:
     finally:
         loop.set_task_factory(None)
     crew.close()
-    await crew.stand()
+    await crew.wait_closed()
     assert ran == [True]
 
 
@@ -150,7 +150,7 @@ async def test_a_cancelled_scope_does_not_cut_it() -> None:
         crew.close()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(crew.stand)
+        tasks.start_soon(crew.wait_closed)
         await settle()
         tasks.cancel_scope.cancel()
         asyncio.get_running_loop().call_later(1, begin)
@@ -169,7 +169,7 @@ async def test_a_loop_that_goes_down_ends_it_with_the_workers() -> None:
             await go.wait()
 
     crew.spawn(work(), "one")
-    standing = asyncio.create_task(crew.stand())
+    standing = asyncio.create_task(crew.wait_closed())
     await settle()
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()

@@ -94,13 +94,13 @@ class Binding:
             raise ValueError(msg)
         self._live = tuple(one for one in self._live if one is not load)
 
-    def leaving(self, count: int) -> list[int]:
+    def least_loaded(self, count: int) -> list[int]:
         """Which *count* replicas would go first: those with the least to do, then the youngest."""
         order = sorted(self._live, key=lambda load: (load.unfinished, -load.number))
         return [load.number for load in order[:count]]
 
     def is_drained(self, number: int) -> bool:
-        """Whether a replica takes nothing new, and has nothing left."""
+        """Return whether a replica takes nothing new, and has nothing left."""
         load = self._loads[number]
         return not load.unfinished and load not in self._live
 
@@ -120,12 +120,12 @@ class Binding:
         Raises:
             RoutingError: The router failed; nothing was counted.
         """
-        load = self._chosen(request, path, value, group=False)
+        load = self._choose(request, path, value, group=False)
         load.unfinished += 1
         load.placed += 1
         return load.number
 
-    def adopt(self, number: int, items: int) -> None:
+    def count_existing(self, number: int, items: int) -> None:
         """A replica has had *items* from before anybody counted."""
         load = self._loads[number]
         load.unfinished += items
@@ -136,7 +136,7 @@ class Binding:
         load = self._loads[number]
         load.unfinished -= 1
         if seconds is not None:
-            self.took(number, seconds)
+            self.record_time(number, seconds)
 
     def withdrawn(self, number: int) -> None:
         """An item that was placed will not begin there."""
@@ -152,12 +152,12 @@ class Binding:
         """
         number = self._bound.get((request, path))
         if number is None:
-            load = self._chosen(request, path, value, group=True)
+            load = self._choose(request, path, value, group=True)
             number = load.number
-            self.hold(request, path, number)
+            self.bind_to(request, path, number)
         return number
 
-    def hold(self, request: int, path: Path, number: int) -> None:
+    def bind_to(self, request: int, path: Path, number: int) -> None:
         """Bind a group that has no replica yet to a given one, without asking."""
         assert (request, path) not in self._bound
         load = self._loads[number]
@@ -178,7 +178,7 @@ class Binding:
         load.bound -= 1
         return number
 
-    def took(self, number: int, seconds: float) -> None:
+    def record_time(self, number: int, seconds: float) -> None:
         """A call has ended at a replica, after it had been run for *seconds*."""
         load = self._loads[number]
         known = load.seconds
@@ -194,7 +194,7 @@ class Binding:
             assert load.bound == sum(one == number for one in self._bound.values())
             assert 0 <= load.bound <= load.unfinished <= load.placed
 
-    def _chosen(self, request: int, path: Path, value: object, *, group: bool) -> ReplicaLoad:
+    def _choose(self, request: int, path: Path, value: object, *, group: bool) -> ReplicaLoad:
         item = RoutedItem(stage=self._stage, request=request, path=path, group=group, value=value)
         live = self._live
         name = type(self._router).__name__

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from alto.model import Path
 
-__all__ = ("Uses",)
+__all__ = ("Broadcast",)
 
 
-class _Node:
+class _InnerNode:
     __slots__ = ("children", "done")
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class _Node:
         self.done: set[int] = set()
 
 
-class Uses:
+class Broadcast:
     """Say when the last call below an item is done.
 
     Args:
@@ -36,7 +36,7 @@ class Uses:
     def __init__(self, top: int) -> None:
         self.top = top
         # Per item its inner nodes. Invariant: the node at the item itself is not done.
-        self._tops: dict[Path, dict[Path, _Node]] = {}
+        self._tops: dict[Path, dict[Path, _InnerNode]] = {}
 
     def __len__(self) -> int:
         """Items that something is known of, and that may still be of use."""
@@ -54,7 +54,7 @@ class Uses:
         nodes = self._tops.setdefault(item, {})
         while len(path) > self.top:
             parent = path[:-1]
-            node = nodes.setdefault(parent, _Node())
+            node = nodes.setdefault(parent, _InnerNode())
             node.done.add(path[-1])
             if len(node.done) != node.children:
                 return None
@@ -69,7 +69,7 @@ class Uses:
             The item that is of no more use now, or None.
         """
         item = parent[: self.top]
-        node = self._tops.setdefault(item, {}).setdefault(parent, _Node())
+        node = self._tops.setdefault(item, {}).setdefault(parent, _InnerNode())
         node.children = children
         if len(node.done) != children:
             return None

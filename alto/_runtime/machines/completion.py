@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from alto.model import Path
 
-__all__ = ("Closure",)
+__all__ = ("CompletionCounter",)
 
 
-class Closure:
+class CompletionCounter:
     """Count the items below each ancestor and say when an ancestor has all of them.
 
     Args:

@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alto._runtime.machines.broadcast import Uses
+from alto._runtime.machines.broadcast import Broadcast
 from alto.model import Path
 
-__all__ = ("Join", "Start")
+__all__ = ("Join", "JoinedCall")
 
-Start = tuple[Path, list[Any]]
+JoinedCall = tuple[Path, list[Any]]
 """A call that can start: its path, and one value per input (None where the input is a group)."""
 
 
@@ -47,8 +47,19 @@ class Join:
         ValueError: A length is greater than *depth*, or nothing says when to call.
     """
 
-    __slots__ = ("_depth", "_full", "_group", "_inputs", "_pending", "_shallow",
-                 "_spent", "_stored", "_uses", "_waiting", "held")  # fmt: skip
+    __slots__ = (
+        "_broadcasts",
+        "_depth",
+        "_full",
+        "_group",
+        "_inputs",
+        "_pending",
+        "_shallow",
+        "_spent",
+        "_stored",
+        "_waiting",
+        "held",
+    )  # fmt: skip
 
     def __init__(self, depth: int, inputs: Sequence[int | None]) -> None:
         self._depth = depth
@@ -65,13 +76,13 @@ class Join:
         self._stored: dict[tuple[int, Path], Any] = {}
         self._waiting: dict[tuple[int, Path], list[Path]] = {}
         self._pending: dict[Path, _Pending] = {}
-        self._uses = {k: Uses(d) for k, d in self._shallow}
+        self._broadcasts = {k: Broadcast(d) for k, d in self._shallow}
         # Ancestors without any call below them, whose item is still to come and of no use.
         self._spent: set[tuple[int, Path]] = set()
         self.held = 0
         """Items kept: shallow ones in use and full ones whose call cannot start yet."""
 
-    def arrived(self, slot: int, path: Path, value: Any, /) -> list[Start]:  # noqa: ANN401
+    def arrived(self, slot: int, path: Path, value: Any, /) -> list[JoinedCall]:  # noqa: ANN401
         """An item of input *slot* is here.
 
         Returns:
@@ -86,18 +97,18 @@ class Join:
             return []
         self._stored[key] = value
         self.held += 1
-        starts: list[Start] = []
+        starts: list[JoinedCall] = []
         for call in sorted(self._waiting.pop(key, ())):
             starts += self._filled(call, self._pending[call], slot, value)
         return starts
 
-    def begun(self, path: Path, /) -> list[Start]:
+    def begun(self, path: Path, /) -> list[JoinedCall]:
         """A group of the call at *path* has its first piece or is complete. Once per call."""
         return self._met(path, None, None)
 
     def counted(self, slot: int, parent: Path, children: int, /) -> None:
         """The node at *parent*, below an item of shallow input *slot*, has that many children."""
-        self._release(slot, self._uses[slot].counted(parent, children))
+        self._release(slot, self._broadcasts[slot].counted(parent, children))
 
     def drop(self, ancestor: Path, /) -> list[Path]:
         """Forget every call at and below *ancestor*.
@@ -118,11 +129,11 @@ class Join:
             del self._stored[key]
             self.held -= 1
         self._spent = {k for k in self._spent if k[1][:size] != ancestor}
-        for slot, uses in self._uses.items():
-            if size <= uses.top:
-                uses.drop(ancestor)
+        for slot, broadcast in self._broadcasts.items():
+            if size <= broadcast.top:
+                broadcast.drop(ancestor)
             else:
-                self._release(slot, uses.done(ancestor))
+                self._release(slot, broadcast.done(ancestor))
         return gone
 
     def check(self) -> None:
@@ -131,8 +142,8 @@ class Join:
         full = sum(self._items(p) for p in self._pending.values())
         assert self.held == len(self._stored) + full, (self.held, self._stored, full)
         assert self.held >= 0
-        for uses in self._uses.values():
-            uses.check()
+        for broadcast in self._broadcasts.values():
+            broadcast.check()
 
     def _items(self, pending: _Pending) -> int:
         return sum(
@@ -140,7 +151,7 @@ class Join:
             for k, depth in enumerate(self._inputs)
         )
 
-    def _met(self, path: Path, slot: int | None, value: Any) -> list[Start]:  # noqa: ANN401
+    def _met(self, path: Path, slot: int | None, value: Any) -> list[JoinedCall]:  # noqa: ANN401
         pending = self._pending.get(path)
         if pending is None:
             values = [None if d is None else _ABSENT for d in self._inputs]
@@ -155,7 +166,13 @@ class Join:
             self._pending[path] = pending
         return self._filled(path, pending, slot, value)
 
-    def _filled(self, path: Path, pending: _Pending, slot: int | None, value: Any) -> list[Start]:  # noqa: ANN401
+    def _filled(
+        self,
+        path: Path,
+        pending: _Pending,
+        slot: int | None,
+        value: Any,  # noqa: ANN401
+    ) -> list[JoinedCall]:
         if slot is not None:
             pending.values[slot] = value
         pending.missing -= 1
@@ -163,8 +180,8 @@ class Join:
             return []
         del self._pending[path]
         self.held -= self._full
-        for slot_, uses in self._uses.items():
-            self._release(slot_, uses.done(path))
+        for slot_, broadcast in self._broadcasts.items():
+            self._release(slot_, broadcast.done(path))
         return [(path, pending.values)]
 
     def _release(self, slot: int, ancestor: Path | None) -> None:

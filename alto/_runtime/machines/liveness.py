@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from alto.model import Path
 
-__all__ = ("Demand",)
+__all__ = ("Liveness",)
 
 
-class Demand:
+class Liveness:
     """Intersect what the consumers of one stream have released.
 
     Args:
@@ -56,12 +56,8 @@ class Demand:
         return dead
 
     def released(self, consumer: int, path: Path, /) -> bool:
-        """Whether *consumer* has released *path* or something above it."""
+        """Return whether *consumer* has released *path* or something above it."""
         return _covered(self._released[consumer], path)
-
-    def is_dead(self, path: Path, /) -> bool:
-        """Whether nobody needs *path*."""
-        return _covered(self.dead, path)
 
     def _add(self, paths: set[Path], path: Path) -> None:
         size = len(path)

@@ -25,10 +25,10 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ("Permits", "Queue", "Rotation")
+__all__ = ("Permits", "Queued", "Rotation")
 
 
-class Queue(Protocol):
+class Queued(Protocol):
     """What takes turns: the calls of one request that wait at one place."""
 
     @property
@@ -42,7 +42,7 @@ class Queue(Protocol):
         ...
 
 
-Q = TypeVar("Q", bound=Queue)
+Q = TypeVar("Q", bound=Queued)
 C = TypeVar("C")
 
 
@@ -120,7 +120,7 @@ class Rotation(Generic[Q]):
             self._tidy(priority)
         return queue
 
-    def served(self, queue: Q, /) -> None:
+    def move_to_end(self, queue: Q, /) -> None:
         """Move the root of *queue* to the end of the line, where it is in line: it has just been served.
 
         A queue with more to start stands in line again while its call runs. Roots that came meanwhile
@@ -176,7 +176,7 @@ class Permits(Generic[Q, C]):
         limit: How many calls may run at once, >= 1.
     """
 
-    __slots__ = ("_in_line", "_queues", "free", "limit", "resuming")
+    __slots__ = ("_queued", "_queues", "free", "limit", "resuming")
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
@@ -188,23 +188,23 @@ class Permits(Generic[Q, C]):
         self.resuming: dict[C, None] = {}
         """Calls that wait to go on, in order; to be read only."""
         self._queues: Rotation[Q] = Rotation()
-        self._in_line = self._queues.members
+        self._queued = self._queues.members
 
     @property
     def has_next(self) -> bool:
-        """Whether a queue could be served now."""
-        return self.free > 0 and bool(self._in_line) and not self.resuming
+        """Return whether a queue could be served now."""
+        return self.free > 0 and bool(self._queued) and not self.resuming
 
     @property
     def spare(self) -> int:
         """Permits that no call and no queue waits for."""
-        return 0 if self._in_line or self.resuming else self.free
+        return 0 if self._queued or self.resuming else self.free
 
-    def offered(self, queue: Q, /) -> None:
+    def enqueue(self, queue: Q, /) -> None:
         """Put *queue*, which has something to start, in line. Twice is as once."""
         self._queues.add(queue)
 
-    def withdrawn(self, queue: Q, /) -> None:
+    def dequeue(self, queue: Q, /) -> None:
         """Take *queue*, which has nothing to start any more, out of the line."""
         self._queues.discard(queue)
 
@@ -216,38 +216,38 @@ class Permits(Generic[Q, C]):
         Returns:
             The queue, or None when there is no permit, no queue, or a call wants to resume.
         """
-        if self.resuming or not self._in_line or self.free <= 0:
+        if self.resuming or not self._queued or self.free <= 0:
             return None
         self.free -= 1
         return self._queues.pop()
 
-    def next_after(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
+    def enqueue_and_next(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
         """Take a permit for the next queue after *queue*, which is not in line and may have *more*.
 
         The same as offering it again and asking for the next, faster where no other waits.
         """
         if more:
-            if self.free > 0 and not self._in_line and not self.resuming:
+            if self.free > 0 and not self._queued and not self.resuming:
                 self.free -= 1
                 return queue
-            self.offered(queue)
+            self.enqueue(queue)
         return self.next_queue()
 
-    def passed_on(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
+    def give_back_and_next(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
         """Take back the permit of a call of *queue* that has ended, and take one for the next queue.
 
         The same as ``gave`` and ``next_after``.
         """
-        if more and not self._in_line and not self.resuming:
+        if more and not self._queued and not self.resuming:
             return queue
         self.free += 1
         if more:
-            self.offered(queue)
+            self.enqueue(queue)
         return self.next_queue()
 
-    def served(self, queue: Q, /) -> None:
+    def move_to_end(self, queue: Q, /) -> None:
         """Let other root requests go first: a call of *queue*, which may be in line, has ended."""
-        self._queues.served(queue)
+        self._queues.move_to_end(queue)
 
     def resume(self, call: C, /) -> bool:
         """Take a permit for *call*, which wants to go on, or let it wait.
@@ -261,7 +261,7 @@ class Permits(Generic[Q, C]):
         self.resuming[call] = None
         return False
 
-    def left(self, call: C, /) -> bool:
+    def cancel_resume(self, call: C, /) -> bool:
         """Forget *call*, which stops waiting to go on (it was cancelled).
 
         Returns:
@@ -278,7 +278,7 @@ class Permits(Generic[Q, C]):
         self.free -= 1
         return call
 
-    def gave(self) -> None:
+    def give_back(self) -> None:
         """Take a permit back."""
         self.free += 1
 

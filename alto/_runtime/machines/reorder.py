@@ -19,12 +19,12 @@ from typing import Generic, TypeVar
 
 from alto.model import Path
 
-__all__ = ("Order",)
+__all__ = ("ReorderBuffer",)
 
 T = TypeVar("T")
 
 
-class Order(Generic[T]):
+class ReorderBuffer(Generic[T]):
     """Put the pieces of one group into ancestry order.
 
     Args:

@@ -21,7 +21,7 @@ from typing import cast, final
 import attrs
 
 from alto._sched.prefix import salt_of
-from alto._wait import uncut
+from alto._wait import wait_shielded
 from alto.engines._pool.members import Members, Seat
 from alto.engines._pool.prompts import Prompts, in_order, work_of
 from alto.errors import Closed, DeadlineExceeded, EngineDied, InvalidRequest, Overloaded
@@ -471,10 +471,10 @@ class Calls:
         try:
             if pump is not None:
                 pump.cancel()
-                await uncut(partial(_ended, pump))
+                await wait_shielded(partial(_ended, pump))
         finally:
             run.buffer.clear()
-            await uncut(source.aclose)
+            await wait_shielded(source.aclose)
 
     # -- everybody
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, final
 import anyio
 import attrs
 
-from alto._wait import LoopLock, to_the_end
+from alto._wait import LoopLock, run_shielded
 from alto.engines._vllm.arguments import lora_arguments
 from alto.engines._vllm.kv_events import CacheEvents
 from alto.engines._vllm.launch import Launch, Started, shut_down
@@ -213,7 +213,7 @@ class VLLMEngine:
         async with self._lifecycle.here():
             if self._life is not None and not self._life.is_dead:
                 return
-            await to_the_end(self._end_life())
+            await run_shielded(self._end_life())
             try:
                 arguments = {**lora_arguments(self._lora), **self._engine_args}
                 events = CacheEvents() if self._kv_events else None
@@ -223,12 +223,12 @@ class VLLMEngine:
                 started = await self._launch(arguments, events)
             except BaseException:
                 if events is not None:
-                    await to_the_end(events.close())
+                    await run_shielded(events.close())
                 raise
             try:
-                await to_the_end(self._begin_life(started, events))
+                await run_shielded(self._begin_life(started, events))
             except BaseException:
-                await to_the_end(self._end_life())
+                await run_shielded(self._end_life())
                 raise
 
     async def _launch(self, arguments: Mapping[str, Any], events: CacheEvents | None) -> Started:
@@ -243,7 +243,7 @@ class VLLMEngine:
         try:
             await asyncio.shield(building)
         except asyncio.CancelledError:
-            await to_the_end(_give_up(launch, building))
+            await run_shielded(_give_up(launch, building))
             raise
         return launch.take()
 
@@ -264,7 +264,7 @@ class VLLMEngine:
 
     async def stop(self) -> None:
         """Abort what runs and end the engine's processes."""
-        await to_the_end(self._stop_in_turn())
+        await run_shielded(self._stop_in_turn())
 
     async def __aenter__(self) -> Self:
         """Start it."""

@@ -12,7 +12,7 @@ from typing import Any, final
 import anyio
 
 from alto._safe_text import told
-from alto._wait import to_the_end
+from alto._wait import run_shielded
 from alto.engines._vllm.child_output import find_cause
 from alto.engines._vllm.launch import Started, shut_down
 from alto.engines._vllm.pooling import Pooling, pools
@@ -50,7 +50,7 @@ from alto.model import (
     StreamedPrompt,
 )
 
-__all__ = ("Session", "end", "to_the_end")
+__all__ = ("Session", "end", "run_shielded")
 
 
 async def end(started: Started, known: Mapping[str, bool], death: Exception | None, /) -> None:

@@ -138,10 +138,10 @@ class BindingMachine(RuleBasedStateMachine):
         self.placed[number] -= 1
 
     @rule(pick=picks, items=st.integers(0, 2))
-    def adopt(self, pick: int, items: int) -> None:
+    def count_existing(self, pick: int, items: int) -> None:
         """A replica has had something before anybody counted."""
         number = self.live[pick % len(self.live)]
-        self.binding.adopt(number, items)
+        self.binding.count_existing(number, items)
         self.items += [number] * items
         self.placed[number] += items
 
@@ -162,13 +162,13 @@ class BindingMachine(RuleBasedStateMachine):
             self.placed[number] += 1
 
     @rule(request=requests, path=paths, pick=picks)
-    def hold(self, request: int, path: Path, pick: int) -> None:
+    def bind_to(self, request: int, path: Path, pick: int) -> None:
         """A group is bound to a given replica without asking."""
         if (request, path) in self.groups:
             return
         asked = len(self.router.asked)
         number = self.live[pick % len(self.live)]
-        self.binding.hold(request, path, number)
+        self.binding.bind_to(request, path, number)
         assert len(self.router.asked) == asked
         self.groups[request, path] = number
         self.placed[number] += 1
@@ -181,11 +181,11 @@ class BindingMachine(RuleBasedStateMachine):
         assert self.binding.release(*key) == self.groups.pop(key)
 
     @rule(count=st.integers(0, 3))
-    def leaving(self, count: int) -> None:
+    def least_loaded(self, count: int) -> None:
         """Those with the least to do go first, and of these the youngest."""
         loads = {n: self.load(n) for n in self.live}
         expected = sorted(self.live, key=lambda n: (loads[n], -n))[:count]
-        assert self.binding.leaving(count) == expected
+        assert self.binding.least_loaded(count) == expected
 
     def load(self, number: int) -> int:
         """Items and groups at a replica that have not ended."""

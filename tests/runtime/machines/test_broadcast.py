@@ -7,7 +7,7 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from alto._runtime.machines.broadcast import Uses
+from alto._runtime.machines.broadcast import Broadcast
 from alto.model import Path
 
 
@@ -19,7 +19,7 @@ class UsesMachine(RuleBasedStateMachine):
     @initialize(widths=st.lists(st.integers(0, 3), min_size=8, max_size=8))
     def begin(self, widths: list[int]) -> None:
         """Two items; inner nodes at depth 1 and 2, calls at depth 3."""
-        self.uses = Uses(self.TOP)
+        self.uses = Broadcast(self.TOP)
         self.children: dict[Path, int] = {}
         for item in range(2):
             self.children[(item,)] = widths[item]
@@ -91,12 +91,12 @@ TestUses = UsesMachine.TestCase
 
 def test_an_item_without_calls_is_of_no_use() -> None:
     """A count of zero ends the item at once."""
-    assert Uses(0).counted((), 0) == ()
+    assert Broadcast(0).counted((), 0) == ()
 
 
 def test_dropping_an_item_forgets_it() -> None:
     """Items at and below a dropped ancestor are forgotten, others are not."""
-    uses = Uses(1)
+    uses = Broadcast(1)
     uses.counted((0,), 2)
     uses.counted((1,), 1)
     uses.drop((0,))

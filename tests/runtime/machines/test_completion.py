@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from alto._runtime.machines.completion import Closure
+from alto._runtime.machines.completion import CompletionCounter
 from alto.model import Path
 
 picks = st.integers(0, 999)  # Modulo the number of choices there are.
@@ -43,7 +43,7 @@ def forests(draw: st.DrawFn) -> Forest:
     return top, top + levels, ancestors, children, layer
 
 
-def feed(closure: Closure, event: Event) -> Path | None:
+def feed(closure: CompletionCounter, event: Event) -> Path | None:
     """Tell *closure* of *event*."""
     path, children = event
     return closure.arrived(path) if children is None else closure.counted(path, children)
@@ -56,7 +56,7 @@ class ClosureMachine(RuleBasedStateMachine):
     def plant(self, forest: Forest) -> None:
         """Some groups are to come; nothing of them is known yet."""
         self.top, self.depth, self.ancestors, self.children, self.items = forest
-        self.closure = Closure(self.top, self.depth)
+        self.closure = CompletionCounter(self.top, self.depth)
         self.todo: list[Event] = [*self.children.items(), *((item, None) for item in self.items)]
         nodes = [*self.children, *self.items]
         self.paths = sorted({node[:n] for node in nodes for n in range(len(node) + 1)})
@@ -154,7 +154,7 @@ def test_all_groups_have_closed_once_when_all_is_told(forest: Forest, data: st.D
     """When every event has come, every group has closed once and nothing is kept."""
     top, depth, ancestors, children, items = forest
     events: list[Event] = [*children.items(), *((item, None) for item in items)]
-    closure = Closure(top, depth)
+    closure = CompletionCounter(top, depth)
     answers = [feed(closure, event) for event in data.draw(st.permutations(events))]
     assert Counter(a for a in answers if a is not None) == Counter(ancestors)
     assert len(closure) == 0
@@ -162,7 +162,7 @@ def test_all_groups_have_closed_once_when_all_is_told(forest: Forest, data: st.D
 
 def test_a_group_closes_with_its_last_item_when_counted_before() -> None:
     """A count that is known closes nothing until the last of the children is here."""
-    closure = Closure(0, 1)
+    closure = CompletionCounter(0, 1)
     assert closure.counted((), 2) is None
     assert closure.arrived((1,)) is None
     assert closure.arrived((0,)) == ()
@@ -170,19 +170,19 @@ def test_a_group_closes_with_its_last_item_when_counted_before() -> None:
 
 def test_a_group_closes_with_its_count_when_all_items_are_here() -> None:
     """Items alone close nothing, however many there are; the count does."""
-    closure = Closure(1, 2)
+    closure = CompletionCounter(1, 2)
     assert [closure.arrived((5, k)) for k in range(3)] == [None] * 3
     assert closure.counted((5,), 3) == (5,)
 
 
 def test_a_group_closes_at_once_when_it_is_empty() -> None:
     """A node with no children is complete the moment it is counted."""
-    assert Closure(1, 2).counted((7,), 0) == (7,)
+    assert CompletionCounter(1, 2).counted((7,), 0) == (7,)
 
 
 def test_a_group_closes_when_all_its_inner_nodes_are_empty() -> None:
     """Nodes with no children complete their parent, at any level."""
-    closure = Closure(0, 3)
+    closure = CompletionCounter(0, 3)
     assert closure.counted((), 2) is None
     assert closure.counted((0,), 1) is None
     assert closure.counted((0, 0), 0) is None
@@ -191,7 +191,7 @@ def test_a_group_closes_when_all_its_inner_nodes_are_empty() -> None:
 
 def test_groups_close_apart_when_interleaved() -> None:
     """What arrives below one ancestor says nothing about another."""
-    closure = Closure(1, 2)
+    closure = CompletionCounter(1, 2)
     assert closure.arrived((0, 0)) is None
     assert closure.counted((1,), 1) is None
     assert closure.arrived((1, 0)) == (1,)
@@ -200,7 +200,7 @@ def test_groups_close_apart_when_interleaved() -> None:
 
 def test_nothing_closes_when_the_group_was_dropped() -> None:
     """A dropped ancestor is forgotten; its neighbour is not."""
-    closure = Closure(1, 2)
+    closure = CompletionCounter(1, 2)
     closure.counted((0,), 1)
     closure.counted((1,), 1)
     closure.drop((0,))
@@ -210,7 +210,7 @@ def test_nothing_closes_when_the_group_was_dropped() -> None:
 
 def test_counted_refuses_a_second_count() -> None:
     """A node that is open is counted once; the message says what was known of it."""
-    closure = Closure(0, 1)
+    closure = CompletionCounter(0, 1)
     closure.counted((), 2)
     with pytest.raises(ValueError, match=r"^\(\) has 0 of 2 children and is counted as 2$"):
         closure.counted((), 2)
@@ -218,7 +218,7 @@ def test_counted_refuses_a_second_count() -> None:
 
 def test_counted_refuses_fewer_children_than_are_complete() -> None:
     """A node cannot have fewer children than have arrived."""
-    closure = Closure(0, 1)
+    closure = CompletionCounter(0, 1)
     closure.arrived((0,))
     closure.arrived((1,))
     with pytest.raises(ValueError, match="has 2 of -1 children and is counted as 1"):
@@ -229,10 +229,10 @@ def test_counted_refuses_fewer_children_than_are_complete() -> None:
 def test_a_closure_is_refused_when_items_are_not_below_ancestors(top: int, depth: int) -> None:
     """Items must have longer paths than the ancestors they are grouped by."""
     with pytest.raises(ValueError, match=f"need 0 <= top < depth, got top={top}, depth={depth}"):
-        Closure(top, depth)
+        CompletionCounter(top, depth)
 
 
 def test_a_closure_says_what_it_watches() -> None:
     """The lengths it was made with can be read."""
-    closure = Closure(1, 3)
+    closure = CompletionCounter(1, 3)
     assert (closure.top, closure.depth, len(closure)) == (1, 3, 0)

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from alto._runtime.machines.join import Join, Start
+from alto._runtime.machines.join import Join, JoinedCall
 from alto.model import Path
 
 picks = st.integers(0, 999)  # Modulo the number of choices there are.
@@ -81,7 +81,7 @@ def arguments(world: World, call: Path) -> list[str | None]:
     return [None if d is None else value(slot, call[:d]) for slot, d in enumerate(world.inputs)]
 
 
-def feed(join: Join, event: Event, children: dict[Path, int]) -> list[Start]:
+def feed(join: Join, event: Event, children: dict[Path, int]) -> list[JoinedCall]:
     """Tell *join* of *event*."""
     if event.kind == "arrived":
         return join.arrived(event.slot, event.path, value(event.slot, event.path))
@@ -93,7 +93,7 @@ def feed(join: Join, event: Event, children: dict[Path, int]) -> list[Start]:
 
 def kept(join: Join) -> int:
     """How many entries *join* holds in all its containers."""
-    tables = (join._stored, join._waiting, join._pending, join._spent, *join._uses.values())
+    tables = (join._stored, join._waiting, join._pending, join._spent, *join._broadcasts.values())
     return sum(map(len, tables))
 
 
@@ -228,7 +228,7 @@ def test_calls_start_exactly_when_they_have_all_under_any_interleaving() -> None
 def test_every_call_has_started_once_when_all_is_told(world: World, data: st.DataObject) -> None:
     """When every event has come, every call has started once, in full, and nothing is kept."""
     join = Join(world.depth, world.inputs)
-    starts: list[Start] = []
+    starts: list[JoinedCall] = []
     for event in data.draw(st.permutations(world.events)):
         starts += feed(join, event, world.children)
     assert sorted(starts) == [(call, arguments(world, call)) for call in world.calls]

@@ -65,7 +65,7 @@ class TurnsModel:
         self.came.pop(queue, None)
         self._forget(queue)
 
-    def served(self, queue: Line) -> None:
+    def move_to_end(self, queue: Line) -> None:
         """A call of it has ended: its root goes to the end, if it is in line."""
         key = (queue.priority, queue.root)
         if key in self.turn:
@@ -102,15 +102,15 @@ class PermitsMachine(RuleBasedStateMachine):
         self.granted: list[int] = []
 
     @rule(queue=queues)
-    def offered(self, queue: Line) -> None:
+    def enqueue(self, queue: Line) -> None:
         """A queue has something to start, and stands in line once."""
-        self.permits.offered(queue)
+        self.permits.enqueue(queue)
         self.line.add(queue)
 
     @rule(queue=queues)
-    def withdrawn(self, queue: Line) -> None:
+    def dequeue(self, queue: Line) -> None:
         """A queue has nothing to start, whether or not it stood in line."""
-        self.permits.withdrawn(queue)
+        self.permits.dequeue(queue)
         self.line.discard(queue)
 
     @rule()
@@ -119,28 +119,28 @@ class PermitsMachine(RuleBasedStateMachine):
         assert self.permits.next_queue() == self.serve()
 
     @rule(queue=queues, more=st.booleans())
-    def next_after(self, queue: Line, more: bool) -> None:
+    def enqueue_and_next(self, queue: Line, more: bool) -> None:
         """A queue that was served, and is not in line, lines up again if it has more."""
         if queue not in self.line.came:
             if more:
                 self.line.add(queue)
-            assert self.permits.next_after(queue, more) == self.serve()
+            assert self.permits.enqueue_and_next(queue, more) == self.serve()
 
     @precondition(lambda self: self.holders > len(self.granted))
     @rule(queue=queues, more=st.booleans())
-    def passed_on(self, queue: Line, more: bool) -> None:
+    def give_back_and_next(self, queue: Line, more: bool) -> None:
         """A call that ends passes its permit on to whichever queue is next."""
         if queue not in self.line.came:
             self.holders -= 1
             if more:
                 self.line.add(queue)
-            assert self.permits.passed_on(queue, more) == self.serve()
+            assert self.permits.give_back_and_next(queue, more) == self.serve()
 
     @rule(queue=queues)
-    def served(self, queue: Line) -> None:
+    def move_to_end(self, queue: Line) -> None:
         """A call that has ended lets other roots go first."""
-        self.permits.served(queue)
-        self.line.served(queue)
+        self.permits.move_to_end(queue)
+        self.line.move_to_end(queue)
 
     def serve(self) -> Line | None:
         """Who is next in line, if it can be served."""
@@ -176,22 +176,22 @@ class PermitsMachine(RuleBasedStateMachine):
     def left_while_waiting(self, pick: int) -> None:
         """A call that is cancelled while it waits takes nothing with it."""
         call = self.resuming.pop(pick % len(self.resuming))
-        assert self.permits.left(call) is True
+        assert self.permits.cancel_resume(call) is True
 
     @precondition(lambda self: self.granted)
     @rule(pick=picks)
     def left_too_late(self, pick: int) -> None:
         """A call that is cancelled with a permit in hand is told so, and gives it back."""
         call = self.granted.pop(pick % len(self.granted))
-        assert self.permits.left(call) is False
-        self.permits.gave()
+        assert self.permits.cancel_resume(call) is False
+        self.permits.give_back()
         self.holders -= 1
 
     @precondition(lambda self: self.holders > len(self.granted))
     @rule()
-    def gave(self) -> None:
+    def give_back(self) -> None:
         """A call that was started from a queue gives its permit back."""
-        self.permits.gave()
+        self.permits.give_back()
         self.holders -= 1
 
     @invariant()
@@ -219,24 +219,26 @@ def test_permits_go_out_exactly_as_the_model_says() -> None:
 def test_queues_are_served_in_turns_when_all_have_more(limit: int, work: list[int]) -> None:
     """A queue is served a second time only after every other that has work was served once."""
     turns: Permits[Q, object] = Permits(limit)
-    left = list(work)
+    cancel_resume = list(work)
     for queue in range(len(work)):
-        turns.offered(Q(queue))
-    served = []
+        turns.enqueue(Q(queue))
+    move_to_end = []
     while (queue_ := turns.next_queue()) is not None:
-        served.append(int(queue_))
-        left[int(queue_)] -= 1
-        if left[int(queue_)]:
-            turns.offered(queue_)
-        turns.gave()
-    assert served == [q for turn in range(max(work)) for q in range(len(work)) if work[q] > turn]
+        move_to_end.append(int(queue_))
+        cancel_resume[int(queue_)] -= 1
+        if cancel_resume[int(queue_)]:
+            turns.enqueue(queue_)
+        turns.give_back()
+    assert move_to_end == [
+        q for turn in range(max(work)) for q in range(len(work)) if work[q] > turn
+    ]
 
 
 def test_no_permit_is_given_when_all_are_out() -> None:
     """The limit is a limit: who comes after it waits."""
     turns: Permits[Q, str] = Permits(1)
-    turns.offered(Q("a"))
-    turns.offered(Q("b"))
+    turns.enqueue(Q("a"))
+    turns.enqueue(Q("b"))
     assert turns.next_queue() == "a"
     assert not turns.has_next
     assert turns.next_queue() is None
@@ -247,11 +249,11 @@ def test_no_permit_is_given_when_all_are_out() -> None:
 def test_a_resuming_call_goes_before_queues_that_came_first() -> None:
     """A free permit goes to whoever wants to go on, though a queue has waited longer."""
     turns: Permits[Q, str] = Permits(1)
-    turns.offered(Q("a"))
-    turns.offered(Q("b"))
+    turns.enqueue(Q("a"))
+    turns.enqueue(Q("b"))
     turns.next_queue()
     turns.resume("call")
-    turns.gave()
+    turns.give_back()
     assert not turns.has_next
     assert turns.next_queue() is None
     assert turns.next_resume() == "call"
@@ -260,12 +262,12 @@ def test_a_resuming_call_goes_before_queues_that_came_first() -> None:
 def test_a_resuming_call_goes_before_a_queue_that_has_more() -> None:
     """A queue that was served does not go on while a call wants to, though it is alone in line."""
     turns: Permits[Q, str] = Permits(1)
-    turns.next_after(Q("a"), True)
+    turns.enqueue_and_next(Q("a"), True)
     turns.resume("call")
-    turns.gave()
-    assert turns.next_after(Q("a"), True) is None
+    turns.give_back()
+    assert turns.enqueue_and_next(Q("a"), True) is None
     assert turns.next_resume() == "call"
-    turns.gave()
+    turns.give_back()
     assert turns.next_queue() == "a"
 
 
@@ -274,7 +276,7 @@ def test_a_call_that_comes_to_resume_waits_behind_those_that_wait() -> None:
     turns: Permits[Q, str] = Permits(1)
     turns.resume("first")
     turns.resume("second")
-    turns.gave()
+    turns.give_back()
     assert turns.resume("third") is False
     assert turns.next_resume() == "second"
 
@@ -282,11 +284,11 @@ def test_a_call_that_comes_to_resume_waits_behind_those_that_wait() -> None:
 def test_queues_are_served_again_when_the_resuming_call_has_left() -> None:
     """A call that is cancelled while it waits does not stand in the way of others."""
     turns: Permits[Q, str] = Permits(1)
-    turns.offered(Q("a"))
+    turns.enqueue(Q("a"))
     turns.resume("running")
     turns.resume("call")
-    turns.gave()
-    assert turns.left("call") is True
+    turns.give_back()
+    assert turns.cancel_resume("call") is True
     assert turns.next_queue() == "a"
 
 
@@ -294,17 +296,17 @@ def test_a_queue_keeps_its_place_when_offered_twice() -> None:
     """Saying again that there is something to start changes nothing."""
     turns: Permits[Q, str] = Permits(3)
     for queue in ("a", "b", "a"):
-        turns.offered(Q(queue))
+        turns.enqueue(Q(queue))
     assert [turns.next_queue() for _ in range(3)] == ["a", "b", None]
 
 
 def test_a_withdrawn_queue_is_not_served() -> None:
     """A queue that has nothing to start is passed over, and unknown ones are ignored."""
     turns: Permits[Q, str] = Permits(3)
-    turns.offered(Q("a"))
-    turns.offered(Q("b"))
-    turns.withdrawn(Q("a"))
-    turns.withdrawn(Q("unknown"))
+    turns.enqueue(Q("a"))
+    turns.enqueue(Q("b"))
+    turns.dequeue(Q("a"))
+    turns.dequeue(Q("unknown"))
     assert [turns.next_queue() for _ in range(2)] == ["b", None]
 
 
@@ -314,15 +316,15 @@ def test_a_queue_lines_up_after_its_turn_when_it_has_more(
 ) -> None:
     """After its turn a queue goes to the end of the line, or out of it."""
     turns: Permits[Q, str] = Permits(3)
-    turns.offered(Q("a"))
-    turns.offered(Q("b"))
-    assert [turns.next_queue(), turns.next_after(Q("a"), more), turns.next_queue()] == turn
+    turns.enqueue(Q("a"))
+    turns.enqueue(Q("b"))
+    assert [turns.next_queue(), turns.enqueue_and_next(Q("a"), more), turns.next_queue()] == turn
 
 
 def test_a_queue_goes_on_when_nobody_else_waits() -> None:
     """A queue alone is served again, as long as there are permits."""
     turns: Permits[Q, str] = Permits(2)
-    assert [turns.next_after(Q("a"), True) for _ in range(3)] == ["a", "a", None]
+    assert [turns.enqueue_and_next(Q("a"), True) for _ in range(3)] == ["a", "a", None]
     assert turns.free == 0
 
 
@@ -337,7 +339,7 @@ def test_a_permit_given_back_twice_is_noticed() -> None:
     """The check fails when there are more permits than the limit."""
     turns: Permits[Q, str] = Permits(1)
     assert (turns.limit, turns.free) == (1, 1)
-    turns.gave()
+    turns.give_back()
     with pytest.raises(AssertionError):
         turns.check()
 
@@ -347,8 +349,8 @@ def test_roots_take_turns_whatever_number_of_queues_they_have() -> None:
     permits: Permits[Line, str] = Permits(10)
     many = [Line(str(k), 1, 0) for k in range(4)]
     for queue in many:
-        permits.offered(queue)
-    permits.offered(alone := Line("alone", 2, 0))
+        permits.enqueue(queue)
+    permits.enqueue(alone := Line("alone", 2, 0))
     assert [permits.next_queue() for _ in range(5)] == [many[0], alone, *many[1:]]
 
 
@@ -356,8 +358,8 @@ def test_lower_priorities_go_first() -> None:
     """A queue of a lower priority goes before all that came before it."""
     permits: Permits[Line, str] = Permits(10)
     later, sooner = Line("later", 1, 0), Line("sooner", 2, -5)
-    permits.offered(later)
-    permits.offered(sooner)
+    permits.enqueue(later)
+    permits.enqueue(sooner)
     assert permits.next_queue() == sooner
-    assert permits.next_after(sooner, True) == sooner
-    assert permits.next_after(sooner, False) == later
+    assert permits.enqueue_and_next(sooner, True) == sooner
+    assert permits.enqueue_and_next(sooner, False) == later

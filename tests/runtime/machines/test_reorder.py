@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from alto._runtime.machines.reorder import Order
+from alto._runtime.machines.reorder import ReorderBuffer
 from alto.model import Path
 
 ancestors = st.sampled_from([(), (7,), (0, 1)])
@@ -54,7 +54,7 @@ class OrderMachine(RuleBasedStateMachine):
         self.levels, self.children, self.suffixes = tree
         self.ancestor = ancestor
         self.out: deque[str] = deque()
-        self.order = Order(self.levels, self.out, skip=len(ancestor))
+        self.order = ReorderBuffer(self.levels, self.out, skip=len(ancestor))
         self.todo: list[tuple[Path, int | None]] = [
             *self.children.items(),
             *((suffix, None) for suffix in self.suffixes),
@@ -132,7 +132,7 @@ def test_all_pieces_are_out_in_order_when_all_is_told(tree: Tree, data: st.DataO
     """The last event, and no other, completes the group; all is out in order, nothing is kept."""
     levels, children, suffixes = tree
     out: deque[Path] = deque()
-    order = Order(levels, out)
+    order = ReorderBuffer(levels, out)
     events = data.draw(
         st.permutations([*children.items(), *((suffix, None) for suffix in suffixes)])
     )
@@ -148,7 +148,7 @@ def test_all_pieces_are_out_in_order_when_all_is_told(tree: Tree, data: st.DataO
 def test_pieces_leave_at_once_when_they_come_in_order() -> None:
     """With one level no count is needed to release what comes in order."""
     out: deque[str] = deque()
-    order = Order(1, out)
+    order = ReorderBuffer(1, out)
     for k in range(3):
         assert order.arrived((k,), f"{k}") is False
         assert out.pop() == f"{k}"
@@ -157,7 +157,7 @@ def test_pieces_leave_at_once_when_they_come_in_order() -> None:
 def test_pieces_wait_when_one_before_them_is_missing() -> None:
     """A gap holds back what comes after it, and only until it is filled."""
     out: deque[str] = deque()
-    order = Order(1, out)
+    order = ReorderBuffer(1, out)
     order.arrived((2,), "c")
     order.arrived((1,), "b")
     assert (list(out), len(order)) == ([], 2)
@@ -168,7 +168,7 @@ def test_pieces_wait_when_one_before_them_is_missing() -> None:
 def test_pieces_of_a_group_below_an_ancestor_are_ordered_by_what_follows_it() -> None:
     """What all paths of the group begin with is skipped."""
     out: deque[str] = deque()
-    order = Order(2, out, skip=1)
+    order = ReorderBuffer(2, out, skip=1)
     order.arrived((8, 0, 1), "b")
     order.arrived((8, 0, 0), "a")
     assert list(out) == ["a", "b"]
@@ -179,13 +179,13 @@ def test_pieces_of_a_group_below_an_ancestor_are_ordered_by_what_follows_it() ->
 @pytest.mark.parametrize("levels", [1, 2])
 def test_an_empty_group_is_complete_when_it_is_counted(levels: int) -> None:
     """A group without children is complete at once."""
-    assert Order(levels, deque()).counted((), 0) is True
+    assert ReorderBuffer(levels, deque()).counted((), 0) is True
 
 
 def test_a_count_releases_nothing_when_there_is_one_level() -> None:
     """A group of one level needs its count only to end, not to release."""
     out: deque[str] = deque()
-    order = Order(1, out)
+    order = ReorderBuffer(1, out)
     order.arrived((1,), "b")
     assert order.counted((), 2) is False
     assert (list(out), len(order)) == ([], 1)
@@ -195,7 +195,7 @@ def test_a_count_releases_nothing_when_there_is_one_level() -> None:
 def test_pieces_below_the_next_node_wait_when_the_one_before_is_not_counted() -> None:
     """Nobody knows that a node has no more children before it is counted."""
     out: deque[str] = deque()
-    order = Order(2, out)
+    order = ReorderBuffer(2, out)
     order.arrived((0, 0), "a")
     order.arrived((1, 0), "b")
     assert list(out) == ["a"]
@@ -206,7 +206,7 @@ def test_pieces_below_the_next_node_wait_when_the_one_before_is_not_counted() ->
 def test_empty_nodes_are_stepped_over_when_counted() -> None:
     """Nodes without children are passed at every level, and keep nothing back."""
     out: deque[str] = deque()
-    order = Order(3, out)
+    order = ReorderBuffer(3, out)
     order.arrived((1, 1, 0), "a")
     order.counted((1, 0), 0)
     assert not out
@@ -217,7 +217,7 @@ def test_empty_nodes_are_stepped_over_when_counted() -> None:
 def test_pieces_go_where_they_were_told_to() -> None:
     """Released pieces are appended to the queue that was given, after what is in it."""
     out = deque(["before"])
-    order = Order(1, out)
+    order = ReorderBuffer(1, out)
     order.arrived((0,), "a")
     assert order.out is out
     assert list(out) == ["before", "a"]
@@ -226,4 +226,4 @@ def test_pieces_go_where_they_were_told_to() -> None:
 def test_an_order_is_refused_when_there_are_no_levels() -> None:
     """A group has at least one level."""
     with pytest.raises(ValueError, match="need levels >= 1, got 0"):
-        Order(0, deque())
+        ReorderBuffer(0, deque())
