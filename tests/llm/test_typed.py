@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import alto
 from alto._current_call import Cleanup, current_call
-from alto._llm.schema import Reader, schema_of
+from alto._llm.schema import TypedReader, schema_of
 from alto.errors import (
     Closed,
     GenerationFailed,
@@ -234,11 +234,11 @@ class TestTypes:
     @pytest.mark.parametrize(
         ("kind", "named"),
         [
-            (Plain, "schema=Plain cannot be told to a model: TypeError: type .* not supported"),
+            (Plain, "schema=Plain has no JSON schema: TypeError: type .* not supported"),
             (list[Plain], r"schema=list\[Plain\]"),
             (
                 Claim | Point,
-                r"schema=Claim \| Point cannot .* Type unions may not contain more than one",
+                r"schema=Claim \| Point has no .* Type unions may not contain more than one",
             ),
             (Broken, "schema=Broken .* NameError: name 'Missing' is not defined, at the top level"),
             (complex, "schema=complex"),
@@ -327,7 +327,7 @@ class TestPydantic:
             age: int
 
         team = attrs.make_class("Team", {"lead": attrs.field(type=Person)})
-        with pytest.raises(InvalidRequest, match="schema=Team cannot be told"):
+        with pytest.raises(InvalidRequest, match="schema=Team has no JSON schema"):
             _ask(Scripted([]), team)
 
 
@@ -748,7 +748,7 @@ async def test_a_cut_gives_the_items_known_before_it_in_any_chunking(output, dat
 def test_a_reader_knows_no_less_after_a_fault(output):
     """What a reader has found stays, and what comes after a fault is not read."""
     kind, values, _, pieces = output
-    reader = Reader(schema_of(kind))
+    reader = TypedReader(schema_of(kind))
     for piece in [*pieces, "x", "y"]:
         reader.feed(piece)
     reader.finish("stop", None)
@@ -764,7 +764,7 @@ def test_a_reader_knows_no_less_after_a_fault(output):
 )
 def test_what_no_parser_can_read_is_an_output_error(text, kind, chunk):
     """Endless numbers and nesting, as models write them, are an error of the output and no more."""
-    reader = Reader(schema_of(kind))
+    reader = TypedReader(schema_of(kind))
     for start in range(0, len(text), chunk):
         reader.feed(text[start : start + chunk])
     reader.finish("stop", 10_000)
@@ -774,7 +774,7 @@ def test_what_no_parser_can_read_is_an_output_error(text, kind, chunk):
 
 def test_digits_in_several_numbers_are_no_endless_one():
     """Only a run of digits counts, and it is counted across chunks."""
-    reader = Reader(schema_of(list[int]))
+    reader = TypedReader(schema_of(list[int]))
     for _ in range(40):
         reader.feed("[" if reader.text == "" else ",")
         for digit in "12345678901234567890123456789012345":
