@@ -411,5 +411,5 @@ async def _reader(
     except StopAsyncIteration:
         return
     except BaseException:
-        steps.left()
+        steps.reader_ended()
         raise
