@@ -265,6 +265,7 @@ SOME_SEPARATORS = st.lists(st.text("ab;", min_size=1, max_size=4), min_size=1, m
 @example(["ab", "bc"], "xabcx")
 @example(["a", "ab", "abab"], "xababxaba")
 @example(["aab", "b"], "aaab")
+@example(["[[", "^-", "\\d", "||", "]^"], "a[[b^-c\\dd||]^e[")
 def test_separators_cut_as_in_the_whole_text_in_every_chunking(
     separators: list[str], text: str
 ) -> None:
