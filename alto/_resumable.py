@@ -1,22 +1,22 @@
-"""Reads that may be cut: the same read can be made again, in any task, and nothing is lost.
+"""Async generators whose reads may be cut: the read can be made again, in any task, and nothing is lost.
 
-Theory of operation. ``await anext(chunks)`` runs one *step* of an async generator. Where the task that
-awaits it is cancelled in the middle, as by a time limit, asyncio throws the cancellation into what the
-task waits in, from the outside in; a native generator ends with it, and the next read says
-``StopAsyncIteration``, as if everything had been read.
+Theory of operation. ``await anext(chunks)`` runs one *step* of an async generator. If the task that
+awaits it is cancelled during the step, as by a time limit, asyncio throws the cancellation into the
+awaited coroutines. A native generator ends with it, and the next read raises
+``StopAsyncIteration``, as if everything had been read. Such a read is called *cut*.
 
-A :class:`Resumable` stands between the task and the generator. The step is driven through an iterator
-that has no ``throw``, so what is thrown at the reader stops there and the step stays as it is. And the
-task waits for a stand-in of the future that the step waits for, so cancelling the task does not cancel
-that future either. There is no other future, no task and no turn of the loop in between: when the
-future is done, the task wakes, and the step goes on in it. After a cut the next read goes on with the
-step that is there, whatever task makes it.
+A :class:`Resumable` is between the task and the generator. The step is driven through an iterator
+that has no ``throw``, so an error that is thrown at the reader stops there and leaves the step as it is.
+The task waits for a stand-in of the future that the step waits for, so cancelling the task does not
+cancel that future either. There is no other future, no task and no turn of the loop in between: when the
+future is done, the task wakes, and the step continues in it. After a cut the next read continues the
+pending step, in whatever task it is made.
 
-What is awaited for an item is native, at no Python frame of ours per item but one: an async generator
-that drives the steps, a *reader*. It ends with the read that is cut, as any would, and the next read gets
-another one, which goes on with the step.
+An item costs a single Python frame of this module: that of a *reader*, a native async generator that
+drives the steps. It ends with the read that is cut, as any generator would, and the next read gets
+a new one, which continues the step.
 
-A step that will not be gone on with is cancelled as asyncio would have cancelled it: see
+A step that will not be continued is cancelled as asyncio would have cancelled it: see
 :meth:`Steps.aclose`.
 """
 
@@ -45,7 +45,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 async def close(chunks: AsyncIterator[Any], /) -> None:
-    """Close what can be closed, whatever cancels the task meanwhile."""
+    """Close *chunks*, if it has ``aclose``. Cancellation: closing is finished first."""
     aclose = getattr(chunks, "aclose", None)
     if aclose is not None:
         await wait_shielded(aclose)
@@ -55,9 +55,9 @@ _CLOSED: Final = (
     "this {} was closed or cancelled before its end; ask for it again, or keep what you have read"
 )
 _WITHIN: Final = (
-    "a read of this {} was cut while its source waited inside of a `with`, such as a time limit, so that "
-    "it had to end; ask for it again, and let the source wait outside of any `with`, for what a task of "
-    "its own puts into a queue"
+    "a read of this {} was cut while its source waited inside of a `with`, such as a time limit, which "
+    "ended the source; ask for it again, and let the source wait outside of any `with`, for a queue that a "
+    "task of its own fills"
 )
 
 _HARMLESS: Final = frozenset(
@@ -71,16 +71,16 @@ _HARMLESS: Final = frozenset(
         "suppress.__exit__",
     }
 )
-"""Exits of what may stay entered between two reads, and be left by another task."""
+"""Exits of context managers that need not be left by the task that entered them."""
 
 
 @final
 class _Drive(map):  # type: ignore[type-arg]
-    """Awaits the current step, without a Python frame of its own, and has no ``throw``.
+    """Awaitable of the current step, without a Python frame of its own and without ``throw``.
 
-    Awaiting runs ``next(step)``, whose ``StopIteration`` has the value of the step. What is thrown into
-    a coroutine that awaits an iterator without ``throw`` is raised in that coroutine, and leaves the
-    iterator alone.
+    Awaiting runs ``next(step)``, whose ``StopIteration`` has the value of the step. An error thrown into
+    a coroutine that awaits an iterator without ``throw`` is raised in that coroutine; the iterator is
+    not touched.
     """
 
     __slots__ = ()
@@ -95,14 +95,14 @@ class _Drive(map):  # type: ignore[type-arg]
 
 @final
 class Steps:
-    """The steps of one async generator, of which at most one is under way.
+    """Steps of one async generator, of which at most one is under way.
 
-    It is also what a task waits for while a step waits: it implements the interface of a future.
+    It is also the object that a task waits for while a step waits: it has the interface of a future.
 
     Args:
-        source: The generator.
-        what: What is being read, for messages.
-        account: Notes the first read and the end.
+        source: The generator; any other async iterator is wrapped in one.
+        what: Name of the source, for messages.
+        account: Notified of the first read and the end.
     """
 
     __slots__ = ("_account", "_asyncio_future_blocking", "_begun", "_call", "_callback", "_closed", "_context",
@@ -115,36 +115,36 @@ class Steps:
         what: str,
         account: Account | None = None,
     ) -> None:
-        # Of a native generator it is known whether a step is under way, so any other gets one around it.
+        # Only a native generator shows whether a step is under way, so anything else is wrapped in one.
         native: Any = source if type(source) is AsyncGeneratorType else _native(source)
         self.source: AsyncGenerator[Any, None] = native
         self.what = what
         self.step: Any = None
         """The step under way; None: none is."""
         self.cut = False
-        """Let go of the step under way: the read that waited for it was cancelled."""
+        """The read that waited for the step under way was cut."""
         self.waits_for: Any = None
-        """What the step under way gave to the loop when it suspended."""
-        self.front: Callable[[], Resumable[Any] | None] = _no_one
-        """What it is read through, as long as that is there."""
-        self.guard: Callable[[], AsyncGenerator[None, None] | None] = _no_one
-        """What asyncio closes in the place of the generator."""
+        """The object that the step under way gave to the loop when it suspended."""
+        self.front: Callable[[], Resumable[Any] | None] = _no_object
+        """Weak reference to the `Resumable` that is read."""
+        self.guard: Callable[[], AsyncGenerator[None, None] | None] = _no_object
+        """Weak reference to the generator that asyncio closes instead of *source*."""
         self._begun = self._closed = False
         self._account = account
         self._asyncio_future_blocking = False
-        self._future: asyncio.Future[Any] | None = None  # What this stands in for.
+        self._future: asyncio.Future[Any] | None = None  # The future that this stands in for.
         self._callback: Callable[[Any], object] | None = None
         self._context: Context | None = None
         self._call = current_call.get()
-        """The stage call that reads, until the end."""
+        """Stage call that reads; None: there is none, or the generator has ended."""
 
     # -- a read
 
     def begin(self) -> _Drive:
-        """Make the first step, unless one is there that was cut.
+        """Make the first step, or take up the one whose read was cut.
 
         Returns:
-            What to await, again and again, for the item of the current step.
+            An object to await again and again, each time for the item of the current step.
         """
         if self.step is None:
             if self._account is not None and not self._begun:
@@ -155,12 +155,13 @@ class Steps:
             self.cut = False
             waits_for = self.waits_for
             if type(waits_for) is Steps and waits_for.waits:
-                self.step = _Again(self, waits_for)
+                self.step = _ContinuedStep(self, waits_for)
         current = map(getattr, repeat(self), repeat("step"))
         return _Drive(self._suspends, map(next, current))
 
     def _suspends(self, waits_for: Any) -> Any:  # noqa: ANN401  # whatever goes to the loop
-        # The step waits. What this returns goes to the task that drives it. Where a read within this one has put its own stand-in already, that will do.
+        # Called when the step suspends; the result goes to the task. If the step reads another Resumable,
+        # *waits_for* is a stand-in already.
         if getattr(waits_for, "_asyncio_future_blocking", None) and type(waits_for) is not Steps:
             waits_for._asyncio_future_blocking = False  # noqa: SLF001  # asyncio's protocol
             self._future = waits_for
@@ -169,18 +170,18 @@ class Steps:
         return waits_for
 
     def interrupted(self, error: BaseException, /) -> Coroutine[Any, Any, Any] | None:
-        """Note that a read raised *error*.
+        """Handle the *error* that a read raised.
 
-        Where the step raised it, that was its end. Where it was thrown at the reader, the step goes on
-        waiting: the read was cut. But a cancellation is passed on to the step where the call that
-        reads has been cancelled, since it will not be read on, and where the step waits inside of a
-        ``with``: that may be a time limit of its own, whose cancellation this is.
+        If the step raised it, the generator has ended. If it was thrown at the reader, the step goes on
+        waiting: the read is cut. Two cancellations are passed on to the step instead: if the call that
+        reads was cancelled, since no read will follow; and if the step waits inside a ``with``, which may
+        be a time limit of its own that caused the cancellation.
 
         Returns:
-            None: the read raises *error*. Else what to await instead for the item.
+            None if the read raises *error*, else an awaitable of the item.
         """
         step = self.step
-        if type(step) is _Again:
+        if type(step) is _ContinuedStep:
             step = self.step = step.step
         if self._closed:
             return None
@@ -206,21 +207,21 @@ class Steps:
             self.finish(end, why)
             raise
         finally:
-            del error  # it has this frame in its traceback
+            del error  # its traceback refers to this frame
 
-    def left(self) -> None:
-        """Note that a reader has ended otherwise than with a read: one was cut before it began."""
+    def reader_ended(self) -> None:
+        """Prepare the next read after a reader ended outside a read: one was cut before it began."""
         if (self.step is None or self.cut) and not self._closed and not self.over:
             self._next_read(partial(_read_on, self.front))
 
     def finish(self, error: BaseException, why: str = _CLOSED) -> None:
-        """Note that there will be no more steps; *error* is how the last one has ended."""
-        if isinstance(error, asyncio.CancelledError):  # "it has ended" would say: it is complete
+        """End: there will be no more steps; the last one raised *error*."""
+        if isinstance(error, asyncio.CancelledError):  # StopAsyncIteration would look like the end
             self._next_read(partial(_refuse, why.format(self.what)))
         self._call = None
         guard = self.guard()
         if guard is not None and self.over and not guard.ag_running:  # type: ignore[attr-defined]
-            with suppress(StopAsyncIteration):  # it has nothing to close, so asyncio need not
+            with suppress(StopAsyncIteration):  # end the guard, so that asyncio need not close it
                 guard.__anext__().__await__().send(None)
         account, self._account = self._account, None
         if account is not None:
@@ -231,27 +232,27 @@ class Steps:
         if front is not None:
             front.__anext__ = read  # type: ignore[method-assign]
 
-    # -- what asyncio asks of a future
+    # -- the interface of a future, as asyncio uses it
 
     @property
     def waits(self) -> bool:
-        """Whether what it stands in for is still to come."""
+        """True while the future that this stands in for is not done."""
         return self._future is not None and not self._future.done()
 
     def stand_in(self) -> Self:
-        """Take the place of the future that the step waits for."""
+        """Return this object, marked as the future that the task has to wait for."""
         self._asyncio_future_blocking = True
         return self
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """As of a future."""
+        """Return the loop of the future that this stands in for."""
         assert self._future is not None
         return self._future.get_loop()
 
     def add_done_callback(
         self, callback: Callable[[Any], object], /, *, context: Context | None = None
     ) -> None:
-        """As of a future; only the task that waits does so, once for each suspension."""
+        """Call *callback* when the future is done. Used by the waiting task, once per suspension."""
         assert self._future is not None
         self._callback, self._context = callback, context
         self._future.add_done_callback(self._wake, context=context)
@@ -263,24 +264,24 @@ class Steps:
             callback(self)
 
     def done(self) -> bool:
-        """As of a future."""
+        """Return whether the future that this stands in for is done."""
         return not self.waits
 
     def result(self) -> None:
-        """Return, so that the step goes on and sees itself how what it waits for has ended."""
+        """Return nothing: the step itself reads the result of the future that it waits for."""
 
     def cancel(self, msg: object = None) -> bool:
-        """Wake the task that waits with a cancellation. The step goes on waiting."""
+        """Wake the waiting task with a cancellation. The step goes on waiting."""
         return self.throw(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
 
     def throw(self, error: BaseException, /) -> bool:
-        """Wake the task that waits with an error, unless it wakes anyway. The step goes on waiting."""
+        """Wake the waiting task with an error, unless it wakes anyway. The step goes on waiting."""
         future, callback, context = self._future, self._callback, self._context
         if callback is None or future is None or future.done():
             return False
         self._callback = self._context = None
         future.remove_done_callback(self._wake)
-        # A future that has ended so takes the place of this one, which may be waited for again.
+        # The task gets a future that ended with the error, since this one may be waited for again.
         loop = future.get_loop()
         woken = loop.create_future()
         if isinstance(error, asyncio.CancelledError):
@@ -294,16 +295,16 @@ class Steps:
 
     @property
     def over(self) -> bool:
-        """Whether the generator has ended, so that there is nothing to close."""
+        """True once the generator has ended, so that nothing has to be closed."""
         return self.source.ag_frame is None  # type: ignore[attr-defined]
 
     async def aclose(self) -> None:
         """Close the generator; cancel its step, if one is under way.
 
-        The step sees what it would see if the task that waits in it were cancelled. Whoever still
-        waits for it gets ``Closed``.
+        The step is cancelled as if the task that waits in it were. A read that still waits for the step
+        raises ``Closed``.
 
-        Cancellation: the step, or what the generator does to end, is cancelled.
+        Cancellation: it is passed on to the step, or to the generator's cleanup.
         """
         if self.over:
             return
@@ -313,7 +314,7 @@ class Steps:
         try:
             if step is not None:
                 if not self.cut:
-                    self._send_away(waits_for)
+                    self._dismiss_reader(waits_for)
                 future, self._future = self._future, None
                 await self._cancel(step, future if waits_for is self else None)
             await _unhooked(self.source.aclose)
@@ -329,28 +330,28 @@ class Steps:
         except StopAsyncIteration:
             return
         except asyncio.CancelledError:
-            if task is not None and task.cancelling() > before:  # not only the step was cancelled
+            if task is not None and task.cancelling() > before:  # the task itself was cancelled too
                 raise
 
-    def _send_away(self, waits_for: object) -> None:
-        # A task waits for the step that is to be closed. Where that cannot be woken, since it waits
-        # for nothing but its turn, it finds a step that refuses.
+    def _dismiss_reader(self, waits_for: object) -> None:
+        # A task waits for the step that is closed. If it waits for a stand-in, it is woken with the error.
+        # If it only waits for its turn of the loop, it finds a step that raises.
         why = _CLOSED.format(self.what)
-        self.step, self.cut = _Refusal(why), True
+        self.step, self.cut = _RefusingStep(why), True
         if type(waits_for) is Steps:
             waits_for.throw(Closed(why))
 
 
 class Resumable(AsyncIterator[T_co], Generic[T_co]):
-    """An async generator whose reads may be cut and made again.
+    """Async generator whose reads may be cut and made again.
 
-    In a stage it is closed at the call's next checkpoint once it is dropped, and at the latest when the
-    call ends; elsewhere by asyncio, as any async generator.
+    When it is dropped in a stage, it is closed at the call's next checkpoint, at the latest when the
+    call ends; elsewhere asyncio closes it, like any async generator.
 
     Args:
-        source: The generator; any other async iterator will do.
-        what: What is being read, for messages.
-        account: Notes the first read and the end.
+        source: The generator, or any other async iterator.
+        what: Name of the source, for messages.
+        account: Notified of the first read and the end.
     """
 
     __slots__ = ("__anext__", "__weakref__", "_cleanup", "guard", "steps")
@@ -374,13 +375,13 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
         what: str,
         account: Account | None = None,
     ) -> None:
-        # The steps hold this weakly: when it dies there is no reader any more.
+        # The steps refer to this weakly, so that dropping it ends the reading.
         self.steps = steps = Steps(source, what, account)
         steps.front = front = ref(self)
         self.__anext__ = partial(_read_on, front)  # type: ignore[method-assign]
         self._cleanup: Cleanup | None = None
         self.guard: AsyncGenerator[None, None] | None = None
-        """Outside of a stage call: what asyncio closes."""
+        """Outside a stage call, the generator that asyncio closes."""
         call = current_call.get()
         if call is not None:
             self._cleanup = call.cleanup
@@ -395,14 +396,14 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
         return self
 
     def reader(self) -> AsyncGenerator[T_co, None]:
-        """Read on, until a read is cut."""
+        """Return a reader, which ends when a read is cut."""
         return _reader(self.steps, self.guard)
 
     async def aclose(self) -> None:
         """Close the generator, and cancel the read that was cut, if there is one."""
         steps = self.steps
         await steps.aclose()
-        self.__anext__ = steps.source.__anext__  # type: ignore[method-assign]  # its owner knows why
+        self.__anext__ = steps.source.__anext__  # type: ignore[method-assign]  # ends, like a closed generator
 
     def __del__(self) -> None:
         cleanup, steps = self._cleanup, self.steps
@@ -410,13 +411,13 @@ class Resumable(AsyncIterator[T_co], Generic[T_co]):
             return
         if steps.over:
             cleanup.discard(steps)
-        elif steps.cut or steps.step is None:  # else a task waits for it
+        elif steps.cut or steps.step is None:  # else a task still waits for a step
             cleanup.abandon(steps)
 
 
 @final
 class ResumableGenerator(Resumable[T], AsyncGenerator[T, None]):
-    """A :class:`Resumable` with the interface of an async generator."""
+    """`Resumable` with the whole interface of an async generator."""
 
     __slots__ = ()
 
@@ -435,13 +436,13 @@ class ResumableGenerator(Resumable[T], AsyncGenerator[T, None]):
 
 async def _reader(
     steps: Steps,
-    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept, as the next line says
+    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept alive, see below
 ) -> AsyncGenerator[Any, None]:
-    # It keeps *guard*, since it may be all that is left of the reader. `_Chunks` has a copy, for the
-    # sake of speed.
+    # The frame keeps *guard* alive, since a pending read may be the only reference that is left.
+    # `alto/_llm/generation.py` has a copy of this function, for speed.
     advance = steps.source.__anext__
     try:
-        yield  # What is thrown at a reader before it has begun would end it unnoticed.
+        yield  # an error thrown at a reader that has not begun would be lost
         drive = steps.begin()
         while True:
             try:
@@ -456,22 +457,22 @@ async def _reader(
     except StopAsyncIteration:
         return
     except BaseException:
-        steps.left()
+        steps.reader_ended()
         raise
 
 
 def _read_on(front: Callable[[], Resumable[T_co] | None]) -> Any:  # noqa: ANN401  # a step
     resumable = front()
-    assert resumable is not None  # it is being read
+    assert resumable is not None  # its __anext__ is what was called
     anext_ = resumable.reader().__anext__
     resumable.__anext__ = anext_  # type: ignore[method-assign]
-    begin = _unhooked(anext_)
+    begin = _unhooked(anext_)  # run to the first yield, so that a later throw is noticed
     with suppress(StopIteration):
         begin.send(None)
     return anext_()
 
 
-def _no_one() -> None:
+def _no_object() -> None:
     return None
 
 
@@ -480,8 +481,8 @@ def _refuse(why: str) -> Any:  # noqa: ANN401  # a step
 
 
 @final
-class _Again:
-    """A step that waits on after a cut, and then goes on."""
+class _ContinuedStep:
+    """Step after a cut: waits again for the stand-in of before, then continues the old step."""
 
     __slots__ = ("_steps", "_waits_for", "step")
 
@@ -502,8 +503,8 @@ class _Again:
 
 
 @final
-class _Refusal:
-    """A step that cannot go on."""
+class _RefusingStep:
+    """Step of a closed generator: raises ``Closed``."""
 
     __slots__ = ("_why",)
 
@@ -518,7 +519,7 @@ class _Refusal:
 
 
 async def _guard(steps: Steps) -> AsyncGenerator[None, None]:
-    """Close *steps* when asyncio closes this: once it is dropped, or when the loop ends."""
+    """Close *steps* when asyncio closes this: when it is dropped, or when the loop shuts down."""
     try:
         yield
     finally:
@@ -526,7 +527,7 @@ async def _guard(steps: Steps) -> AsyncGenerator[None, None]:
 
 
 def _unhooked(use: Callable[[], Any]) -> Any:  # noqa: ANN401  # a step
-    # Asyncio is to close a generator's steps, and not the generator, which may be in the middle of one.
+    # Asyncio must not close the generator itself, which may be in the middle of a step: it closes the guard.
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(None, _leave)
     try:
@@ -536,11 +537,11 @@ def _unhooked(use: Callable[[], Any]) -> Any:  # noqa: ANN401  # a step
 
 
 def _leave(_: object) -> None:
-    """Do nothing for a generator that is dropped, since its steps were closed or the loop is."""
+    """Finalise a dropped generator: nothing to do, as its steps or the loop are closed already."""
 
 
 async def _native(source: AsyncIterator[T_co]) -> AsyncGenerator[T_co, None]:
-    """Read any async iterator, and close it where it can be closed."""
+    """Read any async iterator, and close it if it has ``aclose``."""
     try:
         async for item in source:
             yield item
@@ -554,9 +555,10 @@ def _interrupted(
     future: asyncio.Future[Any] | None,
     error: BaseException,
 ) -> Generator[Any, None, Any]:
-    """Throw *error* into a step and await its end, natively; give its item.
+    """Throw *error* into a step, await the end of the step, and return its item.
 
-    As asyncio cancels a task, what the step waits for is cancelled instead, where it can be.
+    For a cancellation the future that the step waits for is cancelled instead, if it can be, as
+    asyncio does it for a task.
     """
     try:
         if (
@@ -567,26 +569,26 @@ def _interrupted(
             waits_for = step.throw(error)
         elif future.done():
             waits_for = step.send(None)
-        else:  # another task, which takes its time to end
+        else:  # the future is another task, which may take time to end
             future._asyncio_future_blocking = True  # noqa: SLF001  # asyncio's protocol
             waits_for = future
         while True:
             try:
                 yield waits_for
-            except BaseException as late:  # noqa: BLE001  # passed on to where it belongs
+            except BaseException as late:  # noqa: BLE001  # passed on to the step
                 waits_for = step.throw(late)
             else:
                 waits_for = step.send(None)
     except StopIteration as end:
         return end.value
     finally:
-        del error  # it has this frame in its traceback
+        del error  # its traceback refers to this frame
 
 
 def _waits_within(waiting: Any) -> bool:  # noqa: ANN401  # a generator or coroutine
-    """Whether a suspended generator, or what it awaits, is inside of a ``with`` that may be a scope."""
+    """Return whether a suspended generator, or what it awaits, is inside a ``with`` that may be a scope."""
     while waiting is not None:
-        # The interpreter keeps the exit of each `with` on the stack of the frame.
+        # CPython keeps the exit method of each entered `with` on the stack of the frame.
         for held in gc.get_referents(waiting):
             if getattr(held, "__name__", None) in ("__exit__", "__aexit__") and (
                 getattr(held, "__qualname__", None) not in _HARMLESS

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The keyword arguments of :meth:`alto.LLM.generate`, which explains them."""
+    """Keyword arguments of :meth:`alto.LLM.generate`, which documents them."""
 
     max_tokens: int | None
     temperature: float
@@ -40,7 +40,7 @@ class GenerationOptions(TypedDict, total=False):
 
 @final
 class LLM:
-    """An engine, as a stage sees it: prompts in, streams of text out."""
+    """Handle of an engine in a stage: prompts in, streams of text out."""
 
     __slots__ = ("_counter", "_engine", "_scorer")
 
@@ -50,19 +50,19 @@ class LLM:
         self._scorer = engine if isinstance(engine, Scorer) else None
 
     def __repr__(self) -> str:
-        """Names the engine."""
+        """Return the name of the engine."""
         return f"<LLM on {self._engine.name!r}>"
 
     @property
     def engine(self) -> Engine:
-        """The engine behind this handle."""
+        """Engine behind this handle."""
         return self._engine
 
     @property
     def load(self) -> int:
-        """Generations among which another one would be: on the engine that has the fewest.
+        """Number of generations that run or wait on the least busy engine of the pool.
 
-        Those that wait for it count too. An engine that is no pool is the only one; 0 if it is stopped.
+        For an engine that is no pool, its own number; 0 if it is stopped.
         """
         if self._counter is not None:
             return self._counter.load
@@ -94,9 +94,9 @@ class LLM:
         *,
         schema: object,
         **options: Unpack[GenerationOptions],
-    ) -> TypedGeneration[Any]: ...  # a Literal or a Union is no type[T] to every type checker
+    ) -> TypedGeneration[Any]: ...  # to some type checkers a Literal or a Union is no type[T]
 
-    def generate(  # noqa: PLR0913  # each is a parameter of its own to whoever writes a stage
+    def generate(  # noqa: PLR0913  # each is a parameter of its own in stages' code
         self,
         prompt: Prompt | StreamedPrompt,
         *,
@@ -119,8 +119,8 @@ class LLM:
     ) -> Generation:
         """Describe a generation; it starts when it is iterated or awaited.
 
-        ``async for chunk in llm.generate(...)`` streams it, ``await llm.generate(...).text()``
-        waits for all of it. Leaving the loop early aborts it in the engine.
+        ``async for chunk in llm.generate(...)`` streams the generation, ``await
+        llm.generate(...).text()`` waits for all of it. Leaving the loop early aborts it in the engine.
 
         Args:
             prompt: Text, token ids, or :class:`~alto.model.Message` turns; or a
@@ -130,26 +130,27 @@ class LLM:
             top_p: Sample from the smallest set of tokens with this much probability; (0, 1].
             stop: End before the first of these texts.
             seed: Makes a sampled generation repeatable on one engine; from -2**63 to 2**63 - 1.
-            ignore_eos: Go on after the model's end-of-text token.
-            choice: The output is one of these texts.
-            regex: The output matches this.
-            json_schema: The output is JSON of this schema.
+            ignore_eos: Continue after the model's end-of-text token.
+            choice: Constrain the output to one of these texts.
+            regex: Constrain the output to match this expression.
+            json_schema: Constrain the output to JSON of this schema.
             priority: Lower runs earlier; None: the request's own priority.
-            prefix: The head that the prompts of one template share, a hint for placement.
-            n: Samples to generate, each on its own; they need a temperature above 0.
-            logprobs: With each token, its log-probability and those of this many others.
+            prefix: Head that the prompts of one template share, a hint for placement.
+            n: Number of independent samples; more than one needs a temperature above 0.
+            logprobs: Give each token with its log-probability and those of this many others.
             lora: Name of the LoRA adapter to use.
-            resume: Let another engine go on with it where an engine dies in the middle.
-            schema: The output is JSON of this type, and is given as values of it: a class of
+            resume: If an engine dies during the generation, continue it on another one.
+            schema: Constrain the output to JSON of this type, and give values of the type: a class of
                 attrs, msgspec or pydantic, a dataclass, ``TypedDict``, ``NamedTuple``, ``Enum``,
                 ``Literal``, a plain type, or lists, dicts and unions of these. Needs
                 ``alto-llm[typed]``.
 
         Returns:
-            With *schema* a :class:`TypedGeneration`, which has ``value()`` and ``items()`` too.
+            The generation; with *schema*, a :class:`TypedGeneration`, which also has ``value()`` and
+            ``items()``.
 
         Raises:
-            InvalidRequest: At once, for a parameter that no engine could serve.
+            InvalidRequest: At once: no engine could serve a parameter.
         """
         if isinstance(choice, str):
             msg = f"choice must be several texts, not the one text {choice!r}"
@@ -157,7 +158,7 @@ class LLM:
         typed = None
         if schema is not None:
             if choice is not None or regex is not None or json_schema is not None:
-                msg = "give one constraint at most: schema says by itself what the output is"
+                msg = "give one constraint at most: with schema= the output is JSON of that type"
                 raise InvalidRequest(msg)
             typed = schema_of(schema)
             json_schema = typed.json
@@ -191,11 +192,11 @@ class LLM:
     async def text(
         self, prompt: Prompt | StreamedPrompt, **options: Unpack[GenerationOptions]
     ) -> str:
-        """Short for ``await llm.generate(prompt, ...).text()``."""
+        """Generate, and return the whole text: short for ``await llm.generate(prompt, ...).text()``."""
         return await self.generate(prompt, **options).text()
 
     @overload
-    async def embed(  # type: ignore[overload-overlap]  # one text is a sequence of texts, too
+    async def embed(  # type: ignore[overload-overlap]  # a str is also a sequence of str
         self, prompt: Prompt, /, *, priority: int | None = None
     ) -> Vector: ...
 
@@ -207,16 +208,19 @@ class LLM:
     async def embed(
         self, prompts: Prompt | Sequence[Prompt], /, *, priority: int | None = None
     ) -> Vector | list[Vector]:
-        """The vector of a prompt, or those of several, computed at once and given in order.
+        """Compute the vector of a prompt, or those of several, at once and in order.
 
         Args:
             prompts: Text, token ids or a chat; or a list of any of these.
             priority: Lower runs earlier; None: the request's own priority.
 
+        Returns:
+            One vector for a prompt, a list of vectors for a list of prompts.
+
         Raises:
             InvalidRequest: The engine gives no vectors, or a prompt is empty.
 
-        Cancellation: the engine forgets the prompts.
+        Cancellation: the requests are aborted in the engine.
         """
         found = await self._embed(prompts, tokens=False, priority=priority)
         return found[0] if isinstance(found, tuple) else [vectors[0] for vectors in found]
@@ -234,16 +238,26 @@ class LLM:
     async def embed_tokens(
         self, prompts: Prompt | Sequence[Prompt], /, *, priority: int | None = None
     ) -> tuple[Vector, ...] | list[tuple[Vector, ...]]:
-        """A vector for each token of a prompt, or of several, as late interaction wants them.
+        """Compute a vector for each token of a prompt, or of several, as late interaction needs.
 
-        Otherwise as :meth:`embed`.
+        Args:
+            prompts: Text, token ids or a chat; or a list of any of these.
+            priority: Lower runs earlier; None: the request's own priority.
+
+        Returns:
+            One tuple of vectors for a prompt, a list of them for a list of prompts.
+
+        Raises:
+            InvalidRequest: The engine gives no vectors, or a prompt is empty.
+
+        Cancellation: the requests are aborted in the engine.
         """
         return await self._embed(prompts, tokens=True, priority=priority)
 
     async def _embed(
         self, prompts: Prompt | Sequence[Prompt], *, tokens: bool, priority: int | None
     ) -> tuple[Vector, ...] | list[tuple[Vector, ...]]:
-        """The vectors of one prompt in a tuple, those of several in a list of tuples."""
+        """Return the vectors of one prompt in a tuple, those of several in a list of tuples."""
         inherited, origin = _inherited(priority)
         listed, several = _listed(prompts)
         requests = [
@@ -261,20 +275,23 @@ class LLM:
         by: Literal["pair", "embedding"] | None = None,
         priority: int | None = None,
     ) -> list[float]:
-        """How well each document answers a query; higher is better.
+        """Score how well each document answers a query; higher is better.
 
         Args:
-            query: What is asked.
-            documents: What may answer it.
+            query: The question.
+            documents: Texts that may answer it.
             by: ``"pair"``: a cross-encoder reads the query with each document. ``"embedding"``:
-                the cosine of their vectors, -1 to 1. None: by pairs where the engine says that it
-                can (``scores_pairs``), or else by vectors.
+                the cosine of their vectors, -1 to 1. None: by pairs if the engine supports them
+                (its ``scores_pairs`` is true), else by vectors.
             priority: Lower runs earlier; None: the request's own priority.
 
-        Raises:
-            InvalidRequest: The engine can do neither, or a text is empty.
+        Returns:
+            A score for each document, in order.
 
-        Cancellation: the engine forgets the texts.
+        Raises:
+            InvalidRequest: The engine supports neither, or a text is empty.
+
+        Cancellation: the requests are aborted in the engine.
         """
         if isinstance(documents, str):
             msg = f"documents must be several texts, not the one text {documents!r}"
@@ -296,7 +313,7 @@ class LLM:
 
 
 def _inherited(priority: int | None) -> tuple[int, Origin | None]:
-    """The priority and the origin of what is asked for now: those of the stage call that runs."""
+    """Return the priority and the origin of a new request: those of the running stage call."""
     call = current_call.get()
     if call is None:
         return (0 if priority is None else priority), None
@@ -304,7 +321,7 @@ def _inherited(priority: int | None) -> tuple[int, Origin | None]:
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
-    """The prompts, and whether they were given as a list. Token ids and a chat are one prompt."""
+    """Return the prompts, and whether they are a list. Token ids and a chat are one prompt."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         return [prompts], False
     if prompts and isinstance(prompts[0], (int, Message)):

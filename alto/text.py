@@ -160,7 +160,7 @@ def split(
     r"""Split *text* at *separators*, which are plain text.
 
     The cuts are those of a split of the whole text: at the leftmost separator, at the longest if several
-    begin there, and so on behind it. A piece is given when the last character of the separator after it
+    begin there, and then again after it. A piece is given when the last character of the separator after it
     has arrived. While only the beginning of a separator is there, that beginning is held back.
 
     Args:

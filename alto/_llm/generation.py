@@ -1,8 +1,8 @@
-"""Generations: how a stage uses what it has asked an engine for, once, in one of several ways.
+"""Generations: the handles through which a stage reads what an engine generates.
 
-A generation has no task of its own. Whoever iterates it drives the engine's generator, in its own
-task; a read that is cut leaves it as it is, and can be made again. Whoever stops leaves it to the stage
-call that runs, which closes it in the call's own task.
+A generation has no task of its own. The task that iterates it drives the engine's generator; a read that
+is cut leaves the generator as it is, and can be made again. A generation that is left early is closed by
+the running stage call, in the call's own task.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar, final
 import anyio
 
 from alto._current_call import Account, Closable
-from alto._llm.schema import Reader, Schema
+from alto._llm.schema import Schema, TypedReader
 from alto._resumable import Resumable, Steps
 from alto.errors import Closed, GenerationFailed, InvalidRequest
 from alto.model import Chunk, Completion, FinishReason, GenerateRequest, TokenLogprob, Usage
@@ -28,16 +28,16 @@ U = TypeVar("U")
 
 
 class Generation:
-    """One generation: iterate it for chunks, or wait for its :meth:`text`. Either, and once.
+    """A generation: iterate it for chunks, or wait for its :meth:`text`. It can be used once.
 
-    Of several samples (``n``) the chunks come interleaved, each with its ``index``;
+    The chunks of several samples (``n``) come interleaved, each with its ``index``;
     :meth:`samples` waits for all of them.
 
-    A read that is cut, by a time limit for example, loses nothing: read on with the same iterator.
+    A read that is cut, by a time limit for example, loses nothing: continue with the same iterator.
 
-    As a context manager (``async with llm.generate(...) as chunks``) it is closed on the way out.
-    Without one, a generation that is left early is closed at the stage's next checkpoint, or outside of
-    a stage when its iterator is dropped.
+    As a context manager (``async with llm.generate(...) as chunks``) it is closed at the end of the block.
+    Without one, a generation that is left early is closed at the stage's next checkpoint, or, outside
+    a stage, when its iterator is dropped.
     """
 
     __slots__ = ("_chunks", "_completions", "_engine", "_max_tokens", "_n", "_request")
@@ -47,11 +47,11 @@ class Generation:
         self._request: GenerateRequest | None = request
         self._n = request.n
         self._max_tokens = request.max_tokens
-        self._chunks: Closable | None = None  # What was opened.
+        self._chunks: Closable | None = None  # The open source of chunks.
         self._completions: list[Completion] | None = None
 
     def __repr__(self) -> str:
-        """Names the engine and says how far it is."""
+        """Return the name of the engine and the state of the generation."""
         if self._request is not None:
             state = "not started"
         elif self._completions is not None:
@@ -62,12 +62,12 @@ class Generation:
 
     @property
     def usage(self) -> Usage | None:
-        """What it cost, all samples together, once it was waited for; else see the last chunk."""
+        """Cost of all samples together, after waiting for the end; when iterating, see the last chunk."""
         return None if self._completions is None else self._completions[0].usage
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it ended, once it was waited for; else see the last chunk. Of the first sample."""
+        """Reason why the first sample ended, after waiting for it; when iterating, see the last chunk."""
         return None if self._completions is None else self._completions[0].finish_reason
 
     def _open(self) -> AsyncGenerator[Chunk, None]:
@@ -91,11 +91,12 @@ class Generation:
         """Stream the chunks.
 
         Raises:
-            Closed: It was used or closed before. While iterating: it was closed before its end.
+            Closed: The generation was used or closed before. While iterating: it was closed before its
+                end.
             RuntimeError: While iterating: another task waits for the next chunk.
 
         Cancellation of a read: nothing is lost, and the next read of the same iterator goes on, in any
-        task. In a stage call that was itself cancelled the generation is aborted.
+        task. If the stage call itself is cancelled, the generation is aborted.
         """
         return self._iterate()
 
@@ -108,55 +109,55 @@ class Generation:
             raise InvalidRequest(msg)
 
     async def samples(self) -> list[Completion]:
-        """Wait for the end and give every sample, in order of its index.
+        """Wait for the end and return every sample, in order of index.
 
         Cancellation: the generation is aborted.
 
         Raises:
-            Closed: It was used or closed before.
-            GenerationFailed: The engine ended it without saying why.
+            Closed: The generation was used or closed before.
+            GenerationFailed: The engine ended it without a reason.
         """
-        tally = _Tally(self._engine.name, self._n)
+        samples = _Samples(self._engine.name, self._n)
         account = Account(self._engine.name)
         async with aclosing(self._open()) as chunks:
             account.begin()
             try:
                 async for chunk in chunks:
-                    tally.add(chunk)
-                self._completions = tally.completions()
+                    samples.add(chunk)
+                self._completions = samples.completions()
             except BaseException as error:
                 account.end(error)
                 raise
-            account.usage = tally.usage
+            account.usage = samples.usage
             account.end(None)
         return list(self._completions)
 
     async def collect(self) -> Completion:
-        """Wait for the end and give everything at once.
+        """Wait for the end and return the whole completion.
 
         Cancellation: the generation is aborted.
 
         Raises:
             InvalidRequest: It has several samples; see :meth:`samples`. Nothing was started.
-            Closed: It was used or closed before.
-            GenerationFailed: The engine ended it without saying why.
+            Closed: The generation was used or closed before.
+            GenerationFailed: The engine ended it without a reason.
         """
         self._needs_one_sample("collect")
         return (await self.samples())[0]
 
     async def text(self) -> str:
-        """Wait for the end and give the whole text; see :meth:`collect`."""
+        """Wait for the end and return the whole text. Raises and is cancelled as :meth:`collect`."""
         self._needs_one_sample("text")
         return (await self.samples())[0].text
 
     async def aclose(self) -> None:
-        """Abort it in the engine, if it runs; it cannot be used after this."""
+        """Close the generation, and abort it in the engine if it runs. It cannot be used after this."""
         self._request = None
         if self._chunks is not None:
             await self._chunks.aclose()
 
     async def __aenter__(self) -> Self:
-        """Close it on the way out of the block."""
+        """Enter a block at whose end the generation is closed."""
         return self
 
     async def __aexit__(
@@ -166,7 +167,7 @@ class Generation:
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Close it."""
+        """Close the generation."""
         await self.aclose()
 
 
@@ -174,9 +175,9 @@ class Generation:
 class TypedGeneration(Generation, Generic[T]):
     """A generation whose output is JSON of a type: ``llm.generate(..., schema=T)``.
 
-    Wait for its :meth:`value`; where that is a list, iterate its :meth:`items`, each of which is
-    there as soon as the model has closed it. Either, and once, or use it as any
-    :class:`Generation`: its text is the JSON.
+    Wait for its :meth:`value`; if that is a list, iterate its :meth:`items`, each of which is
+    given as soon as the model has closed it. Or use it as any :class:`Generation`: its text is the
+    JSON. It can be used once, in one of these ways.
     """
 
     __slots__ = ("_schema",)
@@ -186,20 +187,20 @@ class TypedGeneration(Generation, Generic[T]):
         self._schema = schema
 
     async def value(self) -> T:
-        """Wait for the end and give the output as its type.
+        """Wait for the end and return the output as a value of its type.
 
         Cancellation: the generation is aborted.
 
         Raises:
             InvalidRequest: It has several samples; see :meth:`samples`. Nothing was started.
-            OutputTruncated: It came to ``max_tokens`` before it was complete.
-            OutputError: It is not of its type, or no JSON; an engine that knows no constraints.
-                The generation is aborted where that shows.
-            Closed: It was used or closed before.
-            GenerationFailed: The engine ended it without saying why.
+            OutputTruncated: The output reached ``max_tokens`` before it was complete.
+            OutputError: The output is no JSON, or not of its type, as from an engine that knows no
+                constraints. The generation is aborted when the fault is found.
+            Closed: The generation was used or closed before.
+            GenerationFailed: The engine ended it without a reason.
         """
         self._needs_one_sample("value")
-        reading = _Values[Any](self, self._schema, self._iterate())
+        reading = _TypedValues[Any](self, self._schema, self._iterate())
         try:
             values = [value async for value in reading]
         except BaseException:
@@ -211,18 +212,19 @@ class TypedGeneration(Generation, Generic[T]):
     def items(self: TypedGeneration[list[U]]) -> AsyncIterator[U]:
         """Stream the items of the list, each with the character that closes it.
 
-        An item that is a number, which might go on, comes with the character behind it. Leaving
+        An item that is a number, which might have more digits, comes with the next character. Leaving
         the loop early aborts the generation.
 
         Raises:
             InvalidRequest: At once: the type is no list, or there are several samples.
-            Closed: At once: it was used or closed before.
-            OutputTruncated: While iterating, after the last whole item, which the error has too:
-                the output came to ``max_tokens`` before it was complete.
-            OutputError: While iterating, in the same way: the output is not of its type.
-            GenerationFailed: While iterating: the engine ended it without saying why.
+            Closed: At once: the generation was used or closed before.
+            OutputTruncated: While iterating, after the last complete item: the output reached
+                ``max_tokens`` before it was complete. The error has the items too.
+            OutputError: While iterating, after the last complete item: the output is not of its type.
+            GenerationFailed: While iterating: the engine ended it without a reason.
 
-        Cancellation of a read: nothing is lost; as of a chunk.
+        Cancellation of a read: nothing is lost, and the next read of the same iterator goes on, in any
+        task. If the stage call itself is cancelled, the generation is aborted.
         """
         self._needs_one_sample("items")
         if not self._schema.is_list:
@@ -231,14 +233,14 @@ class TypedGeneration(Generation, Generic[T]):
                 f"use value(), or ask for schema={self._schema.as_list}"
             )
             raise InvalidRequest(msg)
-        return _Values[U](self, self._schema, self._iterate())
+        return _TypedValues[U](self, self._schema, self._iterate())
 
     def _ended(self, completions: list[Completion]) -> None:
         self._completions = completions
 
 
-class _Tally:
-    """What the chunks of a generation add up to, sample by sample."""
+class _Samples:
+    """The chunks of a generation, summed up by sample."""
 
     __slots__ = ("_engine", "_ids", "_logprobs", "_reasons", "_texts", "usage")
 
@@ -249,10 +251,10 @@ class _Tally:
         self._logprobs: list[list[TokenLogprob] | None] = [None] * n
         self._reasons: list[FinishReason | None] = [None] * n
         self.usage: Usage | None = None
-        """Of all samples, once the last chunk is there."""
+        """Cost of all samples, after the last chunk."""
 
     def add(self, chunk: Chunk) -> None:
-        """One more chunk."""
+        """Add a chunk."""
         index = chunk.index
         if not 0 <= index < len(self._texts):
             why = f"it gave a chunk of sample {index}, where {len(self._texts)} were asked for"
@@ -270,10 +272,10 @@ class _Tally:
             self.usage = chunk.usage
 
     def completions(self) -> list[Completion]:
-        """Every sample.
+        """Return every sample.
 
         Raises:
-            GenerationFailed: One of them has no end.
+            GenerationFailed: One of them has no finish reason.
         """
         done = []
         for index, reason in enumerate(self._reasons):
@@ -294,17 +296,17 @@ class _Tally:
 
 
 @final
-class _Values(Generic[T]):
-    """Reads a typed generation's values while it runs, in the task that asks for them."""
+class _TypedValues(Generic[T]):
+    """Iterator over a typed generation's values, driven by the task that reads it."""
 
-    __slots__ = ("_chunks", "_generation", "_given", "_over", "_reader", "_reading", "_tally")
+    __slots__ = ("_chunks", "_generation", "_given", "_over", "_reader", "_reading", "_samples")
 
     def __init__(self, generation: TypedGeneration[Any], schema: Schema, chunks: _Chunks) -> None:
         self._generation = generation
         self._chunks = chunks
-        self._reader = Reader(schema)
-        self._tally = _Tally(generation._engine.name, 1)  # noqa: SLF001  # two halves of one
-        self._given = 0  # How many of the reader's values have been handed out.
+        self._reader = TypedReader(schema)
+        self._samples = _Samples(generation._engine.name, 1)  # noqa: SLF001  # two halves of one
+        self._given = 0  # Number of the reader's values that have been given.
         self._over = False
         self._reading = False
 
@@ -312,7 +314,7 @@ class _Values(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        if self._reading:  # and that task goes on undisturbed
+        if self._reading:  # the other task's read is left alone
             msg = (
                 "another task waits for the next item of this generation; let one task read the "
                 "items and hand them on, through a stage or a queue"
@@ -348,15 +350,15 @@ class _Values(Generic[T]):
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
-            completions = self._tally.completions()
+            completions = self._samples.completions()
             generation._ended(completions)  # noqa: SLF001  # two halves of one
             reader.finish(completions[0].finish_reason, generation._max_tokens)  # noqa: SLF001
             self._over = reader.error is None
             return
         try:
-            self._tally.add(chunk)
+            self._samples.add(chunk)
             reader.feed(chunk.text)
-        except BaseException:  # a class of the user's that fails as no type may
+        except BaseException:  # a class of the user's may raise anything
             self._over = True
             await self.abort()
             raise
@@ -371,7 +373,7 @@ class _Values(Generic[T]):
 
 @final
 class _Chunks(Resumable[Chunk]):
-    """Iterates an engine's generator, and keeps what it has cost."""
+    """Resumable iterator over an engine's chunks, which notes the usage."""
 
     __slots__ = ("_account",)
 
@@ -380,19 +382,19 @@ class _Chunks(Resumable[Chunk]):
         self._account = account
 
     def reader(self) -> AsyncGenerator[Chunk, None]:
-        """Read on, until a read is cut."""
+        """Return a reader, which ends when a read is cut."""
         return _reader(self.steps, self.guard, self._account)
 
 
 async def _reader(
     steps: Steps,
-    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept, as there
+    guard: AsyncGenerator[None, None] | None,  # noqa: ARG001  # kept alive, as in _resumable
     account: Account,
 ) -> AsyncGenerator[Chunk, None]:
-    # As that of a Resumable, and keeps the usage.
+    # A copy of `alto._resumable._reader` that also notes the usage: one frame per chunk instead of two.
     advance = steps.source.__anext__
     try:
-        yield  # type: ignore[misc]  # see there
+        yield  # type: ignore[misc]  # an error thrown at a reader that has not begun would be lost
         drive = steps.begin()
         while True:
             try:
@@ -409,5 +411,5 @@ async def _reader(
     except StopAsyncIteration:
         return
     except BaseException:
-        steps.left()
+        steps.reader_ended()
         raise

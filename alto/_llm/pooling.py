@@ -1,4 +1,4 @@
-"""Vectors and scores from engines that pool: many prompts at once, and how alike two vectors are."""
+"""Vectors and scores from engines that pool: run many prompts at once, compare two vectors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Vector = tuple[float, ...]
 
 
 def pools(engine: Engine) -> Embedder:
-    """*engine*, where it has vectors to give.
+    """Return *engine*, if it gives vectors or scores.
 
     Raises:
-        InvalidRequest: It has none.
+        InvalidRequest: It gives none.
     """
     if not isinstance(engine, Embedder):
         msg = (
@@ -35,9 +35,9 @@ def pools(engine: Engine) -> Embedder:
 
 
 async def embed_all(engine: Engine, requests: Sequence[EmbedRequest]) -> list[Embedding]:
-    """Run all *requests* at once, and give the answers in their order.
+    """Run all *requests* at once, and return the answers in their order.
 
-    Cancellation: the engine forgets them all. So it does where one fails; its error is raised.
+    The first error is raised, and the other requests are aborted. Cancellation: all are aborted.
     """
     embedder = pools(engine)
     if len(requests) == 1:
@@ -48,7 +48,7 @@ async def embed_all(engine: Engine, requests: Sequence[EmbedRequest]) -> list[Em
     async def run(index: int, request: EmbedRequest) -> None:
         try:
             answers[index] = await _embed(embedder, engine.name, request)
-        except Exception as error:  # noqa: BLE001  # raised below, alone and not in a group
+        except Exception as error:  # noqa: BLE001  # raised below, without a group around it
             failed.append(error)
             group.cancel_scope.cancel()
 
@@ -74,6 +74,6 @@ async def _embed(embedder: Embedder, name: str, request: EmbedRequest) -> Embedd
 
 
 def cosine(one: Vector, other: Vector) -> float:
-    """Cosine of the angle between two vectors, -1 to 1; 0 where one of them is all zeros."""
+    """Return the cosine of the angle between two vectors, -1 to 1; 0 if one of them is all zeros."""
     size = math.hypot(*one) * math.hypot(*other)
     return sum(map(mul, one, other)) / size if size else 0.0

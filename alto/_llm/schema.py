@@ -1,11 +1,15 @@
-"""From a Python type to a JSON schema, and from JSON that is still being written to its values.
+"""Make a JSON schema of a Python type, and read values of the type from JSON that is still being written.
 
-Nothing here knows a type by itself: msgspec does (classes of attrs, dataclasses, ``TypedDict`` and
-the rest), and pydantic where one of its models is inside; ijson reads the text as it comes. None of
-the three is imported before somebody asks for a type.
+This module knows no type by itself: msgspec does (classes of attrs, dataclasses, ``TypedDict`` and
+others), and pydantic if the type contains one of its models; ijson parses the text as it arrives. None of
+the three is imported before the first use of ``schema=``.
 
 The values of a list are known one by one, each with the character that closes it; a number, which
 may always have one more digit, with the character after it.
+
+`alto._text.json` is not used here, although it cuts JSON too. It finds the end of a value by brackets
+alone, so a fault inside a value shows only at its end, and ijson finds it at once, which aborts the
+generation. It also skips text around the JSON, which is a fault here.
 """
 
 from __future__ import annotations
@@ -25,21 +29,21 @@ import attrs
 from alto.errors import InvalidRequest, OutputError, OutputTruncated
 from alto.model import FinishReason
 
-__all__ = ("Reader", "Schema", "schema_of")
+__all__ = ("TypedReader", "Schema", "schema_of")
 
 ACCEPTED = (
     "classes of attrs, dataclasses, msgspec.Struct, TypedDict, NamedTuple, Enum and pydantic, "
     "Literal, int, float, str, bool, type(None), and list, dict and unions of these"
 )
-"""What may be given as ``schema=``."""
+"""Types that ``schema=`` accepts, for messages."""
 MISSING = "schema= needs msgspec and ijson; install them with: pip install 'alto-llm[typed]'"
-"""Said where the libraries are not there."""
+"""Message if a library is not installed."""
 
 Convert = Callable[[Any], Any]
 
 
 class _MisfitError(Exception):
-    """A value is not of its type: where in the value, and why not."""
+    """A value does not fit its type: the path within the value, and the reason."""
 
     def __init__(self, path: str, why: str) -> None:
         self.path = path
@@ -50,30 +54,30 @@ class _MisfitError(Exception):
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Schema:
-    """A type that a model's output is to have."""
+    """Type of a model's output, with its JSON schema and conversion."""
 
     name: str
-    """The type in words."""
+    """Name of the type, as in source code."""
     as_list: str
-    """The list type whose items can be streamed, in words; where the type is one, the same."""
+    """Name of the list type whose items can be streamed; of a list type, its own."""
     json: dict[str, Any]
-    """The same as a JSON schema, which allows no other members. Nobody may change it."""
+    """JSON schema of the type, which allows no other members. It is shared: do not change it."""
     is_list: bool
-    """Whether the values are the items of a list, or else the one whole."""
+    """The values are the items of a list; if false, the output is one value."""
     convert: Convert
-    """From JSON, as Python's own types, to one value; raises `_MisfitError`."""
+    """Converts JSON, as Python's own types, to one value; raises `_MisfitError`."""
     check: Convert | None
-    """The same for the whole list, where more is asked of it than of its items."""
+    """Converts the whole list, if the type has constraints on the list itself; else None."""
 
 
 def schema_of(kind: object, /) -> Schema:
-    """The schema of a type.
+    """Return the schema of a type.
 
     Raises:
-        InvalidRequest: It is no type, or none that JSON can express; or a library is missing.
+        InvalidRequest: *kind* is no type, or none that JSON can express; or a library is missing.
     """
     try:
-        import ijson  # noqa: F401, PLC0415  # an extra, and for those only who ask for a type
+        import ijson  # noqa: F401, PLC0415  # an extra, imported at the first use of schema=
         import msgspec  # noqa: F401, PLC0415  # the same
     except ImportError as error:
         raise InvalidRequest(MISSING) from error
@@ -97,13 +101,13 @@ def _build(kind: object) -> Schema:
         build = _pydantic if _is_pydantic(kind, set()) else _msgspec
         schema, convert = build(kind, item)
         check = build(kind, kind)[1] if is_list and extra else None
-    except Exception as error:  # whatever a library, or a class of the user's, makes of a bad type
+    except Exception as error:  # a library, or a class of the user's, may raise anything
         lines = [line for line in str(error).splitlines() if line.strip()]
         why = next((line for line in lines if "not supported" in line), next(iter(lines), ""))
         if isinstance(error, NameError):
             why += ", at the top level of the module that uses it in an annotation"
         msg = (
-            f"schema={_name(kind)} cannot be told to a model: {type(error).__name__}: {why}; "
+            f"schema={_name(kind)} has no JSON schema: {type(error).__name__}: {why}; "
             f"accepted are {ACCEPTED}"
         )
         raise InvalidRequest(msg) from error
@@ -119,7 +123,7 @@ def _build(kind: object) -> Schema:
 
 
 def _msgspec(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: ANN401  # types
-    import msgspec  # noqa: PLC0415  # an extra, and for those only who ask for a type
+    import msgspec  # noqa: PLC0415  # an extra, imported at the first use of schema=
 
     def convert(value: object) -> object:
         try:
@@ -132,12 +136,12 @@ def _msgspec(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: A
 
 
 def _pydantic(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: ANN401  # types
-    import pydantic  # noqa: PLC0415  # whoever has a model of it has imported it
+    import pydantic  # noqa: PLC0415  # *kind* contains one of its types, so it is imported already
 
     adapter = pydantic.TypeAdapter[object](item)
 
     def convert(value: object) -> object:
-        try:  # as JSON, since strict models take a date from JSON and not from a str
+        try:  # as JSON, since strict models take a date from JSON but not from a str
             return adapter.validate_json(json.dumps(value))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
@@ -148,9 +152,9 @@ def _pydantic(kind: Any, item: Any) -> tuple[dict[str, Any], Convert]:  # noqa: 
 
 
 def _is_pydantic(kind: object, seen: set[type]) -> bool:
-    """Whether something of pydantic is in a type. Nothing is where nobody has imported it."""
+    """Return whether a type contains something of pydantic."""
     if "pydantic" not in sys.modules:
-        return False
+        return False  # a type cannot contain what has not been imported
     if type(kind).__module__.partition(".")[0] in ("pydantic", "annotated_types"):
         return True  # Annotated[int, Field(gt=0)], PositiveInt
     parts = list(get_args(kind))
@@ -158,13 +162,13 @@ def _is_pydantic(kind: object, seen: set[type]) -> bool:
         seen.add(kind)
         if hasattr(kind, "__pydantic_core_schema__") or hasattr(kind, "__pydantic_complete__"):
             return True
-        with suppress(Exception):  # a name that cannot be found is told by whoever needs it
+        with suppress(Exception):  # the library that reads the type reports a missing name
             parts = list(get_type_hints(kind, include_extras=True).values())
     return any(_is_pydantic(part, seen) for part in parts)
 
 
 def _closed(node: Any, *, names: bool = False) -> Any:  # noqa: ANN401  # JSON
-    """A JSON schema without room for members that its type does not have, and nobody would read."""
+    """Return a JSON schema that refuses members which its type does not have."""
     if isinstance(node, list):
         return [_closed(part) for part in node]
     if not isinstance(node, dict):
@@ -181,11 +185,11 @@ def _closed(node: Any, *, names: bool = False) -> Any:  # noqa: ANN401  # JSON
 
 
 _VALUES = ("const", "default", "enum", "examples")
-"""Keywords whose values are JSON and no schemas."""
+"""Keywords whose values are plain JSON, not schemas."""
 
 
 def _as_list(kind: object, schema: dict[str, Any]) -> str:
-    """Name the list to ask for instead: of the same items, or of *kind* where it has none."""
+    """Return the name of the list type to use instead: of the same items, or of *kind* if it has none."""
     if schema.get("type") != "array" or "prefixItems" in schema:
         return f"list[{_name(kind)}]"
     items = [_name(item) for item in get_args(kind) if item is not Ellipsis]
@@ -210,7 +214,7 @@ def _name(kind: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """*value* with floats where the parser has decimals, which keep numbers of any size whole."""
+    """Return *value* with floats for the parser's decimals, which hold numbers of any size."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, list):
@@ -221,49 +225,49 @@ def _plain(value: object) -> object:
 
 
 _MOST_DIGITS = 1000
-"""Digits of a number. Python and the parser have their limits at 4,300."""
+"""Most digits of a number. Python and the parser have their limits at 4,300."""
 _DIGITS = re.compile(r"[0-9]+")
 
 
 @final
-class Reader:
-    """Reads one output of a model, text by text, and knows each value as soon as it is whole.
+class TypedReader:
+    """Incremental reader of one output of a model: has each value as soon as it is complete.
 
-    Nothing here raises: after a fault :attr:`error` is set, and what comes then is not read.
+    No method raises: after a fault :attr:`error` is set, and later text is not read.
     """
 
     __slots__ = ("_begun", "_digits", "_faults", "_found", "_parser", "_raw", "_schema", "_texts", "error",
                  "values")  # fmt: skip
 
     def __init__(self, schema: Schema, /) -> None:
-        import ijson  # noqa: PLC0415  # an extra, and for those only who ask for a type
+        import ijson  # noqa: PLC0415  # an extra, imported at the first use of schema=
 
         self._schema = schema
-        # Numbers beyond all bounds, and nesting deeper than Python goes, come from models too.
+        # Models also write numbers out of every range, and nesting deeper than Python's stack.
         self._faults = (ijson.JSONError, ValueError, ArithmeticError, RecursionError)
-        self._digits = 0
+        self._digits = 0  # Digits at the end of the text so far.
         self._texts: list[str] = []
-        self._begun = not schema.is_list  # Whether it is known that this is a list, or any value.
+        self._begun = not schema.is_list  # No "[" has to be checked for any more.
         self._found = ijson.sendable_list()
         self._parser = ijson.items_coro(self._found, "item" if schema.is_list else "")
         self._raw: list[object] = []
         self.values: list[Any] = []
-        """All that are whole, in order."""
+        """Complete values, in order."""
         self.error: OutputError | None = None
-        """Why the output is not what it should be."""
+        """The fault of the output; None: there is none."""
 
     def __del__(self) -> None:
-        """Close the parser, one of which would otherwise say at its end that there was no end."""
+        """Close the parser, since one of ijson's complains about incomplete JSON when it is dropped."""
         with suppress(Exception):
             self._parser.close()
 
     @property
     def text(self) -> str:
-        """What was read."""
+        """The text that was read."""
         return "".join(self._texts)
 
     def feed(self, text: str, /) -> None:
-        """Read on."""
+        """Read more text."""
         if self.error is not None or not text:
             return
         self._texts.append(text)
@@ -284,7 +288,7 @@ class Reader:
             self._take(fault)
 
     def _has_endless_number(self, text: str) -> bool:
-        """Whether digits follow each other without an end: the parser would end the process."""
+        """Return whether a number has too many digits, which would crash the parser and the process."""
         longest = 0
         for run in _DIGITS.finditer(text):
             longest = max(longest, len(run[0]) + (self._digits if run.start() == 0 else 0))
@@ -293,7 +297,7 @@ class Reader:
         return longest > _MOST_DIGITS
 
     def finish(self, reason: FinishReason, max_tokens: int | None, /) -> None:
-        """There is no more to read; *reason* says why."""
+        """End the output, for *reason*."""
         if self.error is not None:
             return
         known = len(self.values)
@@ -302,20 +306,20 @@ class Reader:
             self._parser.close()
         except self._faults as error:
             fault = error
-            self._found.clear()  # a number, perhaps not all of it
-        whole = self._take(fault)
-        cut_number = len(self.values) > known  # known by the end alone: perhaps not all of it
-        if reason == "length" and (cut_number or not whole):
+            self._found.clear()  # a number, which may be incomplete
+        complete = self._take(fault)
+        cut_number = len(self.values) > known  # only the end closed it, so it may be incomplete
+        if reason == "length" and (cut_number or not complete):
             items = self.values if self._schema.is_list else ()
             self.error = OutputTruncated(max_tokens, text=self.text, items=items)
-        elif whole and self._schema.check is not None:
+        elif complete and self._schema.check is not None:
             try:
                 self._schema.check(self._raw)
             except _MisfitError as error:
                 self._fail(f"does not fit {self._schema.name}: {error}", error)
 
     def _take(self, fault: Exception | None) -> bool:
-        """Take what the parser found, and the fault that stopped it; whether all was well."""
+        """Convert the values that the parser found, then note *fault*. Returns whether there is none."""
         try:
             return self._take_found(fault)
         except RecursionError:
@@ -347,7 +351,7 @@ class Reader:
 
 
 def _explain(fault: Exception, text: str) -> str:
-    """Why a parser gave up, in a line; its own message has a drawing of the place."""
+    """Return the reason of a parser's fault in a line; its own message draws the place."""
     why = str(fault).partition("\n")[0]
     if "EOF" in why or "Incomplete" in why:
         return f"ended before its JSON was complete, with {text[-40:]!r}"

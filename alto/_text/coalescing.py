@@ -139,7 +139,7 @@ class CallCost:
 
 @final
 class Coarsening:
-    """A rule for :func:`joined`: hand over what a text has so far when that is worth a call.
+    """Rule for :func:`joined`: hand over the text so far when it is worth a call.
 
     Each call computes the head of its prompt again, unless an engine has it cached, and holds up what
     that engine decodes; but the sooner it begins, the less is left to do when the text has ended. With

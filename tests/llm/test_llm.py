@@ -31,7 +31,7 @@ ORIGIN = Origin(stage="s", request=1, path=(0,), arrived=0.0)
 
 @attrs.define
 class _Call:
-    """What a running stage call shows to a handle."""
+    """Stand-in for a running stage call."""
 
     cleanup: Cleanup = attrs.Factory(Cleanup)
     cancelled: bool = False
@@ -212,7 +212,7 @@ class TestUse:
         assert (generation.usage, generation.finish_reason) == (usage, "length")
 
     async def test_text_gives_the_text(self, engine):
-        """Of a generation, and in short."""
+        """`text()` of a generation and `llm.text()` return the text."""
         llm = LLM(engine)
         assert await llm.generate("p").text() == await llm.text("p") == "a b c"
 
@@ -266,7 +266,7 @@ class TestUse:
         assert completion.usage == Usage()
 
     async def test_the_engines_error_arrives_as_it_is(self):
-        """A failure in the middle is raised by whoever waits."""
+        """A failure in the middle is raised by the waiting read."""
         async with Scripted([Line("x", fail_at=1, error=OSError("gone"))]) as engine:
             with pytest.raises(OSError, match="gone"):
                 await LLM(engine).text("p")
@@ -354,7 +354,7 @@ class TestSamples:
         assert (await LLM(engine).generate("p").collect()).logprobs is None
 
     async def test_times_are_in_the_usage(self):
-        """What was spent waiting for a slot, and until the first token."""
+        """Usage has the seconds in the queue, and until the first token."""
         engine = Scripted(lambda _: ["a", "b"], slots=1, delay=1.0)
         async with engine, asyncio.TaskGroup() as tasks:
             first = tasks.create_task(LLM(engine).generate("p").collect())
@@ -401,13 +401,13 @@ class TestPooling:
         assert await LLM(engine).embed([]) == []
 
     async def test_each_token_may_have_a_vector(self, engine):
-        """Of one prompt or several."""
+        """One prompt or several may be embedded token by token."""
         assert await LLM(engine).embed_tokens([1, 2]) == ((7.0,), (7.0,))
         assert await LLM(engine).embed_tokens(["a"]) == [((1.0, 0.0),)]
         assert engine.embed_requests[0] == EmbedRequest(prompt=[1, 2], tokens=True)
 
     async def test_priority_and_origin_are_the_calls_own(self, engine):
-        """As for generations."""
+        """Embedding requests inherit them as generations do."""
         with _inside_a_call():
             await LLM(engine).embed("a")
             await LLM(engine).score("a", [], priority=1)
@@ -475,7 +475,7 @@ class TestPooling:
 
 
 class TestCleanup:
-    """Who closes what was left early."""
+    """Closing of generations that were left early."""
 
     async def test_a_loop_that_is_left_is_closed_at_the_next_checkpoint(self, engine):
         """Inside of a call, break hands the generation to the call's cleanup."""
@@ -520,7 +520,7 @@ class TestCleanup:
                 await anext(kept)
 
     async def test_a_chunk_that_is_still_awaited_is_not_cut_off(self, engine):
-        """A task that waits for a chunk keeps the generation, though the iterator is gone."""
+        """A task that waits for a chunk keeps the generation alive after the iterator was dropped."""
         with _inside_a_call() as call:
             async with asyncio.TaskGroup() as group:
                 chunks = aiter(LLM(engine).generate("p"))

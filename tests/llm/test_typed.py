@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import alto
 from alto._current_call import Cleanup, current_call
-from alto._llm.schema import Reader, schema_of
+from alto._llm.schema import TypedReader, schema_of
 from alto.errors import (
     Closed,
     GenerationFailed,
@@ -82,7 +82,7 @@ class Broken:
 
 @attrs.define
 class _Call:
-    """What a running stage call shows to a handle."""
+    """Stand-in for a running stage call."""
 
     cleanup: Cleanup = attrs.Factory(Cleanup)
     cancelled: bool = False
@@ -146,7 +146,7 @@ async def _timed_items(generation):
 
 
 class TestTypes:
-    """What may be asked for, and what comes back."""
+    """Types that are accepted, and their values."""
 
     @pytest.mark.parametrize(
         ("kind", "text", "value"),
@@ -186,13 +186,13 @@ class TestTypes:
         assert type(got) is type(value)
 
     async def test_the_engine_gets_the_types_json_schema(self):
-        """What constrains the output is the type's schema, as a library makes it."""
+        """The output is constrained by the type's schema, as a library makes it."""
         async with Scripted(lambda _: ["[1]"]) as engine:
             await _ask(engine, list[int]).value()
         assert engine.requests[0].json_schema == msgspec.json.schema(list[int])
 
     def test_a_model_may_write_no_other_members(self):
-        """Every class is closed, at any depth, and what is open by its type stays so."""
+        """Every class is closed, at any depth, and types that are open stay open."""
         kind = attrs.make_class(
             "Kind", {"properties": attrs.field(type=dict[str, Movie], factory=dict)}
         )
@@ -226,19 +226,19 @@ class TestTypes:
         }
 
     def test_a_default_is_no_schema(self):
-        """It is told as it is."""
+        """A default is passed on unchanged."""
         kind = msgspec.defstruct("Kind", [("a", tuple, ({"properties": {}},))])
-        told = schema_of(kind).json["$defs"]["Kind"]["properties"]["a"]
-        assert told["default"] == ({"properties": {}},)
+        found = schema_of(kind).json["$defs"]["Kind"]["properties"]["a"]
+        assert found["default"] == ({"properties": {}},)
 
     @pytest.mark.parametrize(
         ("kind", "named"),
         [
-            (Plain, "schema=Plain cannot be told to a model: TypeError: type .* not supported"),
+            (Plain, "schema=Plain has no JSON schema: TypeError: type .* not supported"),
             (list[Plain], r"schema=list\[Plain\]"),
             (
                 Claim | Point,
-                r"schema=Claim \| Point cannot .* Type unions may not contain more than one",
+                r"schema=Claim \| Point has no .* Type unions may not contain more than one",
             ),
             (Broken, "schema=Broken .* NameError: name 'Missing' is not defined, at the top level"),
             (complex, "schema=complex"),
@@ -272,7 +272,7 @@ class TestTypes:
 
     @pytest.mark.slow
     def test_importing_alto_imports_none_of_the_libraries(self):
-        """They wait until somebody asks for a type."""
+        """They are imported at the first use of `schema=`."""
         program = (
             "import sys, alto; sys.exit(bool({'msgspec','ijson','pydantic'} & set(sys.modules)))"
         )
@@ -288,7 +288,7 @@ class TestPydantic:
         return pytest.importorskip("pydantic")
 
     async def test_models_are_read_by_pydantic(self, pydantic):
-        """A model, a list of them, and one inside of a dataclass: its own schema and rules."""
+        """A model, a list of them, and one inside a dataclass: its own schema and rules."""
 
         class Person(pydantic.BaseModel):
             model_config = pydantic.ConfigDict(strict=True)
@@ -301,9 +301,9 @@ class TestPydantic:
         assert await _value(text, Person) == person
         assert await _value(f"[{text}]", list[Person]) == [person]
         assert await _value(f'{{"people": [{text}]}}', team) == team([person])
-        told = pydantic.TypeAdapter(list[Person]).json_schema()
-        told["$defs"]["Person"]["additionalProperties"] = False
-        assert schema_of(list[Person]).json == told
+        schema = pydantic.TypeAdapter(list[Person]).json_schema()
+        schema["$defs"]["Person"]["additionalProperties"] = False
+        assert schema_of(list[Person]).json == schema
         with pytest.raises(OutputError, match=r"does not fit list\[Person\]: .* at `\$\[1\].age`"):
             await _value(f'[{text}, {{"born": "2000-01-02", "age": -3}}]', list[Person])
 
@@ -327,7 +327,7 @@ class TestPydantic:
             age: int
 
         team = attrs.make_class("Team", {"lead": attrs.field(type=Person)})
-        with pytest.raises(InvalidRequest, match="schema=Team cannot be told"):
+        with pytest.raises(InvalidRequest, match="schema=Team has no JSON schema"):
             _ask(Scripted([]), team)
 
 
@@ -436,7 +436,7 @@ class TestItems:
 
 
 class TestLeaving:
-    """Nothing runs on for nobody."""
+    """Generations that are left end in the engine."""
 
     @pytest.mark.parametrize("delay", [0.0, 1.0])
     async def test_a_stage_that_takes_one_item_aborts_the_rest(self, delay):
@@ -496,7 +496,7 @@ class TestLeaving:
     @pytest.mark.parametrize("how", ["items", "value"])
     @pytest.mark.parametrize("moment", [0.5, 1.5, 2.5])
     async def test_cancelling_aborts(self, how, moment):
-        """Wherever it meets the reader, nothing is left running."""
+        """Nothing is left running, at whatever point the reader is cancelled."""
         async with Scripted(lambda _: ["[1, ", "2, ", "3]"], delay=1.0) as engine:
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(_use(_ask(engine, list[int]), how))
@@ -509,7 +509,7 @@ class TestLeaving:
 
     @pytest.mark.parametrize("backend", ["python", "yajl2_c"])
     async def test_a_parser_that_is_left_says_nothing(self, backend, monkeypatch):
-        """Whichever parser ijson has, one that is dropped half-way complains to nobody."""
+        """None of ijson's parsers raises an unraisable error when it is dropped half-way."""
         try:
             found = ijson.get_backend(backend)
         except ImportError:
@@ -561,7 +561,7 @@ class TestFaults:
         assert caught.value.max_tokens == 99
 
     async def test_items_come_before_the_error(self):
-        """What was whole is yielded, then the error is raised, and then there is nothing more."""
+        """Complete items are given, then the error is raised, and then the iteration has ended."""
         generation = _ask(Talker('["a", ', '"b", "c', reason="length"), list[str])
         items, got = generation.items(), []
         with pytest.raises(OutputTruncated):
@@ -615,7 +615,7 @@ class TestFaults:
         assert text.startswith(caught.value.text)
 
     async def test_a_fault_ends_the_generation_where_it_shows(self):
-        """What comes after it is not decoded, and the items before it were given."""
+        """Later text is not decoded, and the items before the fault were given."""
         engine = Talker("[1, ", '"a", ', "3, ", "4]")
         items, got = _ask(engine, list[int]).items(), []
         with pytest.raises(OutputError) as caught:
@@ -642,7 +642,7 @@ class TestFaults:
             assert got == [1]
 
     async def test_an_end_without_a_reason_is_a_failure(self):
-        """Whole JSON or not."""
+        """A missing finish reason is an error, also after complete JSON."""
         with pytest.raises(GenerationFailed, match="without a finish reason"):
             await _ask(Talker("[1]", reason=None), list[int]).value()
 
@@ -716,7 +716,7 @@ def outputs(draw):
 @pytest.mark.slow
 @given(outputs())
 async def test_items_are_the_values_and_come_at_once_in_any_chunking(output):
-    """However the JSON is cut, items() gives its values, each in the chunk that makes it known."""
+    """items() gives the values for any chunks, each in the chunk that makes it known."""
     kind, values, known, pieces = output
     engine = Talker(*pieces)
     start = asyncio.get_running_loop().time()
@@ -732,7 +732,7 @@ async def test_items_are_the_values_and_come_at_once_in_any_chunking(output):
 @pytest.mark.slow
 @given(outputs(), st.data())
 async def test_a_cut_gives_the_items_known_before_it_in_any_chunking(output, data):
-    """Wherever max_tokens cuts, the error has exactly the items that were known by then."""
+    """The error has exactly the items that were known when max_tokens was reached."""
     kind, values, known, pieces = output
     text = "".join(pieces)
     cut = data.draw(st.integers(0, text.rindex("]")))
@@ -746,9 +746,9 @@ async def test_a_cut_gives_the_items_known_before_it_in_any_chunking(output, dat
 @pytest.mark.slow
 @given(outputs())
 def test_a_reader_knows_no_less_after_a_fault(output):
-    """What a reader has found stays, and what comes after a fault is not read."""
+    """The reader keeps its values, and text after a fault is not read."""
     kind, values, _, pieces = output
-    reader = Reader(schema_of(kind))
+    reader = TypedReader(schema_of(kind))
     for piece in [*pieces, "x", "y"]:
         reader.feed(piece)
     reader.finish("stop", None)
@@ -764,7 +764,7 @@ def test_a_reader_knows_no_less_after_a_fault(output):
 )
 def test_what_no_parser_can_read_is_an_output_error(text, kind, chunk):
     """Endless numbers and nesting, as models write them, are an error of the output and no more."""
-    reader = Reader(schema_of(kind))
+    reader = TypedReader(schema_of(kind))
     for start in range(0, len(text), chunk):
         reader.feed(text[start : start + chunk])
     reader.finish("stop", 10_000)
@@ -774,7 +774,7 @@ def test_what_no_parser_can_read_is_an_output_error(text, kind, chunk):
 
 def test_digits_in_several_numbers_are_no_endless_one():
     """Only a run of digits counts, and it is counted across chunks."""
-    reader = Reader(schema_of(list[int]))
+    reader = TypedReader(schema_of(list[int]))
     for _ in range(40):
         reader.feed("[" if reader.text == "" else ",")
         for digit in "12345678901234567890123456789012345":

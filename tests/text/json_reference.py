@@ -30,7 +30,7 @@ class Lenient:
         self.text = text
 
     def blank(self, pos: int) -> int:
-        """Where the next token is."""
+        """Return the place of the next token."""
         text = self.text
         while pos < len(text):
             if text[pos] in BLANK:

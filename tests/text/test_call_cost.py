@@ -1,4 +1,4 @@
-"""How much goes to a call: never what is not worth one, never held when it is, and all in the end."""
+"""The decision to hand over text: exactly when it is worth a call, and all at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CallCostMachine(RuleBasedStateMachine):
         call_tokens=st.sampled_from([0, 40, 100]),
     )
     def start(self, uncached: int, output: float, step_tokens: float, call_tokens: int) -> None:
-        """Nothing is learned yet."""
+        """Begin with nothing learned."""
         self.first = (float(uncached), output)
         self.step_tokens = step_tokens
         self.call_tokens = call_tokens
@@ -48,7 +48,7 @@ class CallCostMachine(RuleBasedStateMachine):
         self.begin()
 
     def begin(self) -> None:
-        """A new text."""
+        """Begin a new text."""
         self.asked = 0
         self.pile = HeldPieces(self.decide, "|")
         self.held: list[str] = []
@@ -56,7 +56,7 @@ class CallCostMachine(RuleBasedStateMachine):
         self.pieces: list[str] = []
 
     def decide(self, held: int, given: int) -> bool:
-        """Ask the machine, with the load as it is."""
+        """Decide at the present load."""
         self.asked += 1
         assert held == sum(map(len, self.held))
         assert given == sum(len(text.replace("|", "")) for text in self.went)
@@ -80,18 +80,18 @@ class CallCostMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 400), uncached=st.integers(0, 900), output=st.integers(0, 200))
     def learn(self, size: int, uncached: int, output: int) -> None:
-        """A call has ended."""
+        """Learn from a call."""
         self.calls.append((size, uncached, output))
         self.size.learn(size, uncached=uncached, output=output)
 
     @rule(load=st.floats(0, 300))
     def load_changes(self, load: float) -> None:
-        """The engines are as busy as they are."""
+        """Set the load of the engines."""
         self.load = load
 
     @rule(piece=st.text("abc", min_size=0, max_size=60))
     def piece_comes(self, piece: str) -> None:
-        """What is held goes if calls of its size would cost less than they save, by a margin; else not."""
+        """The held text goes exactly if calls of its size save more than they cost, by a margin."""
         asked = self.asked
         self.pieces.append(piece)
         self.held.append(piece)
@@ -113,7 +113,7 @@ class CallCostMachine(RuleBasedStateMachine):
 
     @rule()
     def text_ends(self) -> None:
-        """What is held goes, whatever it would cost, and once; nothing is lost, in order."""
+        """The held text goes once, whatever it costs, and no piece is lost or out of order."""
         text = self.pile.flush()
         assert (text is None) == (not self.held)
         if text is not None:
@@ -124,7 +124,7 @@ class CallCostMachine(RuleBasedStateMachine):
 
     @invariant()
     def knows_what_calls_cost(self) -> None:
-        """What is learned are the weighted sums of all calls."""
+        """The learned values are those of the weighted sums of all calls."""
         if hasattr(self, "size"):
             uncached, output = self.known()
             assert self.size.output == pytest.approx(output, rel=1e-6, abs=1e-9)
@@ -133,7 +133,7 @@ class CallCostMachine(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_pieces_go_exactly_when_they_are_worth_a_call() -> None:
-    """Whatever calls cost and however busy engines are, it agrees with the sums of a naive model."""
+    """The decision agrees with the sums of a naive model, for any cost of calls and any load."""
     run_state_machine_as_test(CallCostMachine, settings=settings(stateful_step_count=25))
 
 
@@ -144,21 +144,21 @@ def made(uncached: float = 500, output: float = 0.1, step_tokens: float = 160) -
 
 @given(st.integers(1, 1000), st.integers(0, 1000), st.floats(0, 1000))
 def test_what_goes_pays_for_itself(held: int, given: int, generations: float) -> None:
-    """Whatever has gone before, a call holds at least what makes it worth its cost."""
+    """A call holds at least what makes it worth its cost, whatever went before."""
     size = made()
     if size.is_worth_it(held, given, generations):
         assert held >= MARGIN * size.price(generations) * (1 - CLOSE)
 
 
-def test_every_piece_goes_when_nobody_waits() -> None:
-    """On an idle engine a call holds up nobody, and a cached prompt costs nothing."""
+def test_every_piece_goes_on_an_idle_engine() -> None:
+    """On an idle engine a call delays no other, and a cached prompt costs nothing."""
     assert made().is_worth_it(1, 0, 0)
     assert made().is_worth_it(1, 100_000, 0)
     assert made(uncached=0).is_worth_it(1, 100_000, 1000)
 
 
 def test_a_text_is_kept_whole_when_calls_write_nothing() -> None:
-    """Where a call costs and there is nothing to save, nothing goes before the end."""
+    """If calls cost something and save nothing, nothing goes before the end."""
     size = made()
     size.learn(100, uncached=50, output=0)
     assert size.price(1) == math.inf
@@ -178,7 +178,7 @@ def test_calls_grow_with_load_and_with_what_went_before() -> None:
 
 
 def test_the_text_of_a_call_is_no_cost_of_the_call() -> None:
-    """What grows with the text is computed anyway; only what each call has beside it counts."""
+    """Only the tokens that a call computes beside its text count; those of the text are computed anyway."""
     size = made(uncached=0)
     for held in (40, 80, 120, 160) * 20:
         size.learn(held, uncached=300 + held / 4, output=held / 8)
@@ -187,7 +187,7 @@ def test_the_text_of_a_call_is_no_cost_of_the_call() -> None:
 
 
 def test_the_whole_prompt_is_the_cost_when_all_texts_have_one_size() -> None:
-    """Where nothing tells text and head apart, the dearer guess is taken."""
+    """If text and head cannot be separated, the higher cost is assumed."""
     size = made(uncached=0)
     for _ in range(50):
         size.learn(100, uncached=325, output=10)

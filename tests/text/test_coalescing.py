@@ -70,7 +70,7 @@ async def collected(pieces: AsyncIterator[str]) -> list[str]:
 async def test_pieces_go_together(
     ready: Callable[[int, int], bool], options: dict[str, str], expected: list[str]
 ) -> None:
-    """As many pieces go together as `ready` says, with the separator between them, and then the rest."""
+    """Pieces go together until `ready` is true, with the separator between them, and then the rest."""
     pieces = joined(group(["One.", "Two.", "Three."]), ready, **options)
     assert await collected(pieces) == expected
 
@@ -90,7 +90,7 @@ async def test_each_goes_as_soon_as_it_is_ready() -> None:
 async def test_nothing_is_lost_in_any_chunking(
     chunks: list[str], answers: list[bool], cuts: list[int]
 ) -> None:
-    """However the text is cut into chunks and whatever is ready, the pieces are the same, in order."""
+    """The pieces are the same and in order, for any chunks and any `ready`."""
     text = "".join(chunks)
     others = [text[i:j] for i, j in zip([0, *sorted(cuts)], [*sorted(cuts), None], strict=True)]
     expected = await collected(alto.text.sentences(group([text])))
@@ -124,7 +124,7 @@ async def test_an_error_comes_after_what_is_held() -> None:
 
 
 async def test_leaving_before_the_error_of_the_pieces_drops_it() -> None:
-    """Whoever leaves with the last piece does not see what came after it."""
+    """A reader that leaves with the last piece does not see the error after it."""
     source = Source("a", ValueError("broken"))
     async with aclosing(joined(source, NEVER)) as pieces:
         async for _ in pieces:
@@ -133,7 +133,7 @@ async def test_leaving_before_the_error_of_the_pieces_drops_it() -> None:
 
 
 async def test_an_error_of_ready_comes_at_once() -> None:
-    """What `ready` raises comes through, and the source is closed."""
+    """An error of `ready` is raised, and the source is closed."""
 
     def ready(held: int, given: int) -> bool:
         raise ZeroDivisionError("mine")
@@ -183,7 +183,7 @@ def test_what_cannot_be_is_refused_at_the_call(
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("at", [round(0.25 * n, 2) for n in range(1, 26)])
 async def test_cancellation_at_any_time_leaves_nothing_behind(at: float, native: bool) -> None:
-    """Whenever it strikes, also while the source cleans up, the source is cleaned up to its end."""
+    """The source is cleaned up to its end, also if the cancellation comes during the cleanup."""
     source = Source("aaaa", 1.1, "b", 2.1, "c", 1.1)
     done: list[str] = []
 
@@ -211,7 +211,7 @@ async def test_cancellation_at_any_time_leaves_nothing_behind(at: float, native:
 
 
 async def test_a_stage_that_leaves_early_closes_the_source() -> None:
-    """In a stage what is left early is closed by the end of the call, without being told to."""
+    """In a stage, pieces that are left early are closed by the end of the call."""
     source = Source("a", "b", 10.0, "c")
 
     @alto.stage
@@ -247,7 +247,7 @@ class Busy:
         """Do nothing."""
 
     def statistics(self) -> alto.EngineStatistics:
-        """As it was made."""
+        """Return the statistics that the engine was made with."""
         return self.counts
 
     def generate(self, request: alto.GenerateRequest) -> AsyncGenerator[alto.Chunk, None]:

@@ -16,7 +16,7 @@ OTHER = st.sampled_from(["python", "js", " text x", "c++"])
 
 
 def found(chunks: list[str]) -> list[int]:
-    """Where in the whole text brackets are found."""
+    """Return the places of brackets that are found in the whole text."""
     fences, places, seen = Fences(), [], 0
     for chunk in chunks:
         pos = 0
@@ -54,7 +54,7 @@ def test_brackets_are_those_in_blocks_of_json(case: tuple[str, list[int]], size:
 
 @given(st.text(alphabet="`\n a[{json", max_size=40), st.integers(1, 4))
 def test_chunks_do_not_matter(text: str, size: int) -> None:
-    """Whatever the text is, what is found depends on it alone."""
+    """The places depend only on the text, not on its chunks."""
     assert found([text[at : at + size] for at in range(0, len(text), size)]) == found([text])
 
 

@@ -28,7 +28,7 @@ CLAIMS = '[{"c": "a"}]'
 
 
 def pieces(chunks: list[str], **options: Any) -> tuple[list[object], str]:
-    """Every value for these chunks, and the error."""
+    """Return every value for these chunks, and the error."""
     splitter = JsonSplitter(**options)
     values = [value for chunk in chunks for value in splitter.feed(chunk)] + splitter.flush()
     return values, str(splitter.error)
@@ -99,7 +99,7 @@ def chunked(draw: st.DrawFn) -> tuple[str, list[str]]:
 def test_values_and_error_depend_on_the_text_alone(
     case: tuple[str, list[str]], options: dict[str, Any]
 ) -> None:
-    """Every chunking gives the same, with any options, and no text makes it raise."""
+    """All chunkings give the same values and error, with any options, and no text makes the splitter raise."""
     text, chunks = case
     assert pieces(chunks, **options) == pieces([text], **options) == pieces(list(text), **options)
 
@@ -152,7 +152,7 @@ def test_the_list_in_a_field_is_that_of_the_reference(text: str, field: tuple[st
 
 @given(TEXTS)
 def test_lenient_accepts_whatever_strict_does(text: str) -> None:
-    """What is valid JSON has the same values in both."""
+    """Valid JSON has the same values in both modes."""
     values, error = pieces([text])
     if error == "None":
         assert pieces([text], lenient=True) == (values, error)
@@ -172,7 +172,7 @@ def test_lenient_accepts_whatever_strict_does(text: str) -> None:
 def test_another_list_is_an_error_that_says_what_to_do(
     text: str, given_before: list[object], found: str
 ) -> None:
-    """Where the list may be the wrong one, reading to the end says so."""
+    """If the list may be the wrong one, reading to the end raises an error."""
     values, error = pieces([text])
     assert values == given_before
     assert error.startswith(
@@ -201,7 +201,7 @@ def test_another_list_is_an_error_that_says_what_to_do(
 def test_options_say_where_the_json_is(
     text: str, options: dict[str, Any], expected: list[object]
 ) -> None:
-    """What is asked for is found, behind and between other brackets."""
+    """The requested JSON is found after and between other brackets."""
     assert pieces([text], **options) == pieces(list(text), **options) == (expected, "None")
 
 
@@ -297,7 +297,7 @@ def test_lenient_accepts_what_models_write(text: str, expected: list[object]) ->
 @pytest.mark.parametrize("text", ["[,]", "[1,,]", "[[,]]", "[{,}]", "[[1,,]]", "[1 2]", "['a']", "[{a: 1}]", "[NaN]",
                                   "[1e999]", "[[-1e999]]", "[1 / 2]", "[1 /, 2]", "[/ 1]", "[1 /* 2]", "[01]", "[+1]", "[TRUE]"])  # fmt: skip
 def test_lenient_is_strict_otherwise(text: str) -> None:
-    """Nothing else is accepted, and no message says that it were."""
+    """Nothing else is accepted, and no message suggests it."""
     assert pieces([text], lenient=True)[1] != "None"
     error = pieces([text])[1]
     assert error != "None"
@@ -387,7 +387,7 @@ def test_an_item_longer_than_the_limit_is_an_error(size: int) -> None:
     assert [value for part in parts for value in splitter.feed(part)] == [12345, "abc", [1, 2]]
     assert str(splitter.error).startswith("item 3 is longer than max_chars=5; ")
     assert splitter.error is not None
-    assert splitter.error.text == '{"a":1'  # as far as it was read when it was too long
+    assert splitter.error.text == '{"a":1'  # the text that was read when it became too long
 
 
 @pytest.mark.parametrize(

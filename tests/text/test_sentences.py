@@ -112,7 +112,7 @@ CASES = [
 
 
 def pieces(chunks: list[str]) -> list[str]:
-    """Everything a splitter gives for these chunks."""
+    """Return all pieces for these chunks."""
     splitter = SentenceSplitter()
     return [p for chunk in chunks for p in splitter.feed(chunk)] + splitter.flush()
 
@@ -197,7 +197,7 @@ def test_a_long_gap_ends_a_sentence_whatever_is_before_it(gap: int) -> None:
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 15, 16, 17, 40])
 @pytest.mark.parametrize("char", list('.!…。")('))
 def test_long_runs_of_marks_do_not_depend_on_chunks(char: str, count: int) -> None:
-    """However many marks, quotes or brackets follow each other, chunks change nothing."""
+    """Chunks change nothing, however many marks, quotes or brackets follow each other."""
     for text in (f"a{char * count} B c", f"a.{char * count} b. C", f"a etc. {char * count}The b"):
         assert pieces([text]) == pieces(list(text))
         assert "".join("".join(pieces([text])).split()) == "".join(text.split())

@@ -1,4 +1,4 @@
-"""`alto._text.splitter`: what comes out depends on the text, never on its chunks."""
+"""`alto._text.splitter`: pieces depend on the text, never on its chunks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CLASSES: dict[type[PieceSplitter], Callable[..., Splitter]] = {
 
 
 def pieces(splitter: Splitter, chunks: list[str]) -> list[str]:
-    """Everything a splitter gives for these chunks."""
+    """Return all pieces for these chunks."""
     return [p for chunk in chunks for p in splitter.feed(chunk)] + splitter.flush()
 
 
@@ -84,7 +84,7 @@ def units(text: str) -> list[str]:
 
 
 def cut(piece: str, limit: int) -> list[str]:
-    """What a piece is cut into: the naive model."""
+    """Cut a piece as the naive model does."""
     parts = []
     while len(piece) > limit:
         spaces = [at for at in range(1, limit + 1) if piece[at].isspace()]
@@ -142,7 +142,7 @@ def test_a_limit_cuts_each_piece_and_moves_no_other_end(kind: str, text: str, li
 def test_what_is_given_is_never_taken_back(
     kind: str, text: str, more: str, limit: int | None
 ) -> None:
-    """What is given for a text is the beginning of what is given for any text that goes on from it."""
+    """The pieces of a text are the first pieces of any longer text that begins with it."""
     given_now = KINDS[kind](limit).feed(text)
     assert pieces(KINDS[kind](limit), [text + more])[: len(given_now)] == given_now
 
@@ -246,7 +246,7 @@ def test_a_word_comes_with_the_character_after_it() -> None:
 
 
 def split(text: str, separators: Sequence[str]) -> list[str]:
-    """The naive model of a split of the whole text: leftmost, then longest."""
+    """Split the whole text as the naive model does: leftmost, then longest."""
     found, start, at = [], 0, 0
     while at < len(text):
         here = [separator for separator in separators if text.startswith(separator, at)]
@@ -265,10 +265,11 @@ SOME_SEPARATORS = st.lists(st.text("ab;", min_size=1, max_size=4), min_size=1, m
 @example(["ab", "bc"], "xabcx")
 @example(["a", "ab", "abab"], "xababxaba")
 @example(["aab", "b"], "aaab")
+@example(["[[", "^-", "\\d", "||", "]^"], "a[[b^-c\\dd||]^e[")
 def test_separators_cut_as_in_the_whole_text_in_every_chunking(
     separators: list[str], text: str
 ) -> None:
-    """Whatever the separators, pieces are those of the naive model, however the text is cut."""
+    """Pieces are those of the naive model, for any separators and any chunks."""
     expected = split(text, separators)
     for cuts in combinations(range(1, len(text)), 2):
         edges = [0, *cuts, len(text)]
@@ -284,7 +285,7 @@ def test_separators_cut_as_in_the_whole_text_in_every_chunking(
     st.text("abx", max_size=7),
 )
 def test_a_piece_comes_as_soon_as_it_is_certain(separators: list[str], text: str) -> None:
-    """What is given is what all texts have in common that begin so, and no less."""
+    """The pieces so far are exactly those that all continuations of the text have in common."""
     rests = ["".join(rest) for size in range(5) for rest in product("abx", repeat=size)]
     futures = [split(text + rest, separators) for rest in rests]
     certain = [
@@ -308,7 +309,7 @@ def test_a_piece_comes_as_soon_as_it_is_certain(separators: list[str], text: str
 def test_a_separator_ends_a_piece_with_its_last_character(
     separators: list[str], marked: list[str]
 ) -> None:
-    """Nothing waits for what follows a separator, nor for a longer one."""
+    """A piece waits neither for the text after its separator nor for a longer separator."""
     splitter = SeparatorSplitter(separators)
     for chunk in marked:
         assert len(splitter.feed(chunk.replace("|", ""))) == chunk.count("|"), chunk

@@ -67,7 +67,7 @@ class Source:
 
 
 async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
-    """Every piece, and when it came, in seconds."""
+    """Return every piece with its time in seconds."""
     clock = asyncio.get_running_loop().time
     start = clock()
     return [(round(clock() - start, 3), piece) async for piece in pieces]
@@ -96,12 +96,12 @@ async def timed(pieces: AsyncGenerator[Any, None]) -> list[tuple[float, Any]]:
     ],
 )  # fmt: skip
 async def test_pieces(pieces: AsyncGenerator[Any, None], expected: list[Any]) -> None:
-    """Every function hands its options on and gives the last piece too."""
+    """Every function passes its options on and also gives the last piece."""
     assert [piece async for piece in pieces] == expected
 
 
 def test_an_old_name_says_the_new_one() -> None:
-    """A program that was written for the old name learns what to write."""
+    """The error for an old name has the new one."""
     with pytest.raises(AttributeError, match=r"no attribute 'tokens'; it is now alto\.text\.words"):
         _ = alto.text.tokens  # type: ignore[attr-defined]
     with pytest.raises(
@@ -182,7 +182,7 @@ async def test_a_chunk_that_is_no_text_is_refused(name: str, chunk: object, reme
 
 
 async def test_a_rest_hands_over_what_is_there() -> None:
-    """Where no chunk comes for `idle` seconds, what is there is a piece, and nothing is lost."""
+    """If no chunk comes for `idle` seconds, the text so far is a piece, and nothing is lost."""
     source = Source("One. Tw", 0.9, "o thr", 5.0, "ee. Four", 1.0, " five.", 3.0)
     pieces = await timed(alto.text.sentences(source, idle=2.0))
     assert pieces == [(0.0, "One."), (2.9, "Two thr"), (5.9, "ee."), (8.9, "Four five.")]
@@ -191,7 +191,7 @@ async def test_a_rest_hands_over_what_is_there() -> None:
 
 
 async def test_a_rest_is_measured_from_the_last_chunk_and_comes_once() -> None:
-    """Nothing is handed over before the first chunk, nor twice in one rest."""
+    """Nothing is given before the first chunk, and only once per pause."""
     source = Source(10.0, "a", 10.0, "b", 0.5, "c", 10.0)
     pieces = await timed(alto.text.lines(source, keep_empty=True, idle=1.0))
     assert pieces == [(11.0, "a"), (21.5, "bc")]
@@ -218,7 +218,7 @@ async def test_a_chunk_and_the_end_of_a_rest_at_one_time_lose_nothing() -> None:
     st.sampled_from(sorted(SPLITTINGS)),
 )
 async def test_rests_lose_nothing(steps: list[str | float], name: str) -> None:
-    """Whenever chunks come, the pieces together are the text, but for white space."""
+    """The pieces together are the text without white space, for any timing of the chunks."""
     source = Source(*steps)
     pieces = await timed(SPLITTINGS[name](source, idle=1.0))
     text = "".join(step for step in steps if isinstance(step, str))
@@ -335,7 +335,7 @@ async def test_time_is_up_while_the_read_waits_and_it_is_closed_then() -> None:
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("at", [round(0.25 * n, 2) for n in range(1, 24)])
 async def test_cancellation_at_any_time_leaves_nothing_behind(at: float, native: bool) -> None:
-    """Whenever it strikes, also while the source cleans up, the source is cleaned up to its end."""
+    """The source is cleaned up to its end, also if the cancellation comes during the cleanup."""
     source = Source("a", 2.1, "b\n", 1.1, "c")
     done: list[str] = []
 
@@ -362,10 +362,10 @@ async def test_cancellation_at_any_time_leaves_nothing_behind(at: float, native:
     assert done == ["a", "b", "c"][: len(done)]
 
 
-ASKED: ContextVar[str] = ContextVar("ASKED", default="nobody")
+ASKED: ContextVar[str] = ContextVar("ASKED", default="none")
 
 
-async def test_the_source_has_the_context_of_whoever_reads() -> None:
+async def test_the_source_has_the_context_of_its_reader() -> None:
     """A source that is read by a task of its own sees the same context variables."""
 
     async def chunks() -> AsyncIterator[str]:
@@ -395,7 +395,7 @@ async def test_a_source_that_cancels_itself_does_so_with_a_rest_too() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"idle": 1.0}])
 async def test_an_error_while_the_source_is_closed_comes_through(options: dict[str, float]) -> None:
-    """What a source raises when it is closed is raised by `aclose`."""
+    """An error of the source's closing is raised by `aclose`."""
 
     async def chunks() -> AsyncIterator[str]:
         try:
@@ -509,7 +509,7 @@ async def test_a_group_is_read_in_a_stage_with_rests() -> None:
 
 
 async def test_leaving_early_in_a_stage_ends_the_generation_it_was_waiting_for() -> None:
-    """Dropped pieces are closed in the call's own task, and nobody generates for them any more."""
+    """Dropped pieces are closed in the call's own task, and their generation is aborted."""
     engine = Scripted(lambda _: ["One. ", "Two. ", "Three."], delay=5.0)
     async with one.open(llm=engine) as app:
         assert await app.run("?") == ["One.", "done"]
