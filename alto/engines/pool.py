@@ -18,8 +18,8 @@ import anyio
 
 from alto._wait import LoopLock
 from alto.engines._pool.calls import Calls
+from alto.engines._pool.encoder import PromptEncoder
 from alto.engines._pool.members import EngineState, Members, PoolEngine, PoolProgress
-from alto.engines._pool.prompts import Prompts
 from alto.errors import Closed, EngineError
 from alto.model import (
     Chunk,
@@ -91,11 +91,11 @@ class Pool:
             progress=progress,
             changed=self._engines_changed,
         )
-        self._prompts = Prompts(name, self._members, attempts=attempts)
+        self._encoder = PromptEncoder(name, self._members, attempts=attempts)
         self._calls = Calls(
             self._scheduler,
             self._members,
-            self._prompts,
+            self._encoder,
             attempts=attempts,
             max_waiting=max_waiting,
         )
@@ -111,9 +111,9 @@ class Pool:
 
     def __repr__(self) -> str:
         """Its state in a line."""
-        seats = self._members.seats
+        slots = self._members.slots
         state = "stopped" if self._state == "stopped" else f"{self._scheduler.waiting} waiting"
-        return f"<Pool {self._name!r}: {len(self._members.running)} of {len(seats)} run, {state}>"
+        return f"<Pool {self._name!r}: {len(self._members.running)} of {len(slots)} run, {state}>"
 
     @property
     def name(self) -> str:
@@ -140,7 +140,7 @@ class Pool:
         self._check_running()
         each = [book.capacity for book in self._scheduler.engines]
         if not each:
-            raise self._prompts.death()
+            raise self._encoder.death()
         kv = [c.kv_tokens for c in each]
         contexts = [c.max_model_len for c in each if c.max_model_len is not None]
         return EngineCapacity(
@@ -160,7 +160,7 @@ class Pool:
     @property
     def scores_pairs(self) -> bool:
         """Whether its engines score a pair of texts at once; False before the first start."""
-        return any(seat.scores_pairs for seat in self._members.seats)
+        return any(slot.scores_pairs for slot in self._members.slots)
 
     async def start(self) -> None:
         """Start all engines that do not run yet. Starting a running pool does nothing.
@@ -200,7 +200,7 @@ class Pool:
         try:
             if drain and self._state == "running" and self._calls.open:
                 drained = self._over
-                self._prompts.refusing = Closed(f"pool {self._name!r} is being stopped")
+                self._encoder.refusing = Closed(f"pool {self._name!r} is being stopped")
                 await self._calls.wait_quiet()
         finally:
             with anyio.CancelScope(shield=True):
@@ -230,7 +230,7 @@ class Pool:
 
     def statistics(self) -> EngineStatistics:
         """The sum over its engines; calls that wait in the pool are among those that wait."""
-        each = [seat.statistics() for seat in self._members.seats]
+        each = [slot.statistics() for slot in self._members.slots]
         used = [s.kv_usage for s in each]
         return EngineStatistics(
             running=sum(s.running for s in each),
@@ -253,7 +253,7 @@ class Pool:
         """
         self._check_running()
         if not self._members.running:
-            raise self._prompts.death()
+            raise self._encoder.death()
 
     async def wait_died(self) -> None:
         """Wait until no engine is left and none will be."""
@@ -269,7 +269,7 @@ class Pool:
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
         """The token ids of a prompt, as its engines make them; made up where they do not tell."""
         self._check_running()
-        return await self._prompts.encode(prompt)
+        return await self._encoder.encode(prompt)
 
     def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
         """Run one generation on the engine that suits it, when there is room.
@@ -308,7 +308,7 @@ class Pool:
         """Start it if it is stopped. Returns False if it runs, but is about to be stopped."""
         async with self._lifecycle.here():
             if self._state == "running":
-                return self._prompts.refusing is None
+                return self._encoder.refusing is None
             self._state = "starting"
             self._loop = asyncio.get_running_loop()
             try:
@@ -316,7 +316,7 @@ class Pool:
             except BaseException:
                 self._state = "stopped"
                 raise
-            self._prompts.closed = self._prompts.refusing = None
+            self._encoder.closed = self._encoder.refusing = None
             self._over = asyncio.Event()
             self._state = "running"
             return True

@@ -21,9 +21,9 @@ from alto._wait import LoopLock, to_the_end
 from alto.engines._vllm.arguments import check_model_folder, lora_arguments
 from alto.engines._vllm.engine import VLLMEngine
 from alto.engines._vllm.placement import (
-    Place,
-    Wish,
-    check_wish,
+    Placement,
+    PlacementRequest,
+    check_request,
     look_at_machine,
     plan,
     size_of_weights,
@@ -107,7 +107,7 @@ class VLLM:
                 raise ValueError("give devices or device_ids, not both")
             devices = engine_args.pop("device_ids")
         self._name = name or Path(self._model).name or self._model
-        self._devices = check_wish(replicas, tensor_parallel_size, devices)
+        self._devices = check_request(replicas, tensor_parallel_size, devices)
         self._replicas: int | Literal["auto"] = replicas
         self._sizes = {
             "tensor_parallel_size": tensor_parallel_size,
@@ -299,14 +299,20 @@ class VLLM:
             lora_arguments(self._lora)
         except ValueError as error:
             raise EngineStartError(self._name, str(error)) from error
-        looking = asyncio.get_running_loop().run_in_executor(None, self._places)
+        looking = asyncio.get_running_loop().run_in_executor(None, self._placements)
         try:
-            places = await asyncio.shield(looking)
+            placements = await asyncio.shield(looking)
         except asyncio.CancelledError:  # it imports, which harms nobody and cannot be stopped
             looking.add_done_callback(lambda future: future.exception())
             raise
-        engines = [self._engine(number, place, len(places)) for number, place in enumerate(places)]
-        groups = {id(engine): place.group for engine, place in zip(engines, places, strict=True)}
+        engines = [
+            self._engine(number, placement, len(placements))
+            for number, placement in enumerate(placements)
+        ]
+        groups = {
+            id(engine): placement.group
+            for engine, placement in zip(engines, placements, strict=True)
+        }
         return Pool(
             engines,
             name=self._name,
@@ -314,9 +320,9 @@ class VLLM:
             **self._of_pool,
         )
 
-    def _places(self) -> tuple[Place, ...]:
+    def _placements(self) -> tuple[Placement, ...]:
         """Where each engine runs. Blocks: imports vLLM."""
-        wish = Wish(
+        request = PlacementRequest(
             name=self._name,
             replicas=self._replicas,
             devices=self._devices,
@@ -326,16 +332,20 @@ class VLLM:
         )
         machine = look_at_machine(self._name)
         there = len(machine.devices if self._devices is None else self._devices)
-        if not machine.cpu and wish.replicas != "auto" and wish.replicas * wish.width > there:
+        if (
+            not machine.cpu
+            and request.replicas != "auto"
+            and request.replicas * request.width > there
+        ):
             machine = look_at_machine(self._name, with_memory=True)
-        return plan(machine, wish)
+        return plan(machine, request)
 
-    def _engine(self, number: int, place: Place, count: int) -> VLLMEngine:
-        arguments = {**self._sizes, **place.arguments, **self._engine_args}
+    def _engine(self, number: int, placement: Placement, count: int) -> VLLMEngine:
+        arguments = {**self._sizes, **placement.arguments, **self._engine_args}
         return VLLMEngine(
             self._model,
             name=self._name if count == 1 else f"{self._name}[{number}]",
-            cores=place.cores,
+            cores=placement.cores,
             **self._each,
             **arguments,
         )

@@ -22,8 +22,8 @@ import attrs
 
 from alto._sched.prefix import salt_of
 from alto._wait import uncut
-from alto.engines._pool.members import Members, Seat
-from alto.engines._pool.prompts import Prompts, in_order, work_of
+from alto.engines._pool.encoder import PromptEncoder, in_order, work_of
+from alto.engines._pool.members import Members, PoolSlot
 from alto.errors import Closed, DeadlineExceeded, EngineDied, InvalidRequest, Overloaded
 from alto.model import (
     Chunk,
@@ -38,11 +38,11 @@ from alto.model import (
 from alto.protocols import Embedder
 from alto.sched import EngineBook, Scheduler, Ticket, Work
 
-__all__ = ("Calls", "Readers", "Run")
+__all__ = ("Calls", "ReaderWatch", "PoolCall")
 
 
 @final
-class Run:
+class PoolCall:
     """A call: where it waits or runs, and what it has got so far.
 
     Args:
@@ -51,9 +51,29 @@ class Run:
         asked: When its caller began, in seconds of the loop's clock.
     """
 
-    __slots__ = ("asked", "begun", "book", "buffer", "checking", "closed", "dispatched", "ended", "first",
-                 "granted", "left", "news", "pump", "reading", "request", "said", "seat", "seen",
-                 "source", "ticket", "time")  # fmt: skip
+    __slots__ = (
+        "asked",
+        "begun",
+        "book",
+        "buffer",
+        "checking",
+        "closed",
+        "dispatched",
+        "ended",
+        "first",
+        "granted",
+        "left",
+        "news",
+        "pump",
+        "reading",
+        "request",
+        "said",
+        "seen",
+        "slot",
+        "source",
+        "ticket",
+        "time",
+    )  # fmt: skip
 
     def __init__(self, request: GenerateRequest | None, ticket: Ticket, asked: float) -> None:
         self.request = request
@@ -62,7 +82,7 @@ class Run:
         self.time = asyncio.get_running_loop().time
         self.dispatched = self.first = asked
         self.granted: asyncio.Event | None = None
-        self.seat: Seat | None = None
+        self.slot: PoolSlot | None = None
         self.book: EngineBook | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
         self.begun = False
@@ -108,7 +128,7 @@ _AWAY = 0.02
 
 
 @final
-class Readers:
+class ReaderWatch:
     """Sees to it that no reader holds up others.
 
     Args:
@@ -120,8 +140,8 @@ class Readers:
     def __init__(
         self,
         scheduler: Scheduler,
-        runs: Mapping[Ticket, Run],
-        account: Callable[[Run, Chunk], None],
+        runs: Mapping[Ticket, PoolCall],
+        account: Callable[[PoolCall, Chunk], None],
     ) -> None:
         self._scheduler = scheduler
         self._runs = runs
@@ -148,13 +168,13 @@ class Readers:
         """No call waits."""
         self.pressed.clear()
 
-    def check_later(self, run: Run) -> None:
+    def check_later(self, run: PoolCall) -> None:
         """Its reader leaves, or has left; look whether it comes back."""
         if run.left and run.pump is None and not run.checking:
             run.checking = True
             asyncio.get_running_loop().call_later(_AWAY, self._check, run, run.seen)
 
-    def _check(self, run: Run, seen: int) -> None:
+    def _check(self, run: PoolCall, seen: int) -> None:
         run.checking = False
         if run.ended or run.reading or run.pump is not None or run.source is None:
             return
@@ -165,7 +185,7 @@ class Readers:
             return
         run.pump = asyncio.get_running_loop().create_task(self._read_on(run, run.source))
 
-    async def _read_on(self, run: Run, source: AsyncGenerator[Chunk, None]) -> None:
+    async def _read_on(self, run: PoolCall, source: AsyncGenerator[Chunk, None]) -> None:
         try:
             while run.left:
                 chunk = await anext(source)
@@ -184,23 +204,23 @@ class Calls:
     Args:
         scheduler: The pool's books.
         members: Its engines.
-        prompts: Makes tokens of prompts.
+        encoder: Makes tokens of prompts.
         attempts: Engines on which a call is tried.
         max_waiting: Most calls that wait; None: no limit.
     """
 
     def __init__(
-        self, scheduler: Scheduler, members: Members, prompts: Prompts, *, attempts: int,
+        self, scheduler: Scheduler, members: Members, encoder: PromptEncoder, *, attempts: int,
         max_waiting: int | None,
     ) -> None:  # fmt: skip
-        self._prompts = prompts
+        self._encoder = encoder
         self._scheduler = scheduler
         self._members = members
         self._attempts = attempts
         self._max_waiting = max_waiting
-        self._runs: dict[Ticket, Run] = {}
+        self._runs: dict[Ticket, PoolCall] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._readers = Readers(scheduler, self._runs, self._account)
+        self._readers = ReaderWatch(scheduler, self._runs, self._account)
         self._quiet: asyncio.Event | None = None
         self.open = 0
         """Calls that have begun and have not ended."""
@@ -214,18 +234,18 @@ class Calls:
         asked, readers = asyncio.get_running_loop().time(), self._readers
         self._admit(request.origin, asked)
         self.open += 1
-        run: Run | None = None
+        run: PoolCall | None = None
         streamed = False
         try:
             prefix = request.prefix
-            request, tokens = await self._prompts.prepared(request)
+            request, tokens = await self._encoder.prepared(request)
             streamed = isinstance(request.prompt, StreamedPrompt)
             run = await self._submitted(request, tokens, prefix, asked)
             for attempt in range(1, self._attempts + 1):
-                seat = await self._granted(run)
-                life = seat.life
+                slot = await self._granted(run)
+                life = slot.life
                 try:
-                    run.source = source = seat.engine.generate(
+                    run.source = source = slot.engine.generate(
                         in_order(cast(GenerateRequest, run.request), run.ticket)
                     )
                     run.reading = True
@@ -244,7 +264,7 @@ class Calls:
                         chunk = await run.next_kept()
                         yield chunk if chunk.usage is None else self._billed(run, chunk, request)
                 except (EngineDied, Closed) as error:
-                    if run.closed is not None or not self._members.died(seat, life, error):
+                    if run.closed is not None or not self._members.died(slot, life, error):
                         raise
                     await self._close_source(run)
                     if attempt == self._attempts or not self._may_go_on(run, request, tokens):
@@ -255,7 +275,7 @@ class Calls:
                 else:
                     return
         finally:
-            self._prompts.streaming -= streamed
+            self._encoder.streaming -= streamed
             try:
                 if run is not None:
                     await self._leave(run)
@@ -268,24 +288,24 @@ class Calls:
         asked = loop.time()
         self._admit(request.origin, asked)
         self.open += 1
-        run: Run | None = None
+        run: PoolCall | None = None
         try:
-            tokens = await self._prompts.encode(request.prompt)
+            tokens = await self._encoder.encode(request.prompt)
             self._members.check_fits(len(tokens), output=0)
             work = work_of(request.origin, tokens, max_tokens=0, priority=request.priority)
             run = self._new_run(None, work, asked)
             for attempt in range(1, self._attempts + 1):
-                seat = await self._granted(run)
-                life, engine = seat.life, seat.engine
+                slot = await self._granted(run)
+                life, engine = slot.life, slot.engine
                 if not isinstance(engine, Embedder):
                     raise InvalidRequest(
-                        f"engine {seat.name!r} generates, and cannot embed; use one that pools, "
+                        f"engine {slot.name!r} generates, and cannot embed; use one that pools, "
                         f"such as alto.VLLM(model, runner='pooling')"
                     )
                 try:
                     result = await engine.embed(request)
                 except EngineDied as error:
-                    self._members.died(seat, life, error)
+                    self._members.died(slot, life, error)
                     if attempt == self._attempts:
                         raise
                     self._again(run)
@@ -303,7 +323,7 @@ class Calls:
                 self._closed_one()
 
     def _admit(self, origin: Origin | None, now: float) -> None:
-        refusal = self._prompts.closed or self._prompts.refusing
+        refusal = self._encoder.closed or self._encoder.refusing
         if refusal is not None:
             raise Closed(*refusal.args)
         if origin is not None and origin.deadline is not None and origin.deadline <= now:
@@ -334,23 +354,23 @@ class Calls:
         tokens: Sequence[int] | None,
         prefix: Prompt | None,
         asked: float,
-    ) -> Run:
+    ) -> PoolCall:
         if tokens is not None and request.prompt is tokens:  # as an engine has made them
             self._members.check_fits(len(tokens))
         work = work_of(
             request.origin, tokens, max_tokens=request.max_tokens, priority=request.priority,
             n=request.n, salt=salt_of(request.lora), prefix=prefix,
-            prefix_tokens=await self._prompts.prefix_tokens(prefix, tokens),
+            prefix_tokens=await self._encoder.prefix_tokens(prefix, tokens),
             streamed=isinstance(request.prompt, StreamedPrompt),
         )  # fmt: skip
         return self._new_run(request, work, asked)
 
-    def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> Run:
-        if self._prompts.closed is not None:
-            raise Closed(*self._prompts.closed.args)
+    def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> PoolCall:
+        if self._encoder.closed is not None:
+            raise Closed(*self._encoder.closed.args)
         now = asyncio.get_running_loop().time()
         ticket = self._scheduler.submit(work, now=now)
-        run = self._runs[ticket] = Run(request, ticket, asked)
+        run = self._runs[ticket] = PoolCall(request, ticket, asked)
         self.dispatch()
         most, waiting = self._max_waiting, self._scheduler.waiting
         if most is not None and waiting > most and ticket.state == "waiting":
@@ -359,34 +379,36 @@ class Calls:
             raise Overloaded(waiting - 1, most)
         return run
 
-    async def _granted(self, run: Run) -> Seat:
+    async def _granted(self, run: PoolCall) -> PoolSlot:
         """Wait for an engine."""
         while True:
-            if run.seat is None:
-                self._prompts.check_hopeful()
-            if run.seat is None:
+            if run.slot is None:
+                self._encoder.check_hopeful()
+            if run.slot is None:
                 run.granted = asyncio.Event()
                 try:
                     await run.granted.wait()
                 finally:
                     run.granted = None
-            seat, book = run.seat, run.book
-            if seat is None or book is None:
+            slot, book = run.slot, run.book
+            if slot is None or book is None:
                 continue  # there is no engine any more, or the pool was stopped
             if run.closed is not None:
                 raise run.closed
             if book.alive:
-                return seat
+                return slot
             self._again(run)  # it died between being chosen and being asked
 
-    def _again(self, run: Run) -> None:
+    def _again(self, run: PoolCall) -> None:
         """Its engine is gone: let it wait for another."""
-        run.seat = run.book = run.source = None
+        run.slot = run.book = run.source = None
         run.reading = False
         self._scheduler.resubmit(run.ticket, now=asyncio.get_running_loop().time())
         self.dispatch()
 
-    def _may_go_on(self, run: Run, request: GenerateRequest, tokens: Sequence[int] | None) -> bool:
+    def _may_go_on(
+        self, run: PoolCall, request: GenerateRequest, tokens: Sequence[int] | None
+    ) -> bool:
         """Whether a call whose engine died can go on elsewhere; its request is made for that."""
         if isinstance(request.prompt, StreamedPrompt) or run.ended:
             return False
@@ -401,7 +423,7 @@ class Calls:
         run.request = attrs.evolve(request, prompt=[*tokens, *run.said], max_tokens=left)
         return True
 
-    def _account(self, run: Run, chunk: Chunk) -> None:
+    def _account(self, run: PoolCall, chunk: Chunk) -> None:
         """The engine has said something. Every token comes through here."""
         run.seen += 1
         book, now = run.book, run.time()
@@ -424,7 +446,7 @@ class Calls:
                 told = 0 if chunk.usage is None else chunk.usage.output_tokens
                 self._end(run, output_tokens=max(told, len(run.said)), completed=True)
 
-    def _billed(self, run: Run, chunk: Chunk, request: GenerateRequest) -> Chunk:
+    def _billed(self, run: PoolCall, chunk: Chunk, request: GenerateRequest) -> Chunk:
         """The last chunk, with times as the caller sees them."""
         usage = cast(Usage, chunk.usage)
         resumed = run.request is not request
@@ -441,7 +463,7 @@ class Calls:
             ),
         )
 
-    def _end(self, run: Run, *, output_tokens: int, completed: bool) -> None:
+    def _end(self, run: PoolCall, *, output_tokens: int, completed: bool) -> None:
         if run.ended:
             return
         run.ended = True
@@ -450,7 +472,7 @@ class Calls:
         self._runs.pop(run.ticket, None)
         self.dispatch()
 
-    async def _leave(self, run: Run) -> None:
+    async def _leave(self, run: PoolCall) -> None:
         """The call is over, in whatever way. Shielded."""
         try:
             await self._close_source(run)
@@ -463,7 +485,7 @@ class Calls:
             else:
                 self._end(run, output_tokens=len(run.said), completed=False)
 
-    async def _close_source(self, run: Run) -> None:
+    async def _close_source(self, run: PoolCall) -> None:
         source, pump = run.source, run.pump
         run.source = run.pump = None
         if source is None:
@@ -486,7 +508,7 @@ class Calls:
             run = self._runs[ticket]
             book = ticket.engine
             assert book is not None
-            run.book, run.seat = book, self._members.seat_of(book)
+            run.book, run.slot = book, self._members.slot_of(book)
             run.dispatched = now if not run.begun else run.dispatched
             if run.granted is not None:
                 run.granted.set()
@@ -509,7 +531,7 @@ class Calls:
 
     def engines_changed(self) -> None:
         """Engines came or went."""
-        self._prompts.engines_changed()
+        self._encoder.engines_changed()
         if not self._members.hopeful:
             self._wake_all()
         self.dispatch()
@@ -520,7 +542,7 @@ class Calls:
         A reader that waits for an engine which is not stopped with the pool learns of it with the
         next chunk.
         """
-        self._prompts.closed = why
+        self._encoder.closed = why
         for run in self._runs.values():
             run.closed = Closed(*why.args)
         if self._timer is not None:
@@ -528,7 +550,7 @@ class Calls:
             self._timer = None
         self._wake_all()
         self._end_drains()
-        self._prompts.engines_changed()
+        self._encoder.engines_changed()
 
     def _wake_all(self) -> None:
         """Let those that wait see that there is nothing to wait for."""

@@ -22,7 +22,7 @@ from alto.model import EngineCapacity, EngineStatistics
 from alto.protocols import Engine, HasCapacity, Member, Scorer, StreamsPrompts
 from alto.sched import EngineBook, Scheduler
 
-__all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "Seat")
+__all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "PoolSlot")
 
 EngineState: TypeAlias = Literal["stopped", "starting", "running", "dead", "failed"]
 
@@ -70,7 +70,7 @@ class PoolProgress:
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class Seat:
+class PoolSlot:
     """A place in a pool, and the engine in it."""
 
     engine: Engine
@@ -129,8 +129,8 @@ class Members:
         progress: bool | Callable[[PoolProgress], object],
         changed: Callable[[], None],
     ) -> None:
-        self.seats = [
-            Seat(engine=engine, name=name)
+        self.slots = [
+            PoolSlot(engine=engine, name=name)
             for engine, name in zip(engines, _names(engines), strict=True)
         ]
         self.scheduler = scheduler
@@ -140,24 +140,24 @@ class Members:
         self._start_group = start_group
         self._progress = _print if progress is True else progress or None
         self._changed = changed
-        self._mine: list[Seat] = []
+        self._mine: list[PoolSlot] = []
         self._turns: dict[Hashable, asyncio.Lock] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
 
     @property
-    def running(self) -> list[Seat]:
+    def running(self) -> list[PoolSlot]:
         """Those that serve."""
-        return [seat for seat in self.seats if seat.book is not None]
+        return [slot for slot in self.slots if slot.book is not None]
 
     @property
     def hopeful(self) -> bool:
         """Whether some engine runs, or will again."""
-        return any(seat.state in ("running", "starting", "dead") for seat in self.seats)
+        return any(slot.state in ("running", "starting", "dead") for slot in self.slots)
 
-    def seat_of(self, book: EngineBook) -> Seat | None:
+    def slot_of(self, book: EngineBook) -> PoolSlot | None:
         """Who has *book*."""
-        return next((seat for seat in self.seats if seat.book is book), None)
+        return next((slot for slot in self.slots if slot.book is book), None)
 
     def spawn(self, function: Callable[..., object], *args: object) -> None:
         """Start a task that ends with the pool."""
@@ -172,22 +172,22 @@ class Members:
         errors: list[BaseException] = []
         self._turns = {}  # the loop may be another one
 
-        async def start_in_turn(seats: Sequence[Seat]) -> None:
-            for seat in seats:
+        async def start_in_turn(slots: Sequence[PoolSlot]) -> None:
+            for slot in slots:
                 if errors:
                     return
                 try:
-                    await self._start(seat)
+                    await self._start(slot)
                 except Exception as error:  # noqa: BLE001  # raised below, without a group around it
-                    self._report(seat, "failed")
+                    self._report(slot, "failed")
                     errors.append(error)
                     tasks.cancel_scope.cancel()
 
         try:
             await ready.wait()
             async with anyio.create_task_group() as tasks:
-                for seats in groups.values():
-                    tasks.start_soon(start_in_turn, seats)
+                for slots in groups.values():
+                    tasks.start_soon(start_in_turn, slots)
         except BaseException:
             await self.stop()
             raise
@@ -202,15 +202,15 @@ class Members:
             if main is not None:
                 main.cancel()
                 await asyncio.wait([main])
-            for seat in self.seats:
-                self._take_out(seat, "stopped")
+            for slot in self.slots:
+                self._take_out(slot, "stopped")
             errors: list[BaseException] = []
             if main is not None and not main.cancelled() and (bug := main.exception()) is not None:
                 errors.append(bug)
 
-            async def stop(seat: Seat) -> None:
+            async def stop(slot: PoolSlot) -> None:
                 try:
-                    await seat.engine.stop()
+                    await slot.engine.stop()
                 except Exception as error:  # noqa: BLE001  # raised below
                     errors.append(error)
 
@@ -235,8 +235,8 @@ class Members:
             detail = f"that of engine {name!r}, the shortest in its pool"
             raise PromptTooLong(length, limit, detail=detail)
 
-    def died(self, seat: Seat, life: int, cause: BaseException) -> bool:
-        """The engine in *seat* has died in its *life*, or was stopped by somebody else.
+    def died(self, slot: PoolSlot, life: int, cause: BaseException) -> bool:
+        """The engine in *slot* has died in its *life*, or was stopped by somebody else.
 
         Telling so twice changes nothing. An engine that serves all the same keeps its place: what
         has died is one of several below it.
@@ -244,122 +244,122 @@ class Members:
         Returns:
             Whether a call that got *cause* from it may go on elsewhere.
         """
-        if seat.life != life or seat.book is None:
+        if slot.life != life or slot.book is None:
             return True
-        if _runs(seat.engine):
+        if _runs(slot.engine):
             return isinstance(cause, EngineDied)
-        seat.cause = cause
-        self._take_out(seat, "dead" if self._replace else "failed")
+        slot.cause = cause
+        self._take_out(slot, "dead" if self._replace else "failed")
         if self._replace and self._main is not None:
-            self.spawn(self._bring_back, seat)
+            self.spawn(self._bring_back, slot)
         self._changed()
         return True
 
     def statistics(self) -> list[PoolEngine]:
         """Each engine."""
         return [
-            PoolEngine(name=seat.name, state=seat.state, statistics=seat.statistics())
-            for seat in self.seats
+            PoolEngine(name=slot.name, state=slot.state, statistics=slot.statistics())
+            for slot in self.slots
         ]
 
     def last_cause(self) -> str:
         """Why nothing runs any more."""
-        causes = [str(seat.cause) for seat in self.seats if seat.cause is not None]
+        causes = [str(slot.cause) for slot in self.slots if slot.cause is not None]
         return causes[-1] if causes else "its engines are gone"
 
-    def _groups(self) -> dict[Hashable, list[Seat]]:
-        groups: dict[Hashable, list[Seat]] = {}
-        for number, seat in enumerate(self.seats):
-            seat.group = number if self._start_group is None else self._start_group(seat.engine)
-            groups.setdefault(seat.group, []).append(seat)
+    def _groups(self) -> dict[Hashable, list[PoolSlot]]:
+        groups: dict[Hashable, list[PoolSlot]] = {}
+        for number, slot in enumerate(self.slots):
+            slot.group = number if self._start_group is None else self._start_group(slot.engine)
+            groups.setdefault(slot.group, []).append(slot)
         return groups
 
     def _contexts(self) -> list[tuple[int, str]]:
         """Of those that run or will again, and tell; with their names."""
-        hopeful = [seat for seat in self.seats if seat.state != "failed"]
-        return [(seat.context, seat.name) for seat in hopeful if seat.context is not None]
+        hopeful = [slot for slot in self.slots if slot.state != "failed"]
+        return [(slot.context, slot.name) for slot in hopeful if slot.context is not None]
 
     async def _supervise(self, ready: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
             ready.set()
             await anyio.sleep_forever()
 
-    async def _start(self, seat: Seat) -> None:
+    async def _start(self, slot: PoolSlot) -> None:
         loop = asyncio.get_running_loop()
-        seat.since = loop.time()
-        self._report(seat, "starting")
-        if seat not in self._mine and not _runs(seat.engine):
-            self._mine.append(seat)
+        slot.since = loop.time()
+        self._report(slot, "starting")
+        if slot not in self._mine and not _runs(slot.engine):
+            self._mine.append(slot)
         try:
-            async with self._turns.setdefault(seat.group, asyncio.Lock()):
-                await seat.engine.start()
+            async with self._turns.setdefault(slot.group, asyncio.Lock()):
+                await slot.engine.start()
         except Exception as error:
-            seat.cause = error
+            slot.cause = error
             raise
-        engine, seat.life = seat.engine, seat.life + 1
+        engine, slot.life = slot.engine, slot.life + 1
         member = engine if isinstance(engine, Member) else None
         capacity = engine.capacity if isinstance(engine, HasCapacity) else UNLIMITED
-        seat.scores_pairs = isinstance(engine, Scorer) and engine.scores_pairs
-        seat.streams_prompts = isinstance(engine, StreamsPrompts) and engine.streams_prompts
-        book = self.scheduler.add_engine(seat.name, capacity, now=loop.time())
-        seat.book, seat.cause, seat.up = book, None, loop.time()
-        seat.member = member
+        slot.scores_pairs = isinstance(engine, Scorer) and engine.scores_pairs
+        slot.streams_prompts = isinstance(engine, StreamsPrompts) and engine.streams_prompts
+        book = self.scheduler.add_engine(slot.name, capacity, now=loop.time())
+        slot.book, slot.cause, slot.up = book, None, loop.time()
+        slot.member = member
         if member is not None:
-            seat.context = capacity.max_model_len
+            slot.context = capacity.max_model_len
             member.listen(self.scheduler.listener(book))
-            self.spawn(self._watch, seat, member, seat.life)
-        self._report(seat, "running")
+            self.spawn(self._watch, slot, member, slot.life)
+        self._report(slot, "running")
         self._changed()
 
-    async def _watch(self, seat: Seat, member: Member, life: int) -> None:
+    async def _watch(self, slot: PoolSlot, member: Member, life: int) -> None:
         try:
             await member.wait_died()
-            seat.engine.check_health()
-            cause: BaseException = EngineError(seat.name, "it died")
+            slot.engine.check_health()
+            cause: BaseException = EngineError(slot.name, "it died")
         except EngineError as error:
             cause = error
         except Exception:  # noqa: BLE001  # it was stopped by somebody else
             return
-        self.died(seat, life, cause)
+        self.died(slot, life, cause)
 
-    async def _bring_back(self, seat: Seat) -> None:
+    async def _bring_back(self, slot: PoolSlot) -> None:
         first, longest = self._backoff
-        if asyncio.get_running_loop().time() - seat.up > longest:
-            seat.pause = 0.0  # it has lived for a while
-        if seat not in self._mine:
-            self._mine.append(seat)
+        if asyncio.get_running_loop().time() - slot.up > longest:
+            slot.pause = 0.0  # it has lived for a while
+        if slot not in self._mine:
+            self._mine.append(slot)
         for attempt in range(1, self._attempts + 1):
             try:
-                await seat.engine.stop()
-                await asyncio.sleep(seat.pause)
-                seat.pause = min(max(first, 2 * seat.pause), longest)
-                await self._start(seat)
+                await slot.engine.stop()
+                await asyncio.sleep(slot.pause)
+                slot.pause = min(max(first, 2 * slot.pause), longest)
+                await self._start(slot)
             except Exception as error:  # noqa: BLE001  # whatever a start may raise; kept, and told
-                seat.cause = error
-                self._report(seat, "dead" if attempt < self._attempts else "failed")
+                slot.cause = error
+                self._report(slot, "dead" if attempt < self._attempts else "failed")
             else:
                 return
         self._changed()
 
-    def _take_out(self, seat: Seat, state: EngineState) -> None:
-        book, seat.book, seat.member = seat.book, None, None
+    def _take_out(self, slot: PoolSlot, state: EngineState) -> None:
+        book, slot.book, slot.member = slot.book, None, None
         if book is not None:
             self.scheduler.remove_engine(book, now=asyncio.get_running_loop().time())
-        if seat.state != state:
-            self._report(seat, state)
+        if slot.state != state:
+            self._report(slot, state)
 
-    def _report(self, seat: Seat, state: EngineState) -> None:
-        seat.state = state
+    def _report(self, slot: PoolSlot, state: EngineState) -> None:
+        slot.state = state
         if self._progress is None:
             return
         loop = asyncio.get_running_loop()
         progress = PoolProgress(
-            engine=seat.name,
+            engine=slot.name,
             state=state,
-            seconds=loop.time() - seat.since,
+            seconds=loop.time() - slot.since,
             running=len(self.running),
-            total=len(self.seats),
-            cause=seat.cause,
+            total=len(self.slots),
+            cause=slot.cause,
         )
         try:
             self._progress(progress)

@@ -44,12 +44,12 @@ class ChildOutput:
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._tap: _Tap | None = None  # what is listened to, until it is closed
-        self._inside: _Tap | None = None  # what is in place, until the block is left
+        self._tap: _PipeTee | None = None  # what is listened to, until it is closed
+        self._inside: _PipeTee | None = None  # what is in place, until the block is left
 
     def __enter__(self) -> ChildOutput:
         """Processes started from here on are heard."""
-        self._tap = self._inside = _Tap.join(self)
+        self._tap = self._inside = _PipeTee.join(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,14 +91,14 @@ def _all_open(*fds: int) -> bool:
 
 
 @final
-class _Tap:
+class _PipeTee:
     """Pipes in place of this process's outputs, and the thread that empties them.
 
     In a program without outputs nothing is heard. The thread ends when the last process that holds a pipe has ended.
     """
 
     _lock = threading.Lock()
-    _current: _Tap | None = None
+    _current: _PipeTee | None = None
     """The one that is in place now, if any."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Tap:
         self.thread.start()
 
     @classmethod
-    def join(cls, listener: ChildOutput) -> _Tap:
+    def join(cls, listener: ChildOutput) -> _PipeTee:
         with cls._lock:
             if cls._current is None:
                 cls._current = cls()
@@ -135,7 +135,7 @@ class _Tap:
             self._starting -= 1
             if self._starting:
                 return
-            _Tap._current = None
+            _PipeTee._current = None
             for fd, saved in self._saved.items():
                 os.dup2(saved, fd)
                 self._targets[fd] = fd  # from now on to whatever the descriptor is, then
@@ -189,7 +189,7 @@ def find_cause(lines: Sequence[str], *, keep: int = 12) -> tuple[str | None, tup
         The line that names the error (None where there is none), and the lines that lead up to and
         include it, without prefixes, progress and what followed.
     """
-    kept = [said for said in map(_Said.parse, lines) if said.matters]
+    kept = [said for said in map(_OutputLine.parse, lines) if said.matters]
     cause, inside = None, False
     for number, said in enumerate(kept):
         if said.text.startswith("Traceback (most recent call last)"):
@@ -208,7 +208,7 @@ def find_cause(lines: Sequence[str], *, keep: int = 12) -> tuple[str | None, tup
 
 @final
 @attrs.frozen
-class _Said:
+class _OutputLine:
     """A line without its prefixes."""
 
     source: str

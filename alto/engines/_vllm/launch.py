@@ -33,10 +33,10 @@ from alto.engines._vllm.main_module import main_module_left_alone
 from alto.engines._vllm.placement import CACHE_SPACE
 from alto.engines._vllm.process_watcher import is_alive
 from alto.engines._vllm.sockets import Sockets
-from alto.engines._vllm.stat_logger import Tally, stat_loggers
+from alto.engines._vllm.stat_logger import EngineCounters, stat_loggers
 from alto.errors import EngineStartError
 
-__all__ = ("Launch", "LaunchCancelled", "Started", "shut_down")
+__all__ = ("Launch", "LaunchCancelled", "RunningEngine", "shut_down")
 
 _VARIABLES: Final = {
     # Not forked: this process has threads, and perhaps a GPU that it has used.
@@ -56,7 +56,7 @@ class LaunchCancelled(Exception):
 
 
 @attrs.define(eq=False, kw_only=True)
-class Started:
+class RunningEngine:
     """An engine that runs, and what must go with it."""
 
     engine: Any
@@ -65,7 +65,7 @@ class Started:
     """Its child processes, as psutil sees them; empty where the system cannot tell."""
     output: ChildOutput
     """What they write."""
-    tally: Tally = attrs.field(factory=Tally)
+    counters: EngineCounters = attrs.field(factory=EngineCounters)
     """What the engine says of its work."""
     sockets: Sockets = attrs.field(factory=Sockets)
     """Its share of the folder for sockets."""
@@ -109,7 +109,7 @@ class Launch:
         self._family: dict[int, Any] = {}
         self._cancelled_at = 0.0
         self._told = 0
-        self._started: Started | None = None
+        self._started: RunningEngine | None = None
 
     def run(self) -> None:
         """Build the engine, for :meth:`take`; blocks for as long as its model takes to load.
@@ -124,13 +124,13 @@ class Launch:
         problem = check_model_folder(self._model)
         if problem is not None:
             raise EngineStartError(self._name, problem)
-        output, tally = ChildOutput(), Tally()
+        output, counters = ChildOutput(), EngineCounters()
         try:
-            self._started = Started(
-                engine=self._build(output, tally),
+            self._started = RunningEngine(
+                engine=self._build(output, counters),
                 processes=self._new_children(),
                 output=output,
-                tally=tally,
+                counters=counters,
                 sockets=self._sockets,
             )
         except LaunchCancelled:
@@ -153,7 +153,7 @@ class Launch:
         shut_down(self.take())
         raise LaunchCancelled
 
-    def take(self) -> Started:
+    def take(self) -> RunningEngine:
         """The engine that :meth:`run` has built; to be asked for once."""
         started, self._started = self._started, None
         assert started is not None
@@ -192,7 +192,7 @@ class Launch:
             _signal(children, signal.SIGTERM)
             self._told = 1
 
-    def _build(self, output: ChildOutput, tally: Tally) -> Any:  # noqa: ANN401  # vLLM's
+    def _build(self, output: ChildOutput, counters: EngineCounters) -> Any:  # noqa: ANN401  # vLLM's
         with _launch_environment(), main_module_left_alone(self._variables):
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -212,7 +212,7 @@ class Launch:
                         config,
                         enable_log_requests=settings.enable_log_requests,
                         disable_log_stats=settings.disable_log_stats,
-                        stat_loggers=stat_loggers(tally),
+                        stat_loggers=stat_loggers(counters),
                     )
 
     def _stop_if_cancelled(self) -> None:
@@ -281,7 +281,7 @@ class Launch:
         output.close()
 
 
-def shut_down(started: Started) -> None:
+def shut_down(started: RunningEngine) -> None:
     """End an engine and all of its processes. Blocks for seconds; the loop must run meanwhile."""
     family = tuple(member for process in started.processes for member in _family(process))
     engine, started.engine = started.engine, None

@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-__all__ = ("Deaths", "is_alive")
+__all__ = ("ProcessWatcher", "is_alive")
 
 _INTERVAL = 0.25
 """Seconds between two looks, where there is no other way."""
 
 
 @final
-class Deaths:
+class ProcessWatcher:
     """Calls *told* once, in the loop that made this, when the first of *processes* has ended.
 
     On Linux the end of a process makes a ``pidfd`` readable, which the event loop waits for anyway.

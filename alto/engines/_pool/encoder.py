@@ -18,14 +18,14 @@ from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Member
 from alto.sched import Ticket, Work
 
-__all__ = ("Prompts", "in_order", "with_changes", "work_of")
+__all__ = ("PromptEncoder", "in_order", "with_changes", "work_of")
 
 _PREFIXES = 64
 """Declared prefixes whose tokens are remembered."""
 
 
 @final
-class Prompts:
+class PromptEncoder:
     """Turns prompts into tokens, with whichever engine runs.
 
     Args:
@@ -95,8 +95,8 @@ class Prompts:
         A few only: each holds a place while it is written, perhaps by a call of the same engine.
         """
         running = self._members.running
-        able = all(seat.streams_prompts for seat in running)
-        places = [seat.book.capacity.max_num_seqs for seat in running if seat.book is not None]
+        able = all(slot.streams_prompts for slot in running)
+        places = [slot.book.capacity.max_num_seqs for slot in running if slot.book is not None]
         return able and self.streaming < min(places, default=0) // 4
 
     async def _whole(self, prompt: StreamedPrompt) -> str:
@@ -121,9 +121,9 @@ class Prompts:
         while True:
             self.check_hopeful()
             running = self._members.running
-            for seat in running:
-                if seat.member is not None:
-                    return seat.member
+            for slot in running:
+                if slot.member is not None:
+                    return slot.member
             if running:
                 return None
             news = asyncio.Event()
@@ -139,8 +139,8 @@ class Prompts:
             try:
                 return await member.encode(prompt)
             except (EngineDied, Closed) as error:
-                seats = [seat for seat in self._members.running if seat.engine is member]
-                gone = all(self._members.died(seat, seat.life, error) for seat in seats)
+                slots = [slot for slot in self._members.running if slot.engine is member]
+                gone = all(self._members.died(slot, slot.life, error) for slot in slots)
                 if attempt == self._attempts or not gone:
                     raise
         raise AssertionError("the last attempt returns or raises")
