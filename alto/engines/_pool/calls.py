@@ -1,13 +1,10 @@
 """Calls of a pool: each waits for its engine, runs there, and may go on elsewhere.
 
-An engine goes on with a generation that nobody reads, and its place is free when it is done. But a
-pool sees what an engine does by reading. So where somebody waits for an engine in vain, and a reader
-has not come back to a generation on it for a moment, a *pump* reads on in its place and keeps what it
-gets: a task that belongs to the call and ends with it. While nobody waits there is neither a pump nor
-a timer.
-
-A call is driven by whoever iterates its generator; where that reader is away and others wait, the
-pool reads on for it (`alto/engines/_pool/calls.py`).
+A call is driven by the task that iterates its generator. An engine goes on with a generation that is
+not read, and its place is free when it is done; but a pool sees what an engine does only by reading.
+So where calls wait for a full engine, and the reader of a generation on it has been away for a moment, a
+*pump* reads on in the reader's place and keeps the chunks: a task that belongs to the call and ends
+with it. While no call waits there is neither a pump nor a timer.
 """
 
 from __future__ import annotations
@@ -43,12 +40,12 @@ __all__ = ("Calls", "ReaderWatch", "PoolCall")
 
 @final
 class PoolCall:
-    """A call: where it waits or runs, and what it has got so far.
+    """One call: its engine or its place in the queue, and its output so far.
 
     Args:
-        request: As its engine gets it; None: it is to be embedded.
-        ticket: Its place in the scheduler's books.
-        asked: When its caller began, in seconds of the loop's clock.
+        request: The request for its engine; None: the call is an embedding.
+        ticket: Its ticket at the scheduler.
+        asked: Time at which its caller began, in seconds of the loop's clock.
     """
 
     __slots__ = (
@@ -86,26 +83,26 @@ class PoolCall:
         self.book: EngineBook | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
         self.begun = False
-        """Its engine has said something."""
+        """Whether its engine has given a chunk."""
         self.ended = False
-        """The scheduler knows that its engine has no more of it."""
+        """Whether its end has been reported to the scheduler."""
         self.reading = False
         self.checking = False
-        """Somebody will look whether its reader is away."""
+        """Whether a timer is set that checks whether its reader is away."""
         self.seen = 0
-        """Chunks so far."""
+        """Number of chunks so far."""
         self.said: list[int] = []
-        """Its output in tokens; all samples together."""
+        """Tokens of its output, of all samples together."""
         self.left = 1 if request is None else request.n
-        """Samples that have not ended."""
+        """Number of samples that have not ended."""
         self.closed: Exception | None = None
-        """Why it ends, though its engine may go on."""
+        """Error that its reader gets, though its engine may go on; None: it was not closed."""
         self.pump: asyncio.Task[None] | None = None
         self.buffer: deque[Chunk | BaseException] = deque()
         self.news: asyncio.Event | None = None
 
     async def next_kept(self) -> Chunk:
-        """The next chunk that the pump has read or reads."""
+        """Return the next chunk that the pump has read, or wait for it."""
         while not self.buffer:
             self.news = asyncio.Event()
             await self.news.wait()
@@ -117,7 +114,7 @@ class PoolCall:
         return kept
 
     def keep(self, what: Chunk | BaseException) -> None:
-        """The pump has read something."""
+        """Keep a chunk or an error that the pump has read, and wake the reader."""
         self.buffer.append(what)
         if self.news is not None:
             self.news.set()
@@ -129,12 +126,12 @@ _AWAY = 0.02
 
 @final
 class ReaderWatch:
-    """Sees to it that no reader holds up others.
+    """Watch over readers that are away from a generation while other calls wait for its engine.
 
     Args:
-        scheduler: The pool's books.
-        runs: Its calls.
-        account: Is told of every chunk that a pump reads.
+        scheduler: Scheduler of the pool.
+        runs: Calls of the pool, by their tickets.
+        account: Called with every chunk that a pump reads.
     """
 
     def __init__(
@@ -147,11 +144,11 @@ class ReaderWatch:
         self._runs = runs
         self._account = account
         self.pressed: set[EngineBook] = set()
-        """Engines for which somebody may wait in vain. Invariant: a reader that is away from a
-        generation on one of them is going to be looked at, or has a pump."""
+        """Engines that calls wait for while they may be idle unnoticed. Invariant: each reader that is
+        away from a generation on one of them is due to be checked, or has a pump."""
 
     def watch(self) -> None:
-        """Calls wait: find the engines that are full; or seem silent, perhaps as nobody reads."""
+        """Find the engines that are full or silent, while calls wait, and check their readers."""
         before = self.pressed
         self.pressed = {
             book
@@ -165,11 +162,11 @@ class ReaderWatch:
                     self.check_later(run)
 
     def relax(self) -> None:
-        """No call waits."""
+        """Stop watching, since no call waits."""
         self.pressed.clear()
 
     def check_later(self, run: PoolCall) -> None:
-        """Its reader leaves, or has left; look whether it comes back."""
+        """Set a timer that checks whether the reader of *run* has come back."""
         if run.left and run.pump is None and not run.checking:
             run.checking = True
             asyncio.get_running_loop().call_later(_AWAY, self._check, run, run.seen)
@@ -199,14 +196,14 @@ class ReaderWatch:
 
 @final
 class Calls:
-    """Everybody who asks a pool for something.
+    """The calls of a pool.
 
     Args:
-        scheduler: The pool's books.
-        members: Its engines.
+        scheduler: Scheduler of the pool.
+        members: Engines of the pool.
         encoder: Makes tokens of prompts.
-        attempts: Engines on which a call is tried.
-        max_waiting: Most calls that wait; None: no limit.
+        attempts: Number of engines on which a call is tried.
+        max_waiting: Largest number of calls that wait; None: no limit.
     """
 
     def __init__(
@@ -223,14 +220,14 @@ class Calls:
         self._readers = ReaderWatch(scheduler, self._runs, self._account)
         self._quiet: asyncio.Event | None = None
         self.open = 0
-        """Calls that have begun and have not ended."""
+        """Number of calls that have begun and have not ended."""
 
     # -- one call
 
     async def generate(  # noqa: C901, PLR0912  # one life from beginning to end, and every way out
         self, request: GenerateRequest, /
     ) -> AsyncGenerator[Chunk, None]:
-        """Run one generation, wherever there is room for it."""
+        """Run one generation, on the engine that the scheduler chooses."""
         asked, readers = asyncio.get_running_loop().time(), self._readers
         self._admit(request.origin, asked)
         self.open += 1
@@ -271,7 +268,7 @@ class Calls:
                         raise
                     self._again(run)
                 except StopAsyncIteration:
-                    return  # it ended without saying why; whoever reads it will notice
+                    return  # it ended without a finish reason, which the reader reports
                 else:
                     return
         finally:
@@ -343,7 +340,7 @@ class Calls:
             self._quiet = None
 
     async def wait_quiet(self) -> None:
-        """Wait until no call is open, or the pool is stopped, while nothing new is taken."""
+        """Wait until no call is open, or the pool is stopped; new calls are refused meanwhile."""
         if self.open:
             self._quiet = self._quiet or asyncio.Event()
             await self._quiet.wait()
@@ -355,7 +352,9 @@ class Calls:
         prefix: Prompt | None,
         asked: float,
     ) -> PoolCall:
-        if tokens is not None and request.prompt is tokens:  # as an engine has made them
+        if (
+            tokens is not None and request.prompt is tokens
+        ):  # they are an engine's own, so their number is exact
             self._members.check_fits(len(tokens))
         work = work_of(
             request.origin, tokens, max_tokens=request.max_tokens, priority=request.priority,
@@ -380,7 +379,7 @@ class Calls:
         return run
 
     async def _granted(self, run: PoolCall) -> PoolSlot:
-        """Wait for an engine."""
+        """Wait for an engine, and return its slot."""
         while True:
             if run.slot is None:
                 self._encoder.check_hopeful()
@@ -392,15 +391,15 @@ class Calls:
                     run.granted = None
             slot, book = run.slot, run.book
             if slot is None or book is None:
-                continue  # there is no engine any more, or the pool was stopped
+                continue  # woken without an engine: all are dead, or the pool was stopped
             if run.closed is not None:
                 raise run.closed
             if book.alive:
                 return slot
-            self._again(run)  # it died between being chosen and being asked
+            self._again(run)  # the engine died between the choice and now
 
     def _again(self, run: PoolCall) -> None:
-        """Its engine is gone: let it wait for another."""
+        """Queue the call again, since its engine has died."""
         run.slot = run.book = run.source = None
         run.reading = False
         self._scheduler.resubmit(run.ticket, now=asyncio.get_running_loop().time())
@@ -409,7 +408,11 @@ class Calls:
     def _may_go_on(
         self, run: PoolCall, request: GenerateRequest, tokens: Sequence[int] | None
     ) -> bool:
-        """Whether a call whose engine died can go on elsewhere; its request is made for that."""
+        """Return whether a call whose engine died can go on elsewhere, and prepare its request.
+
+        A call that has given nothing starts anew. One that has, and may resume, continues behind its
+        output so far.
+        """
         if isinstance(request.prompt, StreamedPrompt) or run.ended:
             return False
         if not run.begun:
@@ -424,7 +427,7 @@ class Calls:
         return True
 
     def _account(self, run: PoolCall, chunk: Chunk) -> None:
-        """The engine has said something. Every token comes through here."""
+        """Account for a chunk of the engine. Runs once for every chunk."""
         run.seen += 1
         book, now = run.book, run.time()
         if not run.begun or run.ticket.state == "prefilling":
@@ -447,7 +450,7 @@ class Calls:
                 self._end(run, output_tokens=max(told, len(run.said)), completed=True)
 
     def _billed(self, run: PoolCall, chunk: Chunk, request: GenerateRequest) -> Chunk:
-        """The last chunk, with times as the caller sees them."""
+        """Return the last chunk with the usage of the whole call: all attempts, and the wait in the pool."""
         usage = cast(Usage, chunk.usage)
         resumed = run.request is not request
         prompt = run.ticket.prompt_tokens if resumed else usage.prompt_tokens
@@ -473,7 +476,7 @@ class Calls:
         self.dispatch()
 
     async def _leave(self, run: PoolCall) -> None:
-        """The call is over, in whatever way. Shielded."""
+        """End the call, at the engine and at the scheduler. Shielded."""
         try:
             await self._close_source(run)
         finally:
@@ -498,10 +501,10 @@ class Calls:
             run.buffer.clear()
             await uncut(source.aclose)
 
-    # -- everybody
+    # -- all calls
 
     def dispatch(self) -> None:
-        """Start what can be started."""
+        """Start the calls that can be started, and arrange the next look at those that cannot."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for ticket in self._scheduler.dispatch(now=now):
@@ -530,16 +533,16 @@ class Calls:
         self.dispatch()
 
     def engines_changed(self) -> None:
-        """Engines came or went."""
+        """Dispatch again, since the set of running engines has changed."""
         self._encoder.engines_changed()
         if not self._members.hopeful:
             self._wake_all()
         self.dispatch()
 
     def close(self, why: Closed) -> None:
-        """End all calls with *why*, and take nothing more.
+        """End all calls with *why*, and refuse new ones.
 
-        A reader that waits for an engine which is not stopped with the pool learns of it with the
+        A reader that waits for an engine which is not stopped with the pool gets the error with its
         next chunk.
         """
         self._encoder.closed = why
@@ -553,7 +556,7 @@ class Calls:
         self._encoder.engines_changed()
 
     def _wake_all(self) -> None:
-        """Let those that wait see that there is nothing to wait for."""
+        """Wake all calls that wait for an engine; they find that there is none to wait for."""
         for run in self._runs.values():
             if run.granted is not None:
                 run.granted.set()

@@ -1,9 +1,9 @@
 """The engines of a pool: how they are started, watched, replaced and stopped.
 
-An engine that dies is taken out of the scheduler's books at once. Whoever notices first tells: a
-generation on it, or the engine itself where it can (:meth:`alto.Member.wait_died`). It is stopped, so
-that nothing of it is left, and started again; where that fails, again after a pause that doubles.
-Nothing is asked at intervals: a pool that has nothing to do has no timer.
+An engine that dies is removed from the scheduler at once, when the first of two things happens: a
+generation on it fails, or :meth:`alto.Member.wait_died` returns. The engine is stopped, so that
+nothing of it is left behind, and started again; where that fails, again after a pause that doubles.
+Nothing is polled: an idle pool has no timer.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ __all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "PoolSlot")
 EngineState: TypeAlias = Literal["stopped", "starting", "running", "dead", "failed"]
 
 UNLIMITED = EngineCapacity(max_num_seqs=1 << 20, max_num_batched_tokens=1 << 30)
-"""Of an engine that does not say what it can do."""
+"""Capacity of an engine that does not report one."""
 
 
 @attrs.frozen(kw_only=True)
 class PoolEngine:
-    """One engine of a pool at this moment."""
+    """Snapshot of one engine of a pool."""
 
     name: str
     """Unique in its pool."""
     state: EngineState
     """``failed`` is an engine that died and could not be started again."""
     statistics: EngineStatistics
-    """What it is doing."""
+    """Counters of the engine."""
 
 
 @attrs.frozen(kw_only=True)
 class PoolProgress:
-    """A change in the life of one engine of a pool."""
+    """A change of the state of one engine of a pool."""
 
     engine: str
-    """Its name."""
+    """Name of the engine."""
     state: EngineState
-    """What it is now."""
+    """State of the engine from now on."""
     seconds: float
-    """Since it was last asked to start."""
+    """Seconds since its last start began."""
     running: int
-    """Engines of the pool that run now."""
+    """Number of engines of the pool that run."""
     total: int
-    """Engines of the pool."""
+    """Number of engines of the pool."""
     cause: BaseException | None = None
-    """Why it is dead or failed."""
+    """Error that made it dead or failed; None in other states."""
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Return the change as one line of text."""
         why = "" if self.cause is None else f": {self.cause}"
         return (
             f"{self.engine} is {self.state} after {self.seconds:.1f} s "
@@ -71,34 +71,34 @@ class PoolProgress:
 @final
 @attrs.define(eq=False, kw_only=True)
 class PoolSlot:
-    """A place in a pool, and the engine in it."""
+    """A slot of a pool, and the engine in it."""
 
     engine: Engine
     name: str
     state: EngineState = "stopped"
     book: EngineBook | None = None
-    """Invariant: there while it runs, and only then."""
+    """Scheduler state of the engine. Invariant: set exactly while the engine runs."""
     since: float = 0.0
     cause: BaseException | None = None
     member: Member | None = None
-    """The engine again, while it runs and is a `Member`."""
+    """The engine, while it runs, if it is a `Member`."""
     up: float = 0.0
-    """When it began to serve."""
+    """Time at which it last began to serve."""
     life: int = 0
-    """How often it was started; tells one life from the next."""
+    """Number of starts; distinguishes a call on an earlier life of the engine."""
     pause: float = 0.0
-    """Seconds to wait before it is started again; grows while it does not live for long."""
+    """Seconds to wait before the next restart; doubles while the engine dies early."""
     group: Hashable = None
-    """Those that have the same start one after another."""
+    """Start group: engines of the same group start one after another."""
     context: int | None = None
-    """Of a `Member` that has run: most tokens of a prompt and its output."""
+    """Context of a `Member` that has run, in tokens; None: not known."""
     scores_pairs: bool = False
-    """Whether its engine said so when it was last started."""
+    """Whether its engine is a scorer of pairs; as of its last start."""
     streams_prompts: bool = False
-    """The same."""
+    """Whether its engine takes streamed prompts; as of its last start."""
 
     def statistics(self) -> EngineStatistics:
-        """What its engine is doing."""
+        """Return what the engine is doing."""
         return self.engine.statistics()
 
 
@@ -107,14 +107,14 @@ class Members:
     """The engines of one pool.
 
     Args:
-        engines: They are not running, or run already.
-        scheduler: Gets and loses their books.
+        engines: Running ones are used, and not stopped with the pool.
+        scheduler: Engines are added to it when they run, and removed when they do not.
         replace: Whether an engine that died is started again.
-        attempts: Starts in a row that may fail before an engine is given up.
+        attempts: Number of failed starts in a row after which an engine is given up.
         backoff: First and longest pause between two of them, in seconds.
         start_group: Engines with equal values start one after another.
-        progress: Hears of every change.
-        changed: Called after every change of who runs.
+        progress: Called at every change of an engine's state.
+        changed: Called after the set of running engines has changed.
     """
 
     def __init__(  # noqa: PLR0913  # a pool's own, handed down
@@ -147,16 +147,16 @@ class Members:
 
     @property
     def running(self) -> list[PoolSlot]:
-        """Those that serve."""
+        """Slots whose engines serve."""
         return [slot for slot in self.slots if slot.book is not None]
 
     @property
     def hopeful(self) -> bool:
-        """Whether some engine runs, or will again."""
+        """Whether an engine runs, or may run again."""
         return any(slot.state in ("running", "starting", "dead") for slot in self.slots)
 
     def slot_of(self, book: EngineBook) -> PoolSlot | None:
-        """Who has *book*."""
+        """Return the slot with *book*; None: its engine was removed."""
         return next((slot for slot in self.slots if slot.book is book), None)
 
     def spawn(self, function: Callable[..., object], *args: object) -> None:
@@ -165,8 +165,10 @@ class Members:
         self._tasks.start_soon(function, *args)  # type: ignore[arg-type]  # an async function
 
     async def start(self) -> None:
-        """Start all. If one fails, the others are stopped again, and its error is raised."""
-        groups = self._groups()  # it asks the user's function, before there is anything to end
+        """Start all engines. If one fails, stop the others again and raise its error."""
+        groups = (
+            self._groups()
+        )  # calls the user's function, which may raise, before anything has started
         ready = asyncio.Event()
         self._main = asyncio.get_running_loop().create_task(self._supervise(ready))
         errors: list[BaseException] = []
@@ -196,7 +198,7 @@ class Members:
             raise errors[0]
 
     async def stop(self) -> None:
-        """Stop all that run or are being started. Shielded."""
+        """Stop all engines that run or are being started. Shielded."""
         main, self._main = self._main, None
         with anyio.CancelScope(shield=True):
             if main is not None:
@@ -221,13 +223,16 @@ class Members:
             raise errors[0]
 
     def fits_all(self, length: int, /) -> bool:
-        """Whether a prompt of *length* tokens fits whichever engine gets it, now or after a death."""
+        """Return whether *length* tokens fit every engine that may get the call, now or later."""
         return all(length < limit for limit, _ in self._contexts())
 
     def check_fits(self, length: int, /, *, output: int = 1) -> None:
-        """Refuse a prompt that some engines could run, and others not: any of them may get it.
+        """Refuse a prompt that fits some engines and not others, since any of them may get it.
 
-        One that fits none is refused by whoever makes its tokens, or runs it.
+        A prompt that fits none is refused where its tokens are made, or by the engine that runs it.
+
+        Raises:
+            PromptTooLong: The message names the engine with the shortest context.
         """
         contexts = self._contexts()
         limit, name = min(contexts, default=(0, ""))
@@ -236,13 +241,13 @@ class Members:
             raise PromptTooLong(length, limit, detail=detail)
 
     def died(self, slot: PoolSlot, life: int, cause: BaseException) -> bool:
-        """The engine in *slot* has died in its *life*, or was stopped by somebody else.
+        """Replace the engine in *slot*, which died in its *life* or was stopped from outside.
 
-        Telling so twice changes nothing. An engine that serves all the same keeps its place: what
-        has died is one of several below it.
+        A second call for the same life does nothing. An engine that still serves is kept: it has
+        several engines of its own, and one of these has died.
 
         Returns:
-            Whether a call that got *cause* from it may go on elsewhere.
+            Whether a call that got *cause* from the engine may go on elsewhere.
         """
         if slot.life != life or slot.book is None:
             return True
@@ -256,16 +261,16 @@ class Members:
         return True
 
     def statistics(self) -> list[PoolEngine]:
-        """Each engine."""
+        """Return a snapshot of each engine."""
         return [
             PoolEngine(name=slot.name, state=slot.state, statistics=slot.statistics())
             for slot in self.slots
         ]
 
     def last_cause(self) -> str:
-        """Why nothing runs any more."""
+        """Return the latest error of an engine, as text."""
         causes = [str(slot.cause) for slot in self.slots if slot.cause is not None]
-        return causes[-1] if causes else "its engines are gone"
+        return causes[-1] if causes else "all its engines were stopped"
 
     def _groups(self) -> dict[Hashable, list[PoolSlot]]:
         groups: dict[Hashable, list[PoolSlot]] = {}
@@ -275,7 +280,7 @@ class Members:
         return groups
 
     def _contexts(self) -> list[tuple[int, str]]:
-        """Of those that run or will again, and tell; with their names."""
+        """Return contexts and names of the engines that run or may run again, where they are known."""
         hopeful = [slot for slot in self.slots if slot.state != "failed"]
         return [(slot.context, slot.name) for slot in hopeful if slot.context is not None]
 
@@ -318,14 +323,14 @@ class Members:
             cause: BaseException = EngineError(slot.name, "it died")
         except EngineError as error:
             cause = error
-        except Exception:  # noqa: BLE001  # it was stopped by somebody else
+        except Exception:  # noqa: BLE001  # it was stopped from outside
             return
         self.died(slot, life, cause)
 
     async def _bring_back(self, slot: PoolSlot) -> None:
         first, longest = self._backoff
         if asyncio.get_running_loop().time() - slot.up > longest:
-            slot.pause = 0.0  # it has lived for a while
+            slot.pause = 0.0  # it ran for long enough to count as healthy
         if slot not in self._mine:
             self._mine.append(slot)
         for attempt in range(1, self._attempts + 1):
@@ -334,7 +339,7 @@ class Members:
                 await asyncio.sleep(slot.pause)
                 slot.pause = min(max(first, 2 * slot.pause), longest)
                 await self._start(slot)
-            except Exception as error:  # noqa: BLE001  # whatever a start may raise; kept, and told
+            except Exception as error:  # noqa: BLE001  # a start may raise anything; kept as the cause, and reported
                 slot.cause = error
                 self._report(slot, "dead" if attempt < self._attempts else "failed")
             else:
@@ -363,26 +368,26 @@ class Members:
         )
         try:
             self._progress(progress)
-        except Exception as error:  # noqa: BLE001  # a user's; the engines must not suffer for it
+        except Exception as error:  # noqa: BLE001  # a failure of the user's function must not stop the engines
             loop.call_exception_handler(
                 {"message": "the progress function of a pool failed", "exception": error}
             )
 
 
 def _print(progress: PoolProgress) -> None:
-    print(progress, file=sys.stderr, flush=True)  # noqa: T201  # it was asked for
+    print(progress, file=sys.stderr, flush=True)  # noqa: T201  # progress=True asks for it
 
 
 def _runs(engine: Engine) -> bool:
     try:
         engine.check_health()
-    except Exception:  # noqa: BLE001  # it is to be started, whatever is wrong
+    except Exception:  # noqa: BLE001  # whatever is wrong, it is to be started
         return False
     return True
 
 
 def _names(engines: Sequence[Engine]) -> list[str]:
-    """The engines' own names, numbered where they are not unique."""
+    """Return the engines' names, numbered where they are not unique."""
     own = [engine.name for engine in engines]
     return [
         name if own.count(name) == 1 else f"{name}[{number}]" for number, name in enumerate(own)
