@@ -1,10 +1,10 @@
 """`Pool`: several engines behind one scheduler, as one engine.
 
-Calls wait in the pool, not inside an engine, so who goes next and where is decided late and over all
-engines (:mod:`alto.sched`). A call that an engine has is read by whoever iterates it, chunk by chunk,
-without a task in between. But an engine is done when *it* is done, read or not, and a reader may be
-away: so where somebody waits for a place on an engine and a reader has not come back for a moment,
-the pool reads on in its place, and keeps what it gets.
+Calls wait in the pool, not inside an engine, so the choice of the next call and its engine is made
+late and over all engines (:mod:`alto.sched`). A call that runs is driven by the task that iterates it,
+chunk by chunk, without a task in between. An engine is done when *it* is done, read or not, and a pool
+sees that only by reading. So where calls wait for an engine and a reader has been away from it for a
+moment, the pool reads on in the reader's place, and keeps what it gets.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import anyio
 
 from alto._wait import LoopLock
 from alto.engines._pool.calls import Calls
+from alto.engines._pool.encoder import PromptEncoder
 from alto.engines._pool.members import EngineState, Members, PoolEngine, PoolProgress
-from alto.engines._pool.prompts import Prompts
 from alto.errors import Closed, EngineError
 from alto.model import (
     Chunk,
@@ -42,24 +42,24 @@ class Pool:
 
     Args:
         engines: At least one. Those that run already are used and not stopped with the pool. An
-            :class:`alto.Member` tells its limits, what it holds in its cache, and that it died; of any
-            other engine a pool knows nothing but what it says.
+            :class:`alto.Member` reports its limits, its prefix cache and its death; the death of any
+            other engine is noticed when a call on it fails.
         policy: Chooses an engine for a call; None: :class:`alto.sched.PromptAware`.
         name: For messages and statistics.
         recorder: Gets every decision, see :class:`alto.sched.Decision`.
         replace: Whether an engine that dies is started again.
         attempts: How many engines a call is tried on, and how many starts in a row may fail.
         backoff: First and longest pause before a dead engine is started, in seconds. There is none
-            if it has lived for longer than the longest, or has not died before.
-        start_group: Engines for which it gives the same start one after another; None: all start at
-            the same time.
-        progress: Hears of every start, death and replacement; True: a line each on stderr.
-        max_waiting: Most calls that wait; with 0 only those are taken that can start at once. None:
-            no limit.
+            if the engine ran for longer than the longest pause, or has not died before.
+        start_group: Returns the group of an engine. Engines of one group start one after another;
+            None: all start at the same time.
+        progress: Called at every start, death and replacement; True: a line each on stderr.
+        max_waiting: Largest number of calls that wait; with 0 only those are accepted that can start
+            at once. None: no limit.
 
     Raises:
-        ValueError: No engines, one twice, or a number out of its range.
-        TypeError: Something that is no engine, or no policy.
+        ValueError: There is no engine, one is given twice, or a number is out of its range.
+        TypeError: Something is not an engine, or not a policy.
     """
 
     def __init__(  # noqa: PLR0913  # settings of a long-lived object, all but the first with defaults
@@ -91,11 +91,11 @@ class Pool:
             progress=progress,
             changed=self._engines_changed,
         )
-        self._prompts = Prompts(name, self._members, attempts=attempts)
+        self._encoder = PromptEncoder(name, self._members, attempts=attempts)
         self._calls = Calls(
             self._scheduler,
             self._members,
-            self._prompts,
+            self._encoder,
             attempts=attempts,
             max_waiting=max_waiting,
         )
@@ -103,17 +103,17 @@ class Pool:
         self._lifecycle = LoopLock()
         self._state: EngineState = "stopped"
         self._over = asyncio.Event()
-        """Of this life, or the last: set when it has been stopped. Another one in each."""
+        """Set when the pool has been stopped; a new one for each start."""
         self._starts: set[anyio.CancelScope] = set()
         self._entered = 0
-        """Blocks that are inside, see `__aenter__`."""
+        """Number of ``async with`` blocks that are inside."""
         self._news: list[asyncio.Event] = []
 
     def __repr__(self) -> str:
-        """Its state in a line."""
-        seats = self._members.seats
+        """Return its state in a line."""
+        slots = self._members.slots
         state = "stopped" if self._state == "stopped" else f"{self._scheduler.waiting} waiting"
-        return f"<Pool {self._name!r}: {len(self._members.running)} of {len(seats)} run, {state}>"
+        return f"<Pool {self._name!r}: {len(self._members.running)} of {len(slots)} run, {state}>"
 
     @property
     def name(self) -> str:
@@ -122,17 +122,17 @@ class Pool:
 
     @property
     def scheduler(self) -> Scheduler:
-        """Its books. To look at; a pool feeds them itself."""
+        """Scheduler of the pool, to be read only: the pool itself drives it."""
         return self._scheduler
 
     @property
     def engines(self) -> tuple[PoolEngine, ...]:
-        """Its engines at this moment."""
+        """State of each engine at this moment."""
         return tuple(self._members.statistics())
 
     @property
     def capacity(self) -> EngineCapacity:
-        """What its engines can do at once, all together; the shortest context of any.
+        """Limits of the running engines: their sums, and the shortest context.
 
         Raises:
             Closed: It is not running.
@@ -140,7 +140,7 @@ class Pool:
         self._check_running()
         each = [book.capacity for book in self._scheduler.engines]
         if not each:
-            raise self._prompts.death()
+            raise self._encoder.death()
         kv = [c.kv_tokens for c in each]
         contexts = [c.max_model_len for c in each if c.max_model_len is not None]
         return EngineCapacity(
@@ -153,19 +153,19 @@ class Pool:
 
     @property
     def load(self) -> int:
-        """Generations of the engine that has the fewest, those that wait for it among them."""
+        """Number of generations on the engine that has the fewest, those that wait for it included."""
         books = self._scheduler.engines
         return min((book.load for book in books), default=self._scheduler.waiting)
 
     @property
     def scores_pairs(self) -> bool:
         """Whether its engines score a pair of texts at once; False before the first start."""
-        return any(seat.scores_pairs for seat in self._members.seats)
+        return any(slot.scores_pairs for slot in self._members.slots)
 
     async def start(self) -> None:
         """Start all engines that do not run yet. Starting a running pool does nothing.
 
-        While the pool is being stopped, this waits until that is over, and starts it again.
+        While the pool is being stopped, wait until it has, and start it again.
 
         Raises:
             EngineStartError: One could not be started; the others have been stopped again.
@@ -184,13 +184,13 @@ class Pool:
         raise Closed(f"pool {self._name!r} was stopped while it started")
 
     async def stop(self, *, drain: bool = False) -> None:
-        """End all calls and stop the engines that were started here, whoever is inside.
+        """End all calls and stop the engines that the pool started, also where blocks are inside.
 
         Starts that are under way, or wait, end with ``Closed``.
 
         Args:
-            drain: Take no new calls, and wait until those that are there have been read or closed,
-                or somebody else stops the pool.
+            drain: Refuse new calls, and wait until the open ones have been read or closed, or the pool
+                is stopped by another task.
 
         Cancellation: shielded; while it drains, a cancellation ends the wait, and the calls.
         """
@@ -200,14 +200,14 @@ class Pool:
         try:
             if drain and self._state == "running" and self._calls.open:
                 drained = self._over
-                self._prompts.refusing = Closed(f"pool {self._name!r} is being stopped")
+                self._encoder.refusing = Closed(f"pool {self._name!r} is being stopped")
                 await self._calls.wait_quiet()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._stop_in_turn(drained)
 
     async def __aenter__(self) -> Self:
-        """Start it. It may be entered several times; the last that leaves stops it."""
+        """Start the pool. It may be entered several times; the last block that is left stops it."""
         await self.start()
         self._entered += 1
         return self
@@ -219,18 +219,18 @@ class Pool:
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Stop it, unless others are inside."""
+        """Stop the pool, unless other blocks are inside."""
         self._entered = max(0, self._entered - 1)  # 0 where it was started, and not entered
         if self._entered:
             return
         with anyio.CancelScope(shield=True):
             async with self._lifecycle.here():
-                if not self._entered:  # nobody has come meanwhile
+                if not self._entered:  # another block may have entered while this one waited
                     await self._stop_now()
 
     def statistics(self) -> EngineStatistics:
-        """The sum over its engines; calls that wait in the pool are among those that wait."""
-        each = [seat.statistics() for seat in self._members.seats]
+        """Return the sum over all engines; calls that wait in the pool count as waiting."""
+        each = [slot.statistics() for slot in self._members.slots]
         used = [s.kv_usage for s in each]
         return EngineStatistics(
             running=sum(s.running for s in each),
@@ -245,51 +245,51 @@ class Pool:
         )
 
     def check_health(self) -> None:
-        """Return if some engine serves.
+        """Return if an engine can serve.
 
         Raises:
             Closed: The pool is not running.
-            EngineDied: All engines are dead; perhaps they are being started again.
+            EngineDied: All engines are dead. They may be starting again.
         """
         self._check_running()
         if not self._members.running:
-            raise self._prompts.death()
+            raise self._encoder.death()
 
     async def wait_died(self) -> None:
-        """Wait until no engine is left and none will be."""
+        """Wait until all engines are dead and none will be started again."""
         while self._state != "running" or self._members.hopeful:
             news = asyncio.Event()
             self._news.append(news)
             await news.wait()
 
     def listen(self, listener: CacheListener, /) -> bool:  # noqa: ARG002  # as the protocol has it
-        """A pool has no one cache to tell of."""
+        """Return False: several engines have several caches."""
         return False
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt, as its engines make them; made up where they do not tell."""
+        """Return the token ids of a prompt, or made-up ones where no engine is a :class:`alto.Member`."""
         self._check_running()
-        return await self._prompts.encode(prompt)
+        return await self._encoder.encode(prompt)
 
     def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
-        """Run one generation on the engine that suits it, when there is room.
+        """Run one generation on the engine that the policy chooses, when it has room.
 
         Raises:
-            DeadlineExceeded: The time of the request that asks was over before it began.
+            DeadlineExceeded: The deadline of the request passed before the generation began.
             Overloaded: ``max_waiting`` calls wait.
-            PromptTooLong: The prompt does not fit the shortest context of its engines.
-            EngineDied: Its engine died after it had said something, or several did before.
+            PromptTooLong: The prompt does not fit the shortest context of the engines.
+            EngineDied: The engine died after its first chunk, or several engines died before it.
 
-        For the rest see :class:`alto.Engine`.
+        Otherwise it keeps the contract of :meth:`alto.Engine.generate`.
         """
         self._check_running()
         return self._calls.generate(request)
 
     async def embed(self, request: EmbedRequest, /) -> Embedding:
-        """Run one prompt on the engine that suits it; see :class:`alto.Embedder`.
+        """Run one prompt on the engine that the policy chooses; see :meth:`alto.Embedder.embed`.
 
         Raises:
-            InvalidRequest: Its engines do not pool.
+            InvalidRequest: The engines do not pool.
         """
         self._check_running()
         return await self._calls.embed(request)
@@ -300,15 +300,15 @@ class Pool:
         try:
             here = asyncio.get_running_loop() is self._loop
         except RuntimeError:
-            return  # a look at it from outside of any loop
+            return  # reading its state outside of any loop is allowed
         if not here:
             raise EngineError(self._name, "it belongs to the event loop that started it")
 
     async def _start_in_turn(self) -> bool:
-        """Start it if it is stopped. Returns False if it runs, but is about to be stopped."""
+        """Start the pool if it is stopped. Return False if it runs but is draining."""
         async with self._lifecycle.here():
             if self._state == "running":
-                return self._prompts.refusing is None
+                return self._encoder.refusing is None
             self._state = "starting"
             self._loop = asyncio.get_running_loop()
             try:
@@ -316,13 +316,17 @@ class Pool:
             except BaseException:
                 self._state = "stopped"
                 raise
-            self._prompts.closed = self._prompts.refusing = None
+            self._encoder.closed = self._encoder.refusing = None
             self._over = asyncio.Event()
             self._state = "running"
             return True
 
     async def _stop_in_turn(self, life: asyncio.Event | None) -> None:
-        """Stop it, after whoever starts or stops it now; with *life* only if that is not over."""
+        """Stop the pool, after the start or stop that is under way.
+
+        Args:
+            life: Stop only if this event, the ``_over`` of one life, is not set yet; None: always.
+        """
         async with self._lifecycle.here():
             if life is None or not life.is_set():
                 await self._stop_now()
@@ -361,12 +365,14 @@ def _check(
         raise ValueError("a pool needs at least one engine")
     for engine in engines:
         if isinstance(engine, type) or not isinstance(engine, Engine):
-            raise TypeError(f"a pool is made of engines, and this is none: {engine!r}")
+            raise TypeError(f"a pool is made of engines, and this is not one: {engine!r}")
     if len({id(engine) for engine in engines}) < len(engines):
-        raise ValueError("an engine is in the pool twice; make one for each place")
+        raise ValueError("an engine is given twice; make a separate one for each place in the pool")
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")
     if not 0 < backoff[0] <= backoff[1]:
-        raise ValueError(f"backoff is a first and a longest pause in seconds, not {backoff}")
+        raise ValueError(
+            f"backoff must be a first and a longest pause in seconds, above 0, not {backoff}"
+        )
     if max_waiting is not None and max_waiting < 0:
         raise ValueError(f"max_waiting must be at least 0, or None, not {max_waiting}")

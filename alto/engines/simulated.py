@@ -1,10 +1,10 @@
-"""`Simulated`: an engine that takes the time of a real one, and says what it is told to.
+"""`Simulated`: an engine that takes the time of a real one, and gives answers that it was given.
 
 Theory of operation. :class:`~alto.engines._simulated.batching.Batching` decides everything, on given time;
-this is a thin shell around it on the running loop's clock, which tests make virtual. One timer
-stands at the machine's next event. What the machine tells goes to the generations that it is about,
-and these wake their readers. A generation gives up its place when the machine says so, read or not;
-a reader that lags gets what it has missed in one chunk.
+this is a thin shell around it on the running loop's clock, which tests make virtual. One timer is set
+to the machine's next event. Events go to their generations, and these wake their readers. A generation
+gives up its place when the machine says so, read or not; a reader that lags gets what it missed in one
+chunk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ("Simulated",)
 
 
 class _Names(tuple[int, ...]):  # noqa: SLOT001  # a tuple with a field in a slot cannot be
-    """The names of a prompt's full blocks, with what they stand for."""
+    """Names of a prompt's full blocks, with the tokens in these blocks and their salt."""
 
     token_ids: Sequence[int]
     salt: int
@@ -44,25 +44,25 @@ class _Names(tuple[int, ...]):  # noqa: SLOT001  # a tuple with a field in a slo
 
 @final
 class Simulated(FakeEngine):
-    """An engine that takes the time of the one that *profile* describes. See the module.
+    """An engine without a model, which takes the time of the engine that *profile* describes.
 
-    It models continuous batching with chunked prefill, a prefix cache, memory that runs short, and
-    waiting; it does not model words. ``choice`` is honoured; with ``regex`` and ``json_schema`` what
-    it says is what it was given, fitting or not. All samples of a request say the same.
-    Log-probabilities are 0: it is certain. A streamed prompt is read to its end first.
+    It models continuous batching with chunked prefill, a prefix cache, preemption where memory runs
+    short, and waiting; it does not model text. ``choice`` is honoured; with ``regex`` and
+    ``json_schema`` the answer is given unchanged, fitting or not. All samples of a request are equal.
+    Log-probabilities are 0. A streamed prompt is read to its end first.
 
     Args:
         profile: Constants and limits of the engine; ``alto.engines.profiles`` has some.
-        says: What it says: a text, a number of filler tokens, or a list of the texts of its tokens;
-            or a mapping from prompts to these; or a function from a request to one of these.
+        says: The answer: a text, a number of filler tokens, or a list of the texts of its tokens;
+            or a mapping from prompts to answers; or a function from a request to an answer.
         name: For messages and statistics.
-        split: Cuts a text, a prompt or an answer, into the texts of its tokens. By default
-            every word is a token.
-        stream_interval: Hand out a chunk every so many tokens; more is cheaper.
+        split: Splits a text, a prompt or an answer, into the texts of its tokens. By default every
+            word is a token.
+        stream_interval: Number of tokens per chunk; a larger one is cheaper.
 
     Raises:
         ValueError: A number is below 1.
-        TypeError: *says* is no answer.
+        TypeError: *says* is not an answer.
     """
 
     def __init__(
@@ -90,16 +90,16 @@ class Simulated(FakeEngine):
 
     @property
     def profile(self) -> EngineProfile:
-        """What it simulates."""
+        """Profile that it was given."""
         return self._profile
 
     @property
     def capacity(self) -> EngineCapacity:
-        """What it can do at once; known whether it runs or not."""
+        """Limits of the engine; also known while it is stopped."""
         return self._profile.capacity
 
     def statistics(self) -> EngineStatistics:
-        """What it is doing now. Samples count one by one where they run or wait."""
+        """Return what the engine is doing now. Each sample that runs or waits counts."""
         machine = self._machine
         return attrs.evolve(
             self._counts,
@@ -110,23 +110,24 @@ class Simulated(FakeEngine):
         )
 
     def listen(self, listener: CacheListener, /) -> bool:
-        """Tell *listener* of prompt blocks; those of outputs nobody else could use.
+        """Report the blocks of prompts to *listener*; no other call could use those of outputs.
 
-        They are told of when the step that computes them begins.
+        A block is reported when the step that computes it begins.
         """
         self._listeners.append(listener)
         return True
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt: of each of its words, or as it gives them itself."""
+        """Return the token ids of a prompt: one for each word, or those that it consists of."""
         self.check_health()
         return self._answers.encode(prompt)
 
     async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
-        """Say what is given to be said to *request*.
+        """Give the answer to *request*, in the time of the engine.
 
         Raises:
-            InvalidRequest: Nothing is; or its prompt is too long.
+            InvalidRequest: There is no answer to its prompt.
+            PromptTooLong: The prompt fills the context.
         """
         asked = self._running_loop().time()
         prompt = request.prompt
@@ -186,8 +187,8 @@ class Simulated(FakeEngine):
         return generation
 
     def _leave(self, generation: SimulatedGeneration) -> None:
-        """Its reader is gone."""
-        if generation not in self._open:  # the engine was done with it
+        """Abort the generation, if its reader leaves before its end."""
+        if generation not in self._open:  # the engine is done with it
             return
         del self._open[generation]
         self._counts = attrs.evolve(self._counts, aborted=self._counts.aborted + 1)
@@ -200,7 +201,7 @@ class Simulated(FakeEngine):
         return self._loop.time()
 
     def _rearm(self) -> None:
-        """Look at the machine again when all that runs at this moment has done so."""
+        """Set the timer anew, once all callbacks of this turn of the loop have run."""
         if self._timer is not None:
             self._timer.cancel()
         assert self._loop is not None
@@ -212,7 +213,7 @@ class Simulated(FakeEngine):
         self._timer = None if due is None else self._loop.call_at(due, self._run, due)
 
     def _run(self, due: float) -> None:
-        """Something is due; the loop's clock may be a little behind."""
+        """Advance the machine to *due*; the loop's clock may be slightly behind it."""
         woken: dict[SimulatedGeneration, None] = {}
         for event in self._machine.advance(max(due, self._time())):
             key: tuple[SimulatedGeneration, int] = event.key  # type: ignore[assignment]  # as they are added
@@ -226,7 +227,7 @@ class Simulated(FakeEngine):
         self._arm()
 
     def _finish(self, generation: SimulatedGeneration) -> None:
-        """The engine is done with it, whoever reads it or not."""
+        """Count the generation as finished, read or not."""
         del self._open[generation]
         counts = self._counts
         self._counts = attrs.evolve(
@@ -238,7 +239,7 @@ class Simulated(FakeEngine):
         )
 
     def _end_all(self, error: Callable[[], Exception]) -> None:
-        """End everything with *error*, and lose the cache."""
+        """End all generations, each with an *error* of its own, and empty the cache."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

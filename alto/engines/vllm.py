@@ -21,9 +21,9 @@ from alto._wait import LoopLock, run_shielded
 from alto.engines._vllm.arguments import check_model_folder, lora_arguments
 from alto.engines._vllm.engine import VLLMEngine
 from alto.engines._vllm.placement import (
-    Place,
-    Wish,
-    check_wish,
+    Placement,
+    PlacementRequest,
+    check_request,
     look_at_machine,
     plan,
     size_of_weights,
@@ -53,8 +53,8 @@ class VLLM:
     """A model served by vLLM inside this process, on one device of this machine or on many.
 
     Starting takes from seconds to minutes and does not block the event loop. Ctrl-C reaches this
-    program only, not the engines' processes, so a program that catches it still has its engines to
-    finish with; when the program has gone, however it went, they go too.
+    program only, not the engines' processes, so a program that catches it can still use its engines
+    to shut down in order. When the program ends, for whatever reason, the processes end too.
 
     Args:
         model: Name on the hub, or a folder.
@@ -63,14 +63,14 @@ class VLLM:
         tensor_parallel_size: Devices that one engine is spread over.
         devices: Numbers or UUIDs of the devices to use; None: all that are visible.
         policy: Chooses an engine for a call; None: :class:`alto.sched.PromptAware`.
-        recorder: Gets every such choice, see :class:`alto.sched.Decision`.
+        recorder: Called with every decision of the scheduler, see :class:`alto.sched.Decision`.
         name: For messages and statistics; None: the last part of *model*.
         lora: Adapters that a generation may name, with their folders.
         streamed_prompts: Whether the engines compute a prompt while its end is being written.
-        kv_events: Whether the engines tell what is in their prefix caches; else it is guessed.
+        kv_events: Whether the engines report what is in their prefix caches; otherwise it is guessed.
         replace: Whether an engine that dies is started again.
-        progress: Hears of every start, death and replacement; True: a line each on stderr.
-        max_waiting: Most calls that wait for an engine; None: no limit.
+        progress: Called at every start, death and replacement; True: a line each on stderr.
+        max_waiting: Largest number of calls that wait for an engine; None: no limit.
         **engine_args: Any argument of vLLM's ``AsyncEngineArgs``, such as ``max_model_len`` or
             ``gpu_memory_utilization``, for each of the engines. Batch sizes, the scheduling policy
             and, on a CPU, the size of the KV cache have defaults of alto's own.
@@ -107,7 +107,7 @@ class VLLM:
                 raise ValueError("give devices or device_ids, not both")
             devices = engine_args.pop("device_ids")
         self._name = name or Path(self._model).name or self._model
-        self._devices = check_wish(replicas, tensor_parallel_size, devices)
+        self._devices = check_request(replicas, tensor_parallel_size, devices)
         self._replicas: int | Literal["auto"] = replicas
         self._sizes = {
             "tensor_parallel_size": tensor_parallel_size,
@@ -126,7 +126,7 @@ class VLLM:
         self._lifecycle = LoopLock()
 
     def __repr__(self) -> str:
-        """Its state in a line."""
+        """Return its state in a line."""
         try:
             self.check_health()
         except Closed:
@@ -152,12 +152,12 @@ class VLLM:
 
     @property
     def engines(self) -> tuple[PoolEngine, ...]:
-        """Each of its engines at this moment; none before the first start."""
+        """State of each engine at this moment; empty before the first start."""
         return () if self._pool is None else self._pool.engines
 
     @property
     def capacity(self) -> EngineCapacity:
-        """What its engines can do at once, all together.
+        """Limits of all running engines together.
 
         Raises:
             Closed: It is not running, so it is not known.
@@ -177,7 +177,7 @@ class VLLM:
 
     @property
     def max_num_seqs(self) -> int:
-        """How many generations run at once on each of its engines; more wait.
+        """Number of generations that run at once on each engine; further ones wait.
 
         Raises:
             Closed: It is not running, so it is not known.
@@ -187,22 +187,22 @@ class VLLM:
 
     @property
     def load(self) -> int:
-        """Generations of the engine that has the fewest; see :class:`alto.engines.Pool`."""
+        """Number of generations on the engine that has the fewest, those that wait for it included."""
         return 0 if self._pool is None else self._pool.load
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether it scores a pair of texts at once, as a cross-encoder does; False until it runs."""
+        """Whether the model is a cross-encoder, which scores a pair of texts; False until it runs."""
         return self._pool is not None and self._pool.scores_pairs
 
     async def start(self) -> None:
         """Load the model on every engine; engines that are dead for good are replaced.
 
         Raises:
-            EngineStartError: The machine does not allow it, or an engine failed, with the true error
-                of its processes, and its last lines.
+            EngineStartError: The machine has no room for the engines, or one of them failed. The error
+                names the cause in its processes, and has the last lines of their output.
 
-        Cancellation: processes that have been started are ended before it goes on.
+        Cancellation: processes that have been started are ended first.
         """
         async with self._lifecycle.here():
             if self._pool is None:
@@ -214,7 +214,7 @@ class VLLM:
                     pass
                 except EngineDied:
                     states = {engine.state for engine in self._pool.engines}
-                    if not states & {"dead", "starting"}:  # else they are being brought back
+                    if not states & {"dead", "starting"}:  # otherwise they are being restarted
                         await self._pool.stop()
             await self._pool.start()
 
@@ -222,16 +222,18 @@ class VLLM:
         """End the engines' processes.
 
         Args:
-            drain: Take no new calls and wait until those that are there have ended; else they are
-                ended. Cancelling the wait ends them too.
+            drain: Refuse new calls and wait until the open ones have ended; otherwise they are
+                aborted. Cancelling the wait aborts them too.
         """
         if drain and self._pool is not None:
-            await self._pool.stop(drain=True)  # it ends its own life, and no later one
+            await self._pool.stop(
+                drain=True
+            )  # ends the life of the pool that runs now, and no later one
         else:
             await run_shielded(self._stop_in_turn())
 
     async def __aenter__(self) -> Self:
-        """Start it."""
+        """Start the engines."""
         await self.start()
         return self
 
@@ -242,30 +244,35 @@ class VLLM:
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Stop it."""
+        """Stop the engines."""
         await self.stop()
 
     def statistics(self) -> EngineStatistics:
-        """What its engines are doing now, all together; :attr:`engines` has them one by one."""
+        """Return what all engines together are doing; :attr:`engines` has them one by one."""
         return EngineStatistics() if self._pool is None else self._pool.statistics()
 
     def check_health(self) -> None:
-        """Return if an engine can serve."""
+        """Return if an engine can serve.
+
+        Raises:
+            Closed: It has not been started, or was stopped.
+            EngineDied: All engines are dead. They may be starting again.
+        """
         self._running().check_health()
 
     async def wait_died(self) -> None:
-        """Wait until no engine is left and none will be; for ever, if it is stopped or not running."""
+        """Wait until all engines are dead for good; for ever, if it is stopped or not running."""
         if self._pool is None:
             await anyio.sleep_forever()
         else:
             await self._pool.wait_died()
 
     def listen(self, listener: CacheListener, /) -> bool:
-        """Several engines have no one cache to tell of; see :meth:`alto.Member.listen`."""
+        """Return False: several engines have several caches; see :meth:`alto.Member.listen`."""
         return self._running().listen(listener)
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt, as :meth:`generate` makes them."""
+        """Return the token ids of a prompt, as :meth:`generate` makes them."""
         return await self._running().encode(prompt)
 
     def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
@@ -291,7 +298,7 @@ class VLLM:
                 await self._pool.stop()
 
     async def _make_pool(self) -> Pool:
-        """Its engines, where the machine has room for them; nothing is started."""
+        """Make the engines, if the machine has room for them; nothing is started."""
         problem = check_model_folder(self._model)
         if problem is not None:
             raise EngineStartError(self._name, problem)
@@ -299,14 +306,22 @@ class VLLM:
             lora_arguments(self._lora)
         except ValueError as error:
             raise EngineStartError(self._name, str(error)) from error
-        looking = asyncio.get_running_loop().run_in_executor(None, self._places)
+        looking = asyncio.get_running_loop().run_in_executor(None, self._placements)
         try:
-            places = await asyncio.shield(looking)
-        except asyncio.CancelledError:  # it imports, which harms nobody and cannot be stopped
+            placements = await asyncio.shield(looking)
+        except (
+            asyncio.CancelledError
+        ):  # the thread only imports, which is harmless and cannot be stopped
             looking.add_done_callback(lambda future: future.exception())
             raise
-        engines = [self._engine(number, place, len(places)) for number, place in enumerate(places)]
-        groups = {id(engine): place.group for engine, place in zip(engines, places, strict=True)}
+        engines = [
+            self._engine(number, placement, len(placements))
+            for number, placement in enumerate(placements)
+        ]
+        groups = {
+            id(engine): placement.group
+            for engine, placement in zip(engines, placements, strict=True)
+        }
         return Pool(
             engines,
             name=self._name,
@@ -314,9 +329,9 @@ class VLLM:
             **self._of_pool,
         )
 
-    def _places(self) -> tuple[Place, ...]:
-        """Where each engine runs. Blocks: imports vLLM."""
-        wish = Wish(
+    def _placements(self) -> tuple[Placement, ...]:
+        """Plan the placement of each engine. Blocks: imports vLLM."""
+        request = PlacementRequest(
             name=self._name,
             replicas=self._replicas,
             devices=self._devices,
@@ -326,16 +341,20 @@ class VLLM:
         )
         machine = look_at_machine(self._name)
         there = len(machine.devices if self._devices is None else self._devices)
-        if not machine.cpu and wish.replicas != "auto" and wish.replicas * wish.width > there:
+        if (
+            not machine.cpu
+            and request.replicas != "auto"
+            and request.replicas * request.width > there
+        ):
             machine = look_at_machine(self._name, with_memory=True)
-        return plan(machine, wish)
+        return plan(machine, request)
 
-    def _engine(self, number: int, place: Place, count: int) -> VLLMEngine:
-        arguments = {**self._sizes, **place.arguments, **self._engine_args}
+    def _engine(self, number: int, placement: Placement, count: int) -> VLLMEngine:
+        arguments = {**self._sizes, **placement.arguments, **self._engine_args}
         return VLLMEngine(
             self._model,
             name=self._name if count == 1 else f"{self._name}[{number}]",
-            cores=place.cores,
+            cores=placement.cores,
             **self._each,
             **arguments,
         )

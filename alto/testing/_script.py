@@ -1,6 +1,6 @@
-"""What a `Scripted` engine says: lines, how one is found for a prompt, how one is cut to a request.
+"""Lines of a `Scripted` engine: finding one for a prompt, and cutting it to a request.
 
-Values in, decisions out: no clock and no engine here.
+Values in, decisions out: there is no clock and no engine here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = (
 
 
 class ScriptError(AssertionError):
-    """A prompt that the script does not foresee, or a line that nobody asked for."""
+    """A prompt that no line of a script answers, or a line that no prompt has used."""
 
 
 def _chunks(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -68,16 +68,16 @@ def _say(texts: Iterable[str]) -> tuple[Chunk, ...]:
 @final
 @attrs.frozen
 class Line:
-    """What the engine says to one prompt.
+    """The answer to one prompt.
 
     Every chunk counts as one token; its id is made up, and equal for equal texts.
     """
 
     chunks: tuple[str, ...] = attrs.field(converter=_chunks)
-    """The pieces; one text is one piece."""
+    """Texts of the chunks; one text is one chunk."""
     match: str | Callable[[str], bool] | None = attrs.field(default=None, kw_only=True)
-    """Which prompts it answers: those with this text in them, those for which this is true; None:
-    any. A chat is matched as ``role: content`` lines, token ids as numbers with spaces between."""
+    """Prompts that it answers: those that contain this text, those for which this function returns True;
+    None: any. A chat is matched as ``role: content`` lines, token ids as numbers with spaces between."""
     delay: float | None = attrs.field(default=None, kw_only=True)
     """Seconds before each chunk; None: the engine's."""
     first_delay: float | None = attrs.field(default=None, kw_only=True)
@@ -85,16 +85,16 @@ class Line:
     fail_at: int | None = attrs.field(default=None, kw_only=True)
     """Fail in place of the chunk with this index; the number of chunks: fail after the last."""
     error: Exception | None = attrs.field(default=None, kw_only=True)
-    """What it fails with; None: a ``GenerationFailed``."""
+    """Error to fail with; None: a ``GenerationFailed``."""
     finish_reason: FinishReason = attrs.field(default="stop", kw_only=True)
-    """Why it ends, where nothing in the request cuts it short."""
+    """Finish reason, unless the request cuts the line short."""
     cached_tokens: int = attrs.field(default=0, kw_only=True)
-    """What the engine claims to have found in its cache, at most the prompt."""
+    """Number of prompt tokens reported as cached, at most those of the prompt."""
     samples: tuple[tuple[str, ...], ...] = attrs.field(default=(), kw_only=True, converter=_samples)
-    """What the further samples say to a request with ``n`` above 1, piece by piece beside the
-    first; none given: all say the same."""
+    """Chunks of the further samples for a request with ``n`` above 1, given step by step with the first;
+    empty: all samples are equal."""
     logprobs: tuple[float, ...] | None = attrs.field(default=None, kw_only=True, converter=_numbers)
-    """Log-probability of each chunk of the first sample, where a request asks; None: certain."""
+    """Log-probability of each chunk of the first sample, for requests with ``logprobs``; None: 0."""
     said: tuple[Chunk, ...] = attrs.field(
         init=False,
         repr=False,
@@ -121,13 +121,13 @@ class Line:
             raise ValueError(msg)
 
     def fits(self, prompt: str, /) -> bool:
-        """Whether this line answers *prompt*."""
+        """Return whether this line answers *prompt*."""
         if self.match is None:
             return True
         return self.match in prompt if isinstance(self.match, str) else bool(self.match(prompt))
 
     def describe(self) -> str:
-        """The line in a few words, for messages."""
+        """Return the line in a few words, for messages."""
         text = shorten("".join(self.chunks))
         return text if self.match is None else f"{text} for {self.match!r}"
 
@@ -141,24 +141,24 @@ def _as_line(value: Said) -> Line:
 
 
 def shorten(text: str, width: int = 80) -> str:
-    """*text* as a literal, its middle left out where it is long."""
+    """Return *text* as a literal, without its middle where it is long."""
     if len(text) > width:
         text = f"{text[: width // 2]}…{text[-width // 2 :]}"
     return repr(text)
 
 
 def count_tokens(prompt: Prompt) -> int:
-    """Length of a prompt: its ids, or its words."""
+    """Return the length of a prompt: the number of its ids, or of its words."""
     if isinstance(prompt, str) or isinstance(prompt[0], Message):
         return len(prompt_text(prompt).split())
     return len(prompt)
 
 
 class ScriptSource(Protocol):
-    """Where an engine finds what to say."""
+    """Source of the lines of an engine."""
 
     def line_for(self, prompt: str, /) -> Line:
-        """The line that answers *prompt*.
+        """Return the line that answers *prompt*.
 
         Raises:
             ScriptError: There is none.
@@ -166,13 +166,13 @@ class ScriptSource(Protocol):
         ...
 
     def leftovers(self) -> list[str]:
-        """Lines that should have been said and were not, in words."""
+        """Return the lines that should have been used and were not, in words."""
         ...
 
 
 @final
 class Script:
-    """Lines in order, each said once, by the first prompt that it fits."""
+    """Lines in order, each used once, for the first prompt that it fits."""
 
     def __init__(self, lines: Sequence[Said], /) -> None:
         if isinstance(lines, str):
@@ -182,7 +182,7 @@ class Script:
         self._first = 0  # Invariant: every line before this one has been said.
 
     def line_for(self, prompt: str, /) -> Line:
-        """Take the first line that fits."""
+        """Take the first line that fits *prompt* out of the script."""
         for index in range(self._first, len(self._lines)):
             line = self._lines[index]
             if line is not None and line.fits(prompt):
@@ -196,20 +196,20 @@ class Script:
         raise ScriptError(msg)
 
     def leftovers(self) -> list[str]:
-        """Lines that have not been said."""
+        """Return the lines that have not been used."""
         return [line.describe() for line in self._lines if line is not None]
 
 
 @final
 class ScriptedAnswers:
-    """Answers any number of prompts, from a mapping or a function."""
+    """Answers to any number of prompts, from a mapping or a function."""
 
     def __init__(self, answers: Mapping[str, Said] | Callable[[str], Said], /) -> None:
         self._function = answers if callable(answers) else None
         self._lines = {} if callable(answers) else {k: _as_line(v) for k, v in answers.items()}
 
     def line_for(self, prompt: str, /) -> Line:
-        """Look it up."""
+        """Return the answer to *prompt*."""
         if self._function is not None:
             return _as_line(self._function(prompt))
         line = self._lines.get(prompt)
@@ -220,7 +220,7 @@ class ScriptedAnswers:
         return line
 
     def leftovers(self) -> list[str]:
-        """Answers may stay unused."""
+        """Return no lines: answers may stay unused."""
         return []
 
 
@@ -230,11 +230,11 @@ class Performance:
     """A line cut to a request."""
 
     chunks: Sequence[Chunk]
-    """What is said, in order; the last one ends it, unless it fails."""
+    """Chunks, in order; the last one ends the generation, unless it fails."""
     steps: Sequence[int]
-    """When each is said: in a step the engine says one chunk of every sample."""
+    """Step of each chunk: in a step the engine gives one chunk of every sample."""
     fails_at: int | None
-    """The step in which an error comes in place of a chunk; None: it ends by itself."""
+    """Step in which an error comes in place of a chunk; None: it ends by itself."""
 
     @property
     def last_step(self) -> int:
@@ -273,11 +273,11 @@ def perform(line: Line, request: GenerateRequest, prompt_tokens: int) -> Perform
 
 
 _Sample: TypeAlias = tuple[tuple[Chunk, ...], FinishReason]
-"""What a sample says, and why it ends."""
+"""Chunks of a sample, and its finish reason."""
 
 
 def _sample(line: Line, index: int, request: GenerateRequest) -> _Sample:
-    """One sample of *line*, cut to what *request* allows."""
+    """Return one sample of *line*, cut to what *request* allows."""
     texts = line.samples[index - 1] if index and line.samples else line.chunks
     said = line.said if texts is line.chunks else _say(texts)
     reason = line.finish_reason
@@ -297,20 +297,20 @@ def _sample(line: Line, index: int, request: GenerateRequest) -> _Sample:
 
 
 def _ended(said: tuple[Chunk, ...], reason: FinishReason, index: int) -> tuple[Chunk, ...]:
-    """The same with a last chunk of its own, which says why it ends."""
+    """Return the chunks with a last chunk of their own, which has the finish reason."""
     last = said[-1] if said else Chunk(text="", index=index)
     return (*said[:-1], attrs.evolve(last, finish_reason=reason))
 
 
 def _logprobs(chunk: Chunk, value: float, top: int) -> tuple[TokenLogprob, ...]:
-    """A chunk's token with its log-probability; the engine thinks of no other."""
+    """Return the log-probability of a chunk's token, the only one that the engine considers."""
     return tuple(TokenLogprob(token, value, ((token, value),)[:top]) for token in chunk.token_ids)
 
 
 def _in_steps(
     samples: Sequence[Sequence[Chunk]], request: GenerateRequest, fails_at: int | None
 ) -> Performance:
-    """Samples side by side: the first chunk of each, then the second of each."""
+    """Interleave samples: the first chunk of each, then the second of each."""
     if request.n == 1:
         (said,) = samples
         return Performance(chunks=said, steps=range(len(said)), fails_at=fails_at)
@@ -323,7 +323,7 @@ def _in_steps(
 
 
 def _cut(texts: Sequence[str], stops: Sequence[str]) -> list[str] | None:
-    """*texts* up to the first of *stops*; None: none of them occurs."""
+    """Return *texts* up to the first of *stops*; None: none of them occurs."""
     whole = "".join(texts)
     places = [place for place in map(whole.find, stops) if place >= 0]
     if not places:

@@ -1,4 +1,4 @@
-"""What a `Scripted` engine answers to whoever asks for vectors or scores."""
+"""Vectors and scores of a `Scripted` engine."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Vectors:
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether there are scores."""
+        """Whether scores were given."""
         return self._scores is not None
 
     def embedding(self, request: EmbedRequest, /) -> Embedding:
-        """The answer to *request*.
+        """Return the answer to *request*.
 
         Raises:
-            InvalidRequest: Answers of this kind were not given at all.
-            ScriptError: This one was not.
+            InvalidRequest: No vectors, or no scores, were given.
+            ScriptError: None was given for this prompt.
         """
         text = prompt_text(request.prompt)
         if request.pair is not None:

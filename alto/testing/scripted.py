@@ -1,7 +1,7 @@
-"""`Scripted`: an engine that says what the test tells it to say, chunk by chunk.
+"""`Scripted`: an engine whose output a test gives, chunk by chunk.
 
-Two ways to tell it. An ordered list of `Line`s is a *script*: each is said once, an unexpected
-prompt is an error, and so is a line that nobody asked for. A mapping or a function from prompts to
+There are two ways to give it. An ordered list of `Line`s is a *script*: each is used once, an unexpected
+prompt is an error, and so is a line that was never used. A mapping or a function from prompts to
 chunks *answers* any number of prompts.
 
 Vectors and scores are answered from mappings or functions of their own.
@@ -49,13 +49,13 @@ __all__ = ("Line", "ScriptError", "Scripted")
 
 @final
 class Scripted(FakeEngine):
-    """An engine whose every word and every delay is given.
+    """An engine whose every chunk and every delay is given.
 
     Args:
-        lines: A list of lines, said once each, or what answers any number of prompts: a mapping
-            from whole prompts, or a function of the prompt. Chunks are given as a `Line`, as a
-            list of texts, or as one text.
-        slots: At most this many generations at once; others wait, in order. None: no limit.
+        lines: A list of lines, used once each; or answers to any number of prompts: a mapping from
+            whole prompts, or a function of the prompt. Chunks are given as a `Line`, as a list of
+            texts, or as one text.
+        slots: Largest number of generations at once; others wait, in order. None: no limit.
         name: For messages and statistics.
         delay: Seconds from one chunk to the next, where the line does not say. With 0 a
             generation lets other tasks run once, before its first chunk, and not between chunks.
@@ -66,7 +66,7 @@ class Scripted(FakeEngine):
         scores: Scores of pairs of texts, for `alto.LLM.score`, in the same ways.
     """
 
-    def __init__(  # noqa: PLR0913  # each is a trait of the engine that a test may choose
+    def __init__(  # noqa: PLR0913  # independent settings, each with a default
         self,
         lines: Lines,
         /,
@@ -105,24 +105,24 @@ class Scripted(FakeEngine):
 
     @property
     def requests(self) -> tuple[GenerateRequest, ...]:
-        """Every request it got, in order."""
+        """Requests that it got, in order."""
         return tuple(self._requests)
 
     @property
     def embed_requests(self) -> tuple[EmbedRequest, ...]:
-        """Every request for a vector or a score, in order."""
+        """Requests for vectors and scores that it got, in order."""
         return tuple(self._embed_requests)
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether it was given scores, as a cross-encoder has them."""
+        """Whether it was given scores; then it acts as a cross-encoder."""
         return self._vectors.scores_pairs
 
     async def stop(self) -> None:
-        """Abort what runs.
+        """End all generations with ``Closed``. What is left of a script is kept for the next start.
 
         Raises:
-            ScriptError: Lines are left over, and no other error is on its way already.
+            ScriptError: Lines are left over, and no other error is being raised.
         """
         was_running = self._loop is not None
         await super().stop()
@@ -131,10 +131,10 @@ class Scripted(FakeEngine):
             self.check_leftovers()
 
     def check_leftovers(self) -> None:
-        """Return if everything in the script has been said.
+        """Return if every line of the script has been used.
 
         Raises:
-            ScriptError: Names the lines that have not.
+            ScriptError: It names the lines that have not.
         """
         left = self._source.leftovers()
         if left:
@@ -143,7 +143,7 @@ class Scripted(FakeEngine):
             raise ScriptError(msg)
 
     def statistics(self) -> EngineStatistics:
-        """What it is doing now."""
+        """Return what the engine is doing now."""
         return EngineStatistics(
             running=len(self._running),
             waiting=len(self._waiting),
@@ -152,7 +152,7 @@ class Scripted(FakeEngine):
         )
 
     async def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
-        """Say the line that fits *request*. A prompt that streams in is read to its end first.
+        """Give the chunks of the line that fits *request*. A streamed prompt is read to its end first.
 
         Raises:
             ScriptError: No line fits; the message names the prompt.
@@ -171,7 +171,9 @@ class Scripted(FakeEngine):
         last = len(generation.chunks) - 1
         try:
             await self._admitted(generation)
-            if generation.seconds == 0:  # the engine was done at once, so nothing can end it early
+            if (
+                generation.seconds == 0
+            ):  # the engine was done at its admission, so nothing ends it early
                 for chunk in generation.chunks:
                     yield generation.timed(chunk)
             else:
@@ -191,11 +193,11 @@ class Scripted(FakeEngine):
             self._leave(generation)
 
     async def embed(self, request: EmbedRequest, /) -> Embedding:
-        """Give the vector, or for a pair the score, that was given for *request*.
+        """Return the vector, or for a pair the score, that the test gave for *request*.
 
         Raises:
-            InvalidRequest: It was given no vectors, or no scores.
-            ScriptError: It was given others; the message names the prompt.
+            InvalidRequest: No vectors, or no scores, were given.
+            ScriptError: None was given for this prompt; the message names it.
         """
         asked = self._running_loop().time()
         self._embed_requests.append(request)
@@ -216,7 +218,7 @@ class Scripted(FakeEngine):
         return embedding
 
     async def _admitted(self, generation: ScriptedGeneration) -> None:
-        """Wait until *generation* has begun; at least once around the loop."""
+        """Wait until *generation* has begun, for at least one turn of the loop."""
         if generation.start is None:
             await self._sleep(generation, None)
         else:
@@ -266,13 +268,13 @@ class Scripted(FakeEngine):
             generation.wake()
 
     def _complete(self, generation: ScriptedGeneration) -> None:
-        """The engine is done with it, whoever reads it or not."""
+        """Finish the generation in the engine, read or not, and free its slot."""
         if generation.timer is not None:
             self._finished += 1
             self._free_slot(generation, generation.timer)
 
     def _leave(self, generation: ScriptedGeneration) -> None:
-        """Its reader is gone."""
+        """Abort the generation, if its reader leaves before its end."""
         if generation.timer is not None:
             self._aborted += 1
             self._free_slot(generation, generation.timer)

@@ -1,13 +1,10 @@
 """Calls of a pool: each waits for its engine, runs there, and may go on elsewhere.
 
-An engine goes on with a generation that nobody reads, and its place is free when it is done. But a
-pool sees what an engine does by reading. So where somebody waits for an engine in vain, and a reader
-has not come back to a generation on it for a moment, a *pump* reads on in its place and keeps what it
-gets: a task that belongs to the call and ends with it. While nobody waits there is neither a pump nor
-a timer.
-
-A call is driven by whoever iterates its generator; where that reader is away and others wait, the
-pool reads on for it (`alto/engines/_pool/calls.py`).
+A call is driven by the task that iterates its generator. An engine goes on with a generation that is
+not read, and its place is free when it is done; but a pool sees what an engine does only by reading.
+So where calls wait for a full engine, and the reader of a generation on it has been away for a moment, a
+*pump* reads on in the reader's place and keeps the chunks: a task that belongs to the call and ends
+with it. While no call waits there is neither a pump nor a timer.
 """
 
 from __future__ import annotations
@@ -22,8 +19,8 @@ import attrs
 
 from alto._sched.prefix import salt_of
 from alto._wait import wait_shielded
-from alto.engines._pool.members import Members, Seat
-from alto.engines._pool.prompts import Prompts, in_order, work_of
+from alto.engines._pool.encoder import PromptEncoder, in_order, work_of
+from alto.engines._pool.members import Members, PoolSlot
 from alto.errors import Closed, DeadlineExceeded, EngineDied, InvalidRequest, Overloaded
 from alto.model import (
     Chunk,
@@ -38,22 +35,42 @@ from alto.model import (
 from alto.protocols import Embedder
 from alto.sched import EngineBook, Scheduler, Ticket, Work
 
-__all__ = ("Calls", "Readers", "Run")
+__all__ = ("Calls", "ReaderWatch", "PoolCall")
 
 
 @final
-class Run:
-    """A call: where it waits or runs, and what it has got so far.
+class PoolCall:
+    """One call: its engine or its place in the queue, and its output so far.
 
     Args:
-        request: As its engine gets it; None: it is to be embedded.
-        ticket: Its place in the scheduler's books.
-        asked: When its caller began, in seconds of the loop's clock.
+        request: The request for its engine; None: the call is an embedding.
+        ticket: Its ticket at the scheduler.
+        asked: Time at which its caller began, in seconds of the loop's clock.
     """
 
-    __slots__ = ("asked", "begun", "book", "buffer", "checking", "closed", "dispatched", "ended", "first",
-                 "granted", "left", "news", "pump", "reading", "request", "said", "seat", "seen",
-                 "source", "ticket", "time")  # fmt: skip
+    __slots__ = (
+        "asked",
+        "begun",
+        "book",
+        "buffer",
+        "checking",
+        "closed",
+        "dispatched",
+        "ended",
+        "first",
+        "granted",
+        "left",
+        "news",
+        "pump",
+        "reading",
+        "request",
+        "said",
+        "seen",
+        "slot",
+        "source",
+        "ticket",
+        "time",
+    )  # fmt: skip
 
     def __init__(self, request: GenerateRequest | None, ticket: Ticket, asked: float) -> None:
         self.request = request
@@ -62,30 +79,30 @@ class Run:
         self.time = asyncio.get_running_loop().time
         self.dispatched = self.first = asked
         self.granted: asyncio.Event | None = None
-        self.seat: Seat | None = None
+        self.slot: PoolSlot | None = None
         self.book: EngineBook | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
         self.begun = False
-        """Its engine has said something."""
+        """Whether its engine has given a chunk."""
         self.ended = False
-        """The scheduler knows that its engine has no more of it."""
+        """Whether its end has been reported to the scheduler."""
         self.reading = False
         self.checking = False
-        """Somebody will look whether its reader is away."""
+        """Whether a timer is set that checks whether its reader is away."""
         self.seen = 0
-        """Chunks so far."""
+        """Number of chunks so far."""
         self.said: list[int] = []
-        """Its output in tokens; all samples together."""
+        """Tokens of its output, of all samples together."""
         self.left = 1 if request is None else request.n
-        """Samples that have not ended."""
+        """Number of samples that have not ended."""
         self.closed: Exception | None = None
-        """Why it ends, though its engine may go on."""
+        """Error that its reader gets, though its engine may go on; None: it was not closed."""
         self.pump: asyncio.Task[None] | None = None
         self.buffer: deque[Chunk | BaseException] = deque()
         self.news: asyncio.Event | None = None
 
     async def next_kept(self) -> Chunk:
-        """The next chunk that the pump has read or reads."""
+        """Return the next chunk that the pump has read, or wait for it."""
         while not self.buffer:
             self.news = asyncio.Event()
             await self.news.wait()
@@ -97,7 +114,7 @@ class Run:
         return kept
 
     def keep(self, what: Chunk | BaseException) -> None:
-        """The pump has read something."""
+        """Keep a chunk or an error that the pump has read, and wake the reader."""
         self.buffer.append(what)
         if self.news is not None:
             self.news.set()
@@ -108,30 +125,30 @@ _AWAY = 0.02
 
 
 @final
-class Readers:
-    """Sees to it that no reader holds up others.
+class ReaderWatch:
+    """Watch over readers that are away from a generation while other calls wait for its engine.
 
     Args:
-        scheduler: The pool's books.
-        runs: Its calls.
-        account: Is told of every chunk that a pump reads.
+        scheduler: Scheduler of the pool.
+        runs: Calls of the pool, by their tickets.
+        account: Called with every chunk that a pump reads.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        runs: Mapping[Ticket, Run],
-        account: Callable[[Run, Chunk], None],
+        runs: Mapping[Ticket, PoolCall],
+        account: Callable[[PoolCall, Chunk], None],
     ) -> None:
         self._scheduler = scheduler
         self._runs = runs
         self._account = account
         self.pressed: set[EngineBook] = set()
-        """Engines for which somebody may wait in vain. Invariant: a reader that is away from a
-        generation on one of them is going to be looked at, or has a pump."""
+        """Engines that calls wait for while they may be idle unnoticed. Invariant: each reader that is
+        away from a generation on one of them is due to be checked, or has a pump."""
 
     def watch(self) -> None:
-        """Calls wait: find the engines that are full; or seem silent, perhaps as nobody reads."""
+        """Find the engines that are full or silent, while calls wait, and check their readers."""
         before = self.pressed
         self.pressed = {
             book
@@ -145,16 +162,16 @@ class Readers:
                     self.check_later(run)
 
     def relax(self) -> None:
-        """No call waits."""
+        """Stop watching, since no call waits."""
         self.pressed.clear()
 
-    def check_later(self, run: Run) -> None:
-        """Its reader leaves, or has left; look whether it comes back."""
+    def check_later(self, run: PoolCall) -> None:
+        """Set a timer that checks whether the reader of *run* has come back."""
         if run.left and run.pump is None and not run.checking:
             run.checking = True
             asyncio.get_running_loop().call_later(_AWAY, self._check, run, run.seen)
 
-    def _check(self, run: Run, seen: int) -> None:
+    def _check(self, run: PoolCall, seen: int) -> None:
         run.checking = False
         if run.ended or run.reading or run.pump is not None or run.source is None:
             return
@@ -165,7 +182,7 @@ class Readers:
             return
         run.pump = asyncio.get_running_loop().create_task(self._read_on(run, run.source))
 
-    async def _read_on(self, run: Run, source: AsyncGenerator[Chunk, None]) -> None:
+    async def _read_on(self, run: PoolCall, source: AsyncGenerator[Chunk, None]) -> None:
         try:
             while run.left:
                 chunk = await anext(source)
@@ -179,53 +196,53 @@ class Readers:
 
 @final
 class Calls:
-    """Everybody who asks a pool for something.
+    """The calls of a pool.
 
     Args:
-        scheduler: The pool's books.
-        members: Its engines.
-        prompts: Makes tokens of prompts.
-        attempts: Engines on which a call is tried.
-        max_waiting: Most calls that wait; None: no limit.
+        scheduler: Scheduler of the pool.
+        members: Engines of the pool.
+        encoder: Makes tokens of prompts.
+        attempts: Number of engines on which a call is tried.
+        max_waiting: Largest number of calls that wait; None: no limit.
     """
 
     def __init__(
-        self, scheduler: Scheduler, members: Members, prompts: Prompts, *, attempts: int,
+        self, scheduler: Scheduler, members: Members, encoder: PromptEncoder, *, attempts: int,
         max_waiting: int | None,
     ) -> None:  # fmt: skip
-        self._prompts = prompts
+        self._encoder = encoder
         self._scheduler = scheduler
         self._members = members
         self._attempts = attempts
         self._max_waiting = max_waiting
-        self._runs: dict[Ticket, Run] = {}
+        self._runs: dict[Ticket, PoolCall] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._readers = Readers(scheduler, self._runs, self._account)
+        self._readers = ReaderWatch(scheduler, self._runs, self._account)
         self._quiet: asyncio.Event | None = None
         self.open = 0
-        """Calls that have begun and have not ended."""
+        """Number of calls that have begun and have not ended."""
 
     # -- one call
 
     async def generate(  # noqa: C901, PLR0912  # one life from beginning to end, and every way out
         self, request: GenerateRequest, /
     ) -> AsyncGenerator[Chunk, None]:
-        """Run one generation, wherever there is room for it."""
+        """Run one generation, on the engine that the scheduler chooses."""
         asked, readers = asyncio.get_running_loop().time(), self._readers
         self._admit(request.origin, asked)
         self.open += 1
-        run: Run | None = None
+        run: PoolCall | None = None
         streamed = False
         try:
             prefix = request.prefix
-            request, tokens = await self._prompts.prepared(request)
+            request, tokens = await self._encoder.prepared(request)
             streamed = isinstance(request.prompt, StreamedPrompt)
             run = await self._submitted(request, tokens, prefix, asked)
             for attempt in range(1, self._attempts + 1):
-                seat = await self._granted(run)
-                life = seat.life
+                slot = await self._granted(run)
+                life = slot.life
                 try:
-                    run.source = source = seat.engine.generate(
+                    run.source = source = slot.engine.generate(
                         in_order(cast(GenerateRequest, run.request), run.ticket)
                     )
                     run.reading = True
@@ -244,18 +261,18 @@ class Calls:
                         chunk = await run.next_kept()
                         yield chunk if chunk.usage is None else self._billed(run, chunk, request)
                 except (EngineDied, Closed) as error:
-                    if run.closed is not None or not self._members.died(seat, life, error):
+                    if run.closed is not None or not self._members.died(slot, life, error):
                         raise
                     await self._close_source(run)
                     if attempt == self._attempts or not self._may_go_on(run, request, tokens):
                         raise
                     self._again(run)
                 except StopAsyncIteration:
-                    return  # it ended without saying why; whoever reads it will notice
+                    return  # it ended without a finish reason, which the reader reports
                 else:
                     return
         finally:
-            self._prompts.streaming -= streamed
+            self._encoder.streaming -= streamed
             try:
                 if run is not None:
                     await self._leave(run)
@@ -268,24 +285,24 @@ class Calls:
         asked = loop.time()
         self._admit(request.origin, asked)
         self.open += 1
-        run: Run | None = None
+        run: PoolCall | None = None
         try:
-            tokens = await self._prompts.encode(request.prompt)
+            tokens = await self._encoder.encode(request.prompt)
             self._members.check_fits(len(tokens), output=0)
             work = work_of(request.origin, tokens, max_tokens=0, priority=request.priority)
             run = self._new_run(None, work, asked)
             for attempt in range(1, self._attempts + 1):
-                seat = await self._granted(run)
-                life, engine = seat.life, seat.engine
+                slot = await self._granted(run)
+                life, engine = slot.life, slot.engine
                 if not isinstance(engine, Embedder):
                     raise InvalidRequest(
-                        f"engine {seat.name!r} generates, and cannot embed; use one that pools, "
+                        f"engine {slot.name!r} generates, and cannot embed; use one that pools, "
                         f"such as alto.VLLM(model, runner='pooling')"
                     )
                 try:
                     result = await engine.embed(request)
                 except EngineDied as error:
-                    self._members.died(seat, life, error)
+                    self._members.died(slot, life, error)
                     if attempt == self._attempts:
                         raise
                     self._again(run)
@@ -303,7 +320,7 @@ class Calls:
                 self._closed_one()
 
     def _admit(self, origin: Origin | None, now: float) -> None:
-        refusal = self._prompts.closed or self._prompts.refusing
+        refusal = self._encoder.closed or self._encoder.refusing
         if refusal is not None:
             raise Closed(*refusal.args)
         if origin is not None and origin.deadline is not None and origin.deadline <= now:
@@ -323,7 +340,7 @@ class Calls:
             self._quiet = None
 
     async def wait_quiet(self) -> None:
-        """Wait until no call is open, or the pool is stopped, while nothing new is taken."""
+        """Wait until no call is open, or the pool is stopped; new calls are refused meanwhile."""
         if self.open:
             self._quiet = self._quiet or asyncio.Event()
             await self._quiet.wait()
@@ -334,23 +351,25 @@ class Calls:
         tokens: Sequence[int] | None,
         prefix: Prompt | None,
         asked: float,
-    ) -> Run:
-        if tokens is not None and request.prompt is tokens:  # as an engine has made them
+    ) -> PoolCall:
+        if (
+            tokens is not None and request.prompt is tokens
+        ):  # they are an engine's own, so their number is exact
             self._members.check_fits(len(tokens))
         work = work_of(
             request.origin, tokens, max_tokens=request.max_tokens, priority=request.priority,
             n=request.n, salt=salt_of(request.lora), prefix=prefix,
-            prefix_tokens=await self._prompts.prefix_tokens(prefix, tokens),
+            prefix_tokens=await self._encoder.prefix_tokens(prefix, tokens),
             streamed=isinstance(request.prompt, StreamedPrompt),
         )  # fmt: skip
         return self._new_run(request, work, asked)
 
-    def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> Run:
-        if self._prompts.closed is not None:
-            raise Closed(*self._prompts.closed.args)
+    def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> PoolCall:
+        if self._encoder.closed is not None:
+            raise Closed(*self._encoder.closed.args)
         now = asyncio.get_running_loop().time()
         ticket = self._scheduler.submit(work, now=now)
-        run = self._runs[ticket] = Run(request, ticket, asked)
+        run = self._runs[ticket] = PoolCall(request, ticket, asked)
         self.dispatch()
         most, waiting = self._max_waiting, self._scheduler.waiting
         if most is not None and waiting > most and ticket.state == "waiting":
@@ -359,35 +378,41 @@ class Calls:
             raise Overloaded(waiting - 1, most)
         return run
 
-    async def _granted(self, run: Run) -> Seat:
-        """Wait for an engine."""
+    async def _granted(self, run: PoolCall) -> PoolSlot:
+        """Wait for an engine, and return its slot."""
         while True:
-            if run.seat is None:
-                self._prompts.check_hopeful()
-            if run.seat is None:
+            if run.slot is None:
+                self._encoder.check_hopeful()
+            if run.slot is None:
                 run.granted = asyncio.Event()
                 try:
                     await run.granted.wait()
                 finally:
                     run.granted = None
-            seat, book = run.seat, run.book
-            if seat is None or book is None:
-                continue  # there is no engine any more, or the pool was stopped
+            slot, book = run.slot, run.book
+            if slot is None or book is None:
+                continue  # woken without an engine: all are dead, or the pool was stopped
             if run.closed is not None:
                 raise run.closed
             if book.alive:
-                return seat
-            self._again(run)  # it died between being chosen and being asked
+                return slot
+            self._again(run)  # the engine died between the choice and now
 
-    def _again(self, run: Run) -> None:
-        """Its engine is gone: let it wait for another."""
-        run.seat = run.book = run.source = None
+    def _again(self, run: PoolCall) -> None:
+        """Queue the call again, since its engine has died."""
+        run.slot = run.book = run.source = None
         run.reading = False
         self._scheduler.resubmit(run.ticket, now=asyncio.get_running_loop().time())
         self.dispatch()
 
-    def _may_go_on(self, run: Run, request: GenerateRequest, tokens: Sequence[int] | None) -> bool:
-        """Whether a call whose engine died can go on elsewhere; its request is made for that."""
+    def _may_go_on(
+        self, run: PoolCall, request: GenerateRequest, tokens: Sequence[int] | None
+    ) -> bool:
+        """Return whether a call whose engine died can go on elsewhere, and prepare its request.
+
+        A call that has given nothing starts anew. One that has, and may resume, continues behind its
+        output so far.
+        """
         if isinstance(request.prompt, StreamedPrompt) or run.ended:
             return False
         if not run.begun:
@@ -401,8 +426,8 @@ class Calls:
         run.request = attrs.evolve(request, prompt=[*tokens, *run.said], max_tokens=left)
         return True
 
-    def _account(self, run: Run, chunk: Chunk) -> None:
-        """The engine has said something. Every token comes through here."""
+    def _account(self, run: PoolCall, chunk: Chunk) -> None:
+        """Account for a chunk of the engine. Runs once for every chunk."""
         run.seen += 1
         book, now = run.book, run.time()
         if not run.begun or run.ticket.state == "prefilling":
@@ -424,8 +449,8 @@ class Calls:
                 told = 0 if chunk.usage is None else chunk.usage.output_tokens
                 self._end(run, output_tokens=max(told, len(run.said)), completed=True)
 
-    def _billed(self, run: Run, chunk: Chunk, request: GenerateRequest) -> Chunk:
-        """The last chunk, with times as the caller sees them."""
+    def _billed(self, run: PoolCall, chunk: Chunk, request: GenerateRequest) -> Chunk:
+        """Return the last chunk with the usage of the whole call: all attempts, and the wait in the pool."""
         usage = cast(Usage, chunk.usage)
         resumed = run.request is not request
         prompt = run.ticket.prompt_tokens if resumed else usage.prompt_tokens
@@ -441,7 +466,7 @@ class Calls:
             ),
         )
 
-    def _end(self, run: Run, *, output_tokens: int, completed: bool) -> None:
+    def _end(self, run: PoolCall, *, output_tokens: int, completed: bool) -> None:
         if run.ended:
             return
         run.ended = True
@@ -450,8 +475,8 @@ class Calls:
         self._runs.pop(run.ticket, None)
         self.dispatch()
 
-    async def _leave(self, run: Run) -> None:
-        """The call is over, in whatever way. Shielded."""
+    async def _leave(self, run: PoolCall) -> None:
+        """End the call, at the engine and at the scheduler. Shielded."""
         try:
             await self._close_source(run)
         finally:
@@ -463,7 +488,7 @@ class Calls:
             else:
                 self._end(run, output_tokens=len(run.said), completed=False)
 
-    async def _close_source(self, run: Run) -> None:
+    async def _close_source(self, run: PoolCall) -> None:
         source, pump = run.source, run.pump
         run.source = run.pump = None
         if source is None:
@@ -476,17 +501,17 @@ class Calls:
             run.buffer.clear()
             await wait_shielded(source.aclose)
 
-    # -- everybody
+    # -- all calls
 
     def dispatch(self) -> None:
-        """Start what can be started."""
+        """Start the calls that can be started, and arrange the next look at those that cannot."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for ticket in self._scheduler.dispatch(now=now):
             run = self._runs[ticket]
             book = ticket.engine
             assert book is not None
-            run.book, run.seat = book, self._members.seat_of(book)
+            run.book, run.slot = book, self._members.slot_of(book)
             run.dispatched = now if not run.begun else run.dispatched
             if run.granted is not None:
                 run.granted.set()
@@ -508,19 +533,19 @@ class Calls:
         self.dispatch()
 
     def engines_changed(self) -> None:
-        """Engines came or went."""
-        self._prompts.engines_changed()
+        """Dispatch again, since the set of running engines has changed."""
+        self._encoder.engines_changed()
         if not self._members.hopeful:
             self._wake_all()
         self.dispatch()
 
     def close(self, why: Closed) -> None:
-        """End all calls with *why*, and take nothing more.
+        """End all calls with *why*, and refuse new ones.
 
-        A reader that waits for an engine which is not stopped with the pool learns of it with the
+        A reader that waits for an engine which is not stopped with the pool gets the error with its
         next chunk.
         """
-        self._prompts.closed = why
+        self._encoder.closed = why
         for run in self._runs.values():
             run.closed = Closed(*why.args)
         if self._timer is not None:
@@ -528,10 +553,10 @@ class Calls:
             self._timer = None
         self._wake_all()
         self._end_drains()
-        self._prompts.engines_changed()
+        self._encoder.engines_changed()
 
     def _wake_all(self) -> None:
-        """Let those that wait see that there is nothing to wait for."""
+        """Wake all calls that wait for an engine; they find that there is none to wait for."""
         for run in self._runs.values():
             if run.granted is not None:
                 run.granted.set()

@@ -1,9 +1,9 @@
 """The engines of a pool: how they are started, watched, replaced and stopped.
 
-An engine that dies is taken out of the scheduler's books at once. Whoever notices first tells: a
-generation on it, or the engine itself where it can (:meth:`alto.Member.wait_died`). It is stopped, so
-that nothing of it is left, and started again; where that fails, again after a pause that doubles.
-Nothing is asked at intervals: a pool that has nothing to do has no timer.
+An engine that dies is removed from the scheduler at once, when the first of two things happens: a
+generation on it fails, or :meth:`alto.Member.wait_died` returns. The engine is stopped, so that
+nothing of it is left behind, and started again; where that fails, again after a pause that doubles.
+Nothing is polled: an idle pool has no timer.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from alto.model import EngineCapacity, EngineStatistics
 from alto.protocols import Engine, HasCapacity, Member, Scorer, StreamsPrompts
 from alto.sched import EngineBook, Scheduler
 
-__all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "Seat")
+__all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "PoolSlot")
 
 EngineState: TypeAlias = Literal["stopped", "starting", "running", "dead", "failed"]
 
 UNLIMITED = EngineCapacity(max_num_seqs=1 << 20, max_num_batched_tokens=1 << 30)
-"""Of an engine that does not say what it can do."""
+"""Capacity of an engine that does not report one."""
 
 
 @attrs.frozen(kw_only=True)
 class PoolEngine:
-    """One engine of a pool at this moment."""
+    """Snapshot of one engine of a pool."""
 
     name: str
     """Unique in its pool."""
     state: EngineState
     """``failed`` is an engine that died and could not be started again."""
     statistics: EngineStatistics
-    """What it is doing."""
+    """Counters of the engine."""
 
 
 @attrs.frozen(kw_only=True)
 class PoolProgress:
-    """A change in the life of one engine of a pool."""
+    """A change of the state of one engine of a pool."""
 
     engine: str
-    """Its name."""
+    """Name of the engine."""
     state: EngineState
-    """What it is now."""
+    """State of the engine from now on."""
     seconds: float
-    """Since it was last asked to start."""
+    """Seconds since its last start began."""
     running: int
-    """Engines of the pool that run now."""
+    """Number of engines of the pool that run."""
     total: int
-    """Engines of the pool."""
+    """Number of engines of the pool."""
     cause: BaseException | None = None
-    """Why it is dead or failed."""
+    """Error that made it dead or failed; None in other states."""
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Return the change as one line of text."""
         why = "" if self.cause is None else f": {self.cause}"
         return (
             f"{self.engine} is {self.state} after {self.seconds:.1f} s "
@@ -70,35 +70,35 @@ class PoolProgress:
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class Seat:
-    """A place in a pool, and the engine in it."""
+class PoolSlot:
+    """A slot of a pool, and the engine in it."""
 
     engine: Engine
     name: str
     state: EngineState = "stopped"
     book: EngineBook | None = None
-    """Invariant: there while it runs, and only then."""
+    """Scheduler state of the engine. Invariant: set exactly while the engine runs."""
     since: float = 0.0
     cause: BaseException | None = None
     member: Member | None = None
-    """The engine again, while it runs and is a `Member`."""
+    """The engine, while it runs, if it is a `Member`."""
     up: float = 0.0
-    """When it began to serve."""
+    """Time at which it last began to serve."""
     life: int = 0
-    """How often it was started; tells one life from the next."""
+    """Number of starts; distinguishes a call on an earlier life of the engine."""
     pause: float = 0.0
-    """Seconds to wait before it is started again; grows while it does not live for long."""
+    """Seconds to wait before the next restart; doubles while the engine dies early."""
     group: Hashable = None
-    """Those that have the same start one after another."""
+    """Start group: engines of the same group start one after another."""
     context: int | None = None
-    """Of a `Member` that has run: most tokens of a prompt and its output."""
+    """Context of a `Member` that has run, in tokens; None: not known."""
     scores_pairs: bool = False
-    """Whether its engine said so when it was last started."""
+    """Whether its engine is a scorer of pairs; as of its last start."""
     streams_prompts: bool = False
-    """The same."""
+    """Whether its engine takes streamed prompts; as of its last start."""
 
     def statistics(self) -> EngineStatistics:
-        """What its engine is doing."""
+        """Return what the engine is doing."""
         return self.engine.statistics()
 
 
@@ -107,14 +107,14 @@ class Members:
     """The engines of one pool.
 
     Args:
-        engines: They are not running, or run already.
-        scheduler: Gets and loses their books.
+        engines: Running ones are used, and not stopped with the pool.
+        scheduler: Engines are added to it when they run, and removed when they do not.
         replace: Whether an engine that died is started again.
-        attempts: Starts in a row that may fail before an engine is given up.
+        attempts: Number of failed starts in a row after which an engine is given up.
         backoff: First and longest pause between two of them, in seconds.
         start_group: Engines with equal values start one after another.
-        progress: Hears of every change.
-        changed: Called after every change of who runs.
+        progress: Called at every change of an engine's state.
+        changed: Called after the set of running engines has changed.
     """
 
     def __init__(  # noqa: PLR0913  # a pool's own, handed down
@@ -129,8 +129,8 @@ class Members:
         progress: bool | Callable[[PoolProgress], object],
         changed: Callable[[], None],
     ) -> None:
-        self.seats = [
-            Seat(engine=engine, name=name)
+        self.slots = [
+            PoolSlot(engine=engine, name=name)
             for engine, name in zip(engines, _names(engines), strict=True)
         ]
         self.scheduler = scheduler
@@ -140,24 +140,24 @@ class Members:
         self._start_group = start_group
         self._progress = _print if progress is True else progress or None
         self._changed = changed
-        self._mine: list[Seat] = []
+        self._mine: list[PoolSlot] = []
         self._turns: dict[Hashable, asyncio.Lock] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
 
     @property
-    def running(self) -> list[Seat]:
-        """Those that serve."""
-        return [seat for seat in self.seats if seat.book is not None]
+    def running(self) -> list[PoolSlot]:
+        """Slots whose engines serve."""
+        return [slot for slot in self.slots if slot.book is not None]
 
     @property
     def hopeful(self) -> bool:
-        """Whether some engine runs, or will again."""
-        return any(seat.state in ("running", "starting", "dead") for seat in self.seats)
+        """Whether an engine runs, or may run again."""
+        return any(slot.state in ("running", "starting", "dead") for slot in self.slots)
 
-    def seat_of(self, book: EngineBook) -> Seat | None:
-        """Who has *book*."""
-        return next((seat for seat in self.seats if seat.book is book), None)
+    def slot_of(self, book: EngineBook) -> PoolSlot | None:
+        """Return the slot with *book*; None: its engine was removed."""
+        return next((slot for slot in self.slots if slot.book is book), None)
 
     def spawn(self, function: Callable[..., object], *args: object) -> None:
         """Start a task that ends with the pool."""
@@ -165,29 +165,31 @@ class Members:
         self._tasks.start_soon(function, *args)  # type: ignore[arg-type]  # an async function
 
     async def start(self) -> None:
-        """Start all. If one fails, the others are stopped again, and its error is raised."""
-        groups = self._groups()  # it asks the user's function, before there is anything to end
+        """Start all engines. If one fails, stop the others again and raise its error."""
+        groups = (
+            self._groups()
+        )  # calls the user's function, which may raise, before anything has started
         ready = asyncio.Event()
         self._main = asyncio.get_running_loop().create_task(self._supervise(ready))
         errors: list[BaseException] = []
         self._turns = {}  # the loop may be another one
 
-        async def start_in_turn(seats: Sequence[Seat]) -> None:
-            for seat in seats:
+        async def start_in_turn(slots: Sequence[PoolSlot]) -> None:
+            for slot in slots:
                 if errors:
                     return
                 try:
-                    await self._start(seat)
+                    await self._start(slot)
                 except Exception as error:  # noqa: BLE001  # raised below, without a group around it
-                    self._report(seat, "failed")
+                    self._report(slot, "failed")
                     errors.append(error)
                     tasks.cancel_scope.cancel()
 
         try:
             await ready.wait()
             async with anyio.create_task_group() as tasks:
-                for seats in groups.values():
-                    tasks.start_soon(start_in_turn, seats)
+                for slots in groups.values():
+                    tasks.start_soon(start_in_turn, slots)
         except BaseException:
             await self.stop()
             raise
@@ -196,21 +198,21 @@ class Members:
             raise errors[0]
 
     async def stop(self) -> None:
-        """Stop all that run or are being started. Shielded."""
+        """Stop all engines that run or are being started. Shielded."""
         main, self._main = self._main, None
         with anyio.CancelScope(shield=True):
             if main is not None:
                 main.cancel()
                 await asyncio.wait([main])
-            for seat in self.seats:
-                self._take_out(seat, "stopped")
+            for slot in self.slots:
+                self._take_out(slot, "stopped")
             errors: list[BaseException] = []
             if main is not None and not main.cancelled() and (bug := main.exception()) is not None:
                 errors.append(bug)
 
-            async def stop(seat: Seat) -> None:
+            async def stop(slot: PoolSlot) -> None:
                 try:
-                    await seat.engine.stop()
+                    await slot.engine.stop()
                 except Exception as error:  # noqa: BLE001  # raised below
                     errors.append(error)
 
@@ -221,13 +223,16 @@ class Members:
             raise errors[0]
 
     def fits_all(self, length: int, /) -> bool:
-        """Whether a prompt of *length* tokens fits whichever engine gets it, now or after a death."""
+        """Return whether *length* tokens fit every engine that may get the call, now or later."""
         return all(length < limit for limit, _ in self._contexts())
 
     def check_fits(self, length: int, /, *, output: int = 1) -> None:
-        """Refuse a prompt that some engines could run, and others not: any of them may get it.
+        """Refuse a prompt that fits some engines and not others, since any of them may get it.
 
-        One that fits none is refused by whoever makes its tokens, or runs it.
+        A prompt that fits none is refused where its tokens are made, or by the engine that runs it.
+
+        Raises:
+            PromptTooLong: The message names the engine with the shortest context.
         """
         contexts = self._contexts()
         limit, name = min(contexts, default=(0, ""))
@@ -235,154 +240,154 @@ class Members:
             detail = f"that of engine {name!r}, the shortest in its pool"
             raise PromptTooLong(length, limit, detail=detail)
 
-    def died(self, seat: Seat, life: int, cause: BaseException) -> bool:
-        """The engine in *seat* has died in its *life*, or was stopped by somebody else.
+    def died(self, slot: PoolSlot, life: int, cause: BaseException) -> bool:
+        """Replace the engine in *slot*, which died in its *life* or was stopped from outside.
 
-        Telling so twice changes nothing. An engine that serves all the same keeps its place: what
-        has died is one of several below it.
+        A second call for the same life does nothing. An engine that still serves is kept: it has
+        several engines of its own, and one of these has died.
 
         Returns:
-            Whether a call that got *cause* from it may go on elsewhere.
+            Whether a call that got *cause* from the engine may go on elsewhere.
         """
-        if seat.life != life or seat.book is None:
+        if slot.life != life or slot.book is None:
             return True
-        if _runs(seat.engine):
+        if _runs(slot.engine):
             return isinstance(cause, EngineDied)
-        seat.cause = cause
-        self._take_out(seat, "dead" if self._replace else "failed")
+        slot.cause = cause
+        self._take_out(slot, "dead" if self._replace else "failed")
         if self._replace and self._main is not None:
-            self.spawn(self._bring_back, seat)
+            self.spawn(self._bring_back, slot)
         self._changed()
         return True
 
     def statistics(self) -> list[PoolEngine]:
-        """Each engine."""
+        """Return a snapshot of each engine."""
         return [
-            PoolEngine(name=seat.name, state=seat.state, statistics=seat.statistics())
-            for seat in self.seats
+            PoolEngine(name=slot.name, state=slot.state, statistics=slot.statistics())
+            for slot in self.slots
         ]
 
     def last_cause(self) -> str:
-        """Why nothing runs any more."""
-        causes = [str(seat.cause) for seat in self.seats if seat.cause is not None]
-        return causes[-1] if causes else "its engines are gone"
+        """Return the latest error of an engine, as text."""
+        causes = [str(slot.cause) for slot in self.slots if slot.cause is not None]
+        return causes[-1] if causes else "all its engines were stopped"
 
-    def _groups(self) -> dict[Hashable, list[Seat]]:
-        groups: dict[Hashable, list[Seat]] = {}
-        for number, seat in enumerate(self.seats):
-            seat.group = number if self._start_group is None else self._start_group(seat.engine)
-            groups.setdefault(seat.group, []).append(seat)
+    def _groups(self) -> dict[Hashable, list[PoolSlot]]:
+        groups: dict[Hashable, list[PoolSlot]] = {}
+        for number, slot in enumerate(self.slots):
+            slot.group = number if self._start_group is None else self._start_group(slot.engine)
+            groups.setdefault(slot.group, []).append(slot)
         return groups
 
     def _contexts(self) -> list[tuple[int, str]]:
-        """Of those that run or will again, and tell; with their names."""
-        hopeful = [seat for seat in self.seats if seat.state != "failed"]
-        return [(seat.context, seat.name) for seat in hopeful if seat.context is not None]
+        """Return contexts and names of the engines that run or may run again, where they are known."""
+        hopeful = [slot for slot in self.slots if slot.state != "failed"]
+        return [(slot.context, slot.name) for slot in hopeful if slot.context is not None]
 
     async def _supervise(self, ready: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
             ready.set()
             await anyio.sleep_forever()
 
-    async def _start(self, seat: Seat) -> None:
+    async def _start(self, slot: PoolSlot) -> None:
         loop = asyncio.get_running_loop()
-        seat.since = loop.time()
-        self._report(seat, "starting")
-        if seat not in self._mine and not _runs(seat.engine):
-            self._mine.append(seat)
+        slot.since = loop.time()
+        self._report(slot, "starting")
+        if slot not in self._mine and not _runs(slot.engine):
+            self._mine.append(slot)
         try:
-            async with self._turns.setdefault(seat.group, asyncio.Lock()):
-                await seat.engine.start()
+            async with self._turns.setdefault(slot.group, asyncio.Lock()):
+                await slot.engine.start()
         except Exception as error:
-            seat.cause = error
+            slot.cause = error
             raise
-        engine, seat.life = seat.engine, seat.life + 1
+        engine, slot.life = slot.engine, slot.life + 1
         member = engine if isinstance(engine, Member) else None
         capacity = engine.capacity if isinstance(engine, HasCapacity) else UNLIMITED
-        seat.scores_pairs = isinstance(engine, Scorer) and engine.scores_pairs
-        seat.streams_prompts = isinstance(engine, StreamsPrompts) and engine.streams_prompts
-        book = self.scheduler.add_engine(seat.name, capacity, now=loop.time())
-        seat.book, seat.cause, seat.up = book, None, loop.time()
-        seat.member = member
+        slot.scores_pairs = isinstance(engine, Scorer) and engine.scores_pairs
+        slot.streams_prompts = isinstance(engine, StreamsPrompts) and engine.streams_prompts
+        book = self.scheduler.add_engine(slot.name, capacity, now=loop.time())
+        slot.book, slot.cause, slot.up = book, None, loop.time()
+        slot.member = member
         if member is not None:
-            seat.context = capacity.max_model_len
+            slot.context = capacity.max_model_len
             member.listen(self.scheduler.listener(book))
-            self.spawn(self._watch, seat, member, seat.life)
-        self._report(seat, "running")
+            self.spawn(self._watch, slot, member, slot.life)
+        self._report(slot, "running")
         self._changed()
 
-    async def _watch(self, seat: Seat, member: Member, life: int) -> None:
+    async def _watch(self, slot: PoolSlot, member: Member, life: int) -> None:
         try:
             await member.wait_died()
-            seat.engine.check_health()
-            cause: BaseException = EngineError(seat.name, "it died")
+            slot.engine.check_health()
+            cause: BaseException = EngineError(slot.name, "it died")
         except EngineError as error:
             cause = error
-        except Exception:  # noqa: BLE001  # it was stopped by somebody else
+        except Exception:  # noqa: BLE001  # it was stopped from outside
             return
-        self.died(seat, life, cause)
+        self.died(slot, life, cause)
 
-    async def _bring_back(self, seat: Seat) -> None:
+    async def _bring_back(self, slot: PoolSlot) -> None:
         first, longest = self._backoff
-        if asyncio.get_running_loop().time() - seat.up > longest:
-            seat.pause = 0.0  # it has lived for a while
-        if seat not in self._mine:
-            self._mine.append(seat)
+        if asyncio.get_running_loop().time() - slot.up > longest:
+            slot.pause = 0.0  # it ran for long enough to count as healthy
+        if slot not in self._mine:
+            self._mine.append(slot)
         for attempt in range(1, self._attempts + 1):
             try:
-                await seat.engine.stop()
-                await asyncio.sleep(seat.pause)
-                seat.pause = min(max(first, 2 * seat.pause), longest)
-                await self._start(seat)
-            except Exception as error:  # noqa: BLE001  # whatever a start may raise; kept, and told
-                seat.cause = error
-                self._report(seat, "dead" if attempt < self._attempts else "failed")
+                await slot.engine.stop()
+                await asyncio.sleep(slot.pause)
+                slot.pause = min(max(first, 2 * slot.pause), longest)
+                await self._start(slot)
+            except Exception as error:  # noqa: BLE001  # a start may raise anything; kept as the cause, and reported
+                slot.cause = error
+                self._report(slot, "dead" if attempt < self._attempts else "failed")
             else:
                 return
         self._changed()
 
-    def _take_out(self, seat: Seat, state: EngineState) -> None:
-        book, seat.book, seat.member = seat.book, None, None
+    def _take_out(self, slot: PoolSlot, state: EngineState) -> None:
+        book, slot.book, slot.member = slot.book, None, None
         if book is not None:
             self.scheduler.remove_engine(book, now=asyncio.get_running_loop().time())
-        if seat.state != state:
-            self._report(seat, state)
+        if slot.state != state:
+            self._report(slot, state)
 
-    def _report(self, seat: Seat, state: EngineState) -> None:
-        seat.state = state
+    def _report(self, slot: PoolSlot, state: EngineState) -> None:
+        slot.state = state
         if self._progress is None:
             return
         loop = asyncio.get_running_loop()
         progress = PoolProgress(
-            engine=seat.name,
+            engine=slot.name,
             state=state,
-            seconds=loop.time() - seat.since,
+            seconds=loop.time() - slot.since,
             running=len(self.running),
-            total=len(self.seats),
-            cause=seat.cause,
+            total=len(self.slots),
+            cause=slot.cause,
         )
         try:
             self._progress(progress)
-        except Exception as error:  # noqa: BLE001  # a user's; the engines must not suffer for it
+        except Exception as error:  # noqa: BLE001  # a failure of the user's function must not stop the engines
             loop.call_exception_handler(
                 {"message": "the progress function of a pool failed", "exception": error}
             )
 
 
 def _print(progress: PoolProgress) -> None:
-    print(progress, file=sys.stderr, flush=True)  # noqa: T201  # it was asked for
+    print(progress, file=sys.stderr, flush=True)  # noqa: T201  # progress=True asks for it
 
 
 def _runs(engine: Engine) -> bool:
     try:
         engine.check_health()
-    except Exception:  # noqa: BLE001  # it is to be started, whatever is wrong
+    except Exception:  # noqa: BLE001  # whatever is wrong, it is to be started
         return False
     return True
 
 
 def _names(engines: Sequence[Engine]) -> list[str]:
-    """The engines' own names, numbered where they are not unique."""
+    """Return the engines' names, numbered where they are not unique."""
     own = [engine.name for engine in engines]
     return [
         name if own.count(name) == 1 else f"{name}[{number}]" for number, name in enumerate(own)

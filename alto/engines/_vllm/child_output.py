@@ -1,9 +1,9 @@
-"""What an engine's processes print: passed on as it comes, and its last lines kept.
+"""Output of an engine's processes: passed on as it comes, with its last lines kept.
 
-When an engine does not start, the reason is in its children's output only. Children inherit file
-descriptors 1 and 2, so these are pipes while an engine is started. A thread passes everything on to
-where it would have gone, as long as a child lives; engines that start at the same time share the
-pipes, so each then keeps the lines of all.
+When an engine does not start, the reason is only in the output of its children. Children inherit the
+file descriptors 1 and 2, so these are pipes while an engine is started. A thread passes everything on to
+where it would have gone, until the last child has ended. Engines that start at the same time share the
+pipes, so each of them keeps the lines of all.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ _WRAPPERS = (
     "Engine core initialization failed",
     "Engine core proc",
 )
-"""Errors that only say that another process has the true one."""
+"""Errors which only say that another process has failed."""
 
 
 @final
 class ChildOutput:
-    """The lines that one engine's processes have written, from its start on.
+    """Last lines that the processes of one engine have written, from its start on.
 
-    Enter it around the start, in any thread; :meth:`close` it when the processes are gone.
+    Enter it around the start, in any thread; :meth:`close` it when the processes have ended.
     """
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._tap: _Tap | None = None  # what is listened to, until it is closed
-        self._inside: _Tap | None = None  # what is in place, until the block is left
+        self._tap: _PipeTee | None = None  # source of the lines, until this is closed
+        self._inside: _PipeTee | None = None  # the same, until the block is left
 
     def __enter__(self) -> ChildOutput:
-        """Processes started from here on are heard."""
-        self._tap = self._inside = _Tap.join(self)
+        """Redirect this process's outputs: lines of processes started from here on are kept."""
+        self._tap = self._inside = _PipeTee.join(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give this process its own outputs back; children started meanwhile are still heard."""
+        """Restore this process's outputs; lines of children started meanwhile are still kept."""
         tap, self._inside = self._inside, None
         if tap is not None:
             tap.restore()
@@ -63,16 +63,16 @@ class ChildOutput:
         self._lines.append(line)
 
     def lines(self) -> tuple[str, ...]:
-        """What was written last, oldest first."""
+        """Return the last lines, oldest first."""
         return tuple(self._lines)
 
     def settle(self, timeout: float) -> None:
-        """Wait until all writers are gone and read, at most *timeout* seconds."""
+        """Wait until all writers have ended and everything is read, at most *timeout* seconds."""
         if self._tap is not None:
             self._tap.thread.join(timeout)
 
     def close(self, timeout: float = 1.0) -> None:
-        """Stop listening. Blocks until all is passed on, where nobody else listens."""
+        """Keep no more lines. Blocks until everything is passed on, unless other engines listen."""
         tap, self._tap = self._tap, None
         if tap is not None:
             if tap.is_only_for(self):
@@ -81,7 +81,10 @@ class ChildOutput:
 
 
 def _all_open(*fds: int) -> bool:
-    """Whether none of *fds* is closed, as a daemon may have it: a new file would take its place."""
+    """Return whether all of *fds* are open.
+
+    A daemon may have closed them, and the next file that is opened would get such a number.
+    """
     try:
         for fd in fds:
             os.fstat(fd)
@@ -91,35 +94,36 @@ def _all_open(*fds: int) -> bool:
 
 
 @final
-class _Tap:
+class _PipeTee:
     """Pipes in place of this process's outputs, and the thread that empties them.
 
-    In a program without outputs nothing is heard. The thread ends when the last process that holds a pipe has ended.
+    A program without outputs gets no pipes. The thread ends when the last process that holds an end of a
+    pipe has ended.
     """
 
     _lock = threading.Lock()
-    _current: _Tap | None = None
-    """The one that is in place now, if any."""
+    _current: _PipeTee | None = None
+    """The tee that is in place now; None: there is none."""
 
     def __init__(self) -> None:
-        heard = (1, 2) if _all_open(0, 1, 2) else ()  # before anything here opens a file
+        heard = (1, 2) if _all_open(0, 1, 2) else ()  # before the pipes get these numbers
         self._listeners: list[ChildOutput] = []
         self._starting = 0  # Invariant: the pipes are in place exactly while this is above 0.
-        self._targets: dict[int, int] = {}  # where a descriptor's text goes now
+        self._targets: dict[int, int] = {}  # descriptor that the text for each descriptor goes to
         self._saved: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         for fd in heard:
             self._saved[fd] = os.dup(fd)
             readable, writable = os.pipe()
             os.dup2(writable, fd)
-            os.close(writable)
+            os.close(writable)  # descriptor *fd* and its copies in children are the only writers
             self._targets[fd] = self._saved[fd]
             self._selector.register(readable, selectors.EVENT_READ, fd)
         self.thread = threading.Thread(target=self._pass_on, name="alto-child-output", daemon=True)
         self.thread.start()
 
     @classmethod
-    def join(cls, listener: ChildOutput) -> _Tap:
+    def join(cls, listener: ChildOutput) -> _PipeTee:
         with cls._lock:
             if cls._current is None:
                 cls._current = cls()
@@ -135,10 +139,12 @@ class _Tap:
             self._starting -= 1
             if self._starting:
                 return
-            _Tap._current = None
+            _PipeTee._current = None
+            # This process lets go of its ends of the pipes, so the reader sees their end of file when the
+            # last child has ended.
             for fd, saved in self._saved.items():
                 os.dup2(saved, fd)
-                self._targets[fd] = fd  # from now on to whatever the descriptor is, then
+                self._targets[fd] = fd  # the program may redirect it later; then that is followed
                 os.close(saved)
             self._saved.clear()
 
@@ -175,21 +181,21 @@ class _Tap:
             try:
                 data = data[os.write(self._targets[fd], data) :]
             except OSError:
-                return  # nobody reads it; the children must not block for that
+                return  # it is closed; dropped, since the children would block on a full pipe
 
 
 def find_cause(lines: Sequence[str], *, keep: int = 12) -> tuple[str | None, tuple[str, ...]]:
-    """The error that a failing child's output is about.
+    """Find the error in the output of a failing child.
 
     Args:
-        lines: What the processes wrote.
-        keep: At most this many lines are given back.
+        lines: Output of the processes.
+        keep: Largest number of lines to return.
 
     Returns:
-        The line that names the error (None where there is none), and the lines that lead up to and
-        include it, without prefixes, progress and what followed.
+        The line that names the error (None: there is none), and the lines that lead up to it and
+        include it, without prefixes, progress bars and later output.
     """
-    kept = [said for said in map(_Said.parse, lines) if said.matters]
+    kept = [said for said in map(_OutputLine.parse, lines) if said.matters]
     cause, inside = None, False
     for number, said in enumerate(kept):
         if said.text.startswith("Traceback (most recent call last)"):
@@ -208,11 +214,11 @@ def find_cause(lines: Sequence[str], *, keep: int = 12) -> tuple[str | None, tup
 
 @final
 @attrs.frozen
-class _Said:
-    """A line without its prefixes."""
+class _OutputLine:
+    """A line of output without its prefixes."""
 
     source: str
-    """Which process and which line of its program wrote it, as far as the line tells."""
+    """Process, and place in its program, that wrote the line, where the line names them."""
     text: str
     matters: bool
     """Whether it may belong to an error."""
@@ -224,7 +230,7 @@ class _Said:
         text = line if process is None else line[process.end() :]
         log = _LOG.match(text)
         source = "" if process is None else process.group()
-        matters = "%|" not in text
+        matters = "%|" not in text  # a progress bar of tqdm
         if log is not None:
             text = text[log.end() :]
             source += log.group("place")
@@ -232,6 +238,6 @@ class _Said:
         return cls(source, text, matters and not re.fullmatch(r"[\s^~]*", text))
 
     def continues(self, error: Self) -> bool:
-        """Whether this is a further line of the message that *error* begins."""
+        """Return whether this is a further line of the message that *error* begins."""
         beginnings = ("Traceback", "Process ", "  File ", "During ", "The above ")
         return self.source == error.source and not self.text.startswith(beginnings)

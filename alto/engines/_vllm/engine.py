@@ -16,8 +16,8 @@ import attrs
 from alto._wait import LoopLock, run_shielded
 from alto.engines._vllm.arguments import lora_arguments
 from alto.engines._vllm.kv_events import CacheEvents
-from alto.engines._vllm.launch import Launch, Started, shut_down
-from alto.engines._vllm.process_watcher import Deaths
+from alto.engines._vllm.launch import Launch, RunningEngine, shut_down
+from alto.engines._vllm.process_watcher import ProcessWatcher
 from alto.engines._vllm.session import Session
 from alto.errors import Closed, EngineDied, EngineStartError
 from alto.model import (
@@ -61,15 +61,15 @@ class _Health:
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class _Life:
+class _Lifespan:
     """An engine from its start to its stop."""
 
     session: Session
-    started: Started
+    started: RunningEngine
     events: CacheEvents | None
     died: asyncio.Event = attrs.field(factory=asyncio.Event)
     """A process is gone, and vLLM has noticed, if it will."""
-    deaths: Deaths | None = None
+    watcher: ProcessWatcher | None = None
     noticing: asyncio.Task[None] | None = None
 
     @property
@@ -80,7 +80,7 @@ class _Life:
         workers = [worker for process in self.started.processes for worker in _workers(process)]
         processes = [*self.started.processes, *workers]
         self.started.processes = tuple(processes)  # when the first is gone, who finds the others?
-        self.deaths = Deaths(processes or [_Health(self.session)], self._process_gone)
+        self.watcher = ProcessWatcher(processes or [_Health(self.session)], self._process_gone)
 
     def _process_gone(self) -> None:
         self.noticing = asyncio.get_running_loop().create_task(self._notice())
@@ -107,8 +107,8 @@ class _Life:
         return True
 
     async def end(self) -> None:
-        if self.deaths is not None:
-            self.deaths.close()
+        if self.watcher is not None:
+            self.watcher.close()
         if self.noticing is not None:
             self.noticing.cancel()
         try:
@@ -159,7 +159,7 @@ class VLLMEngine:
         self._streamed_prompts = streamed_prompts
         self._kv_events = kv_events and _has_one_cache(engine_args)
         self._engine_args = engine_args
-        self._life: _Life | None = None
+        self._life: _Lifespan | None = None
         self._lifecycle = LoopLock()
 
     def __repr__(self) -> str:
@@ -231,7 +231,9 @@ class VLLMEngine:
                 await run_shielded(self._end_life())
                 raise
 
-    async def _launch(self, arguments: Mapping[str, Any], events: CacheEvents | None) -> Started:
+    async def _launch(
+        self, arguments: Mapping[str, Any], events: CacheEvents | None
+    ) -> RunningEngine:
         launch = Launch(
             self._name,
             self._model,
@@ -247,7 +249,7 @@ class VLLMEngine:
             raise
         return launch.take()
 
-    async def _begin_life(self, started: Started, events: CacheEvents | None) -> None:
+    async def _begin_life(self, started: RunningEngine, events: CacheEvents | None) -> None:
         try:
             session = Session(
                 self._name, started, lora=self._lora, streamed_prompts=self._streamed_prompts
@@ -257,7 +259,7 @@ class VLLMEngine:
             if events is not None:
                 await events.close()
             raise
-        self._life = _Life(session=session, started=started, events=events)
+        self._life = _Lifespan(session=session, started=started, events=events)
         self._life.watch()
         if events is not None:
             await events.wait_connected(_CONNECT)
@@ -286,14 +288,14 @@ class VLLMEngine:
         life = self._life
         if life is None:
             return EngineStatistics()
-        tally = life.started.tally
+        counters = life.started.counters
         return attrs.evolve(
             life.session.statistics(),
-            prompt_tokens=tally.prompt_tokens,
-            cached_tokens=tally.cached_tokens,
-            output_tokens=tally.output_tokens,
-            kv_usage=tally.kv_usage,
-            preempted=tally.preempted,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            output_tokens=counters.output_tokens,
+            kv_usage=counters.kv_usage,
+            preempted=counters.preempted,
         )
 
     def check_health(self) -> None:
@@ -334,7 +336,7 @@ class VLLMEngine:
         """Run one prompt of a model that pools; see :class:`alto.protocols.Embedder`."""
         return await self._alive().embed(request)
 
-    def _running(self) -> _Life:
+    def _running(self) -> _Lifespan:
         if self._life is None:
             msg = f"engine {self._name!r} is not running; start it first"
             raise Closed(msg)

@@ -1,19 +1,19 @@
-"""Ends an engine's process when the one that started it has gone, however that went.
+"""Guard of an engine's processes: end the process when its parent has ended, for whatever reason.
 
 vLLM's processes outlive a program that is killed, and hold the GPU's memory. So this file is the
-first that each of them runs: a thread waits for the end of the parent, and then ends the process on
-the spot. Its own children have the same guard, so a whole engine goes within a moment.
+first that each of them runs: a thread waits for the end of the parent, and then kills the process.
+Its own children have the same guard, so a whole engine ends within a moment.
 
-Why a thread, and not the kernel's ``PR_SET_PDEATHSIG``: that signal is sent when the *thread* which
-started the process ends, and engines are started in threads that do not live as long as they. A
-pipe would do, but every copy of its other end, in whatever else the program has forked, would
-hold it open. A ``pidfd`` of the parent (Linux) has neither flaw. Where there is none, the number of
-the parent is looked at twice a second: it changes when the parent has gone.
+The kernel's ``PR_SET_PDEATHSIG`` does not serve: that signal is sent when the *thread* which started
+the process ends, and the threads that start engines end before them. A pipe to the parent does not
+serve either: each process that the program forks holds a copy of its other end, and keeps it open. A
+``pidfd`` of the parent (Linux) has neither flaw. Without it, the number of the parent is read twice a
+second: it changes when the parent has ended.
 
-It is run by its path, in processes that may not find alto, before anything else there: so it imports
-the standard library only, and little of it. Processes that these start in the same way run it too,
-since it is then what multiprocessing takes for their main module (see
-:mod:`alto.engines._vllm.main_module`). Processes that are *forked* do not have it.
+The file is run by its path, in processes that may not be able to import alto, and before anything else:
+so it imports only the standard library, and little of it. Processes that are started from there in
+the same way run it too, since multiprocessing then takes it for their main module (see
+:mod:`alto.engines._vllm.main_module`). Processes that are *forked* do not have the guard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import time
 __all__ = ("watch_parent",)
 
 _INTERVAL = 0.5
-"""Seconds between two looks at the parent's number."""
+"""Seconds between two reads of the parent's number."""
 
 
 def watch_parent() -> None:
@@ -40,17 +40,19 @@ def watch_parent() -> None:
 
 
 def _wait_and_end(parent: int) -> None:
-    """Wait until *parent*, seen when this process began, is not the parent any more."""
+    """Wait until *parent*, as seen when this process began, is not the parent any more; then kill."""
     if parent == _true_parent(parent):
         _wait_for_end(parent)
-    # What it works for is gone, and what it shares is cleaned up by multiprocessing's own helper.
+    # SIGKILL ends the process whatever it is doing. What it shares with others is cleaned up by
+    # multiprocessing's resource tracker.
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _true_parent(parent: int) -> int | None:
-    """Who has started us, as multiprocessing says, which it does only some time after the start.
+    """Return the number of the process that started this one; None: the parent has changed.
 
-    If the parent ended before we could look, *parent* is whoever adopts orphans. None: it changed.
+    If the parent ended before this process could look, *parent* is the process that adopts orphans.
+    multiprocessing knows the true one, but only some time after the start.
     """
     while os.getppid() == parent:
         process = sys.modules.get("multiprocessing.process")
@@ -64,15 +66,17 @@ def _true_parent(parent: int) -> int | None:
 def _wait_for_end(parent: int) -> None:
     try:
         fd = os.pidfd_open(parent)
-    except (AttributeError, OSError):  # not on this system, or it has just gone
+    except (AttributeError, OSError):  # not on this system, or it has just ended
         fd = None
     if fd is not None:
-        poll = select.poll()  # any number of a descriptor will do, unlike with select()
+        poll = select.poll()  # select() fails for descriptors above 1023
         poll.register(fd, select.POLLIN)
         poll.poll()
+    # Without a pidfd this waits for the end; with one, only until the kernel has changed the parent.
     while os.getppid() == parent:
         time.sleep(_INTERVAL)
 
 
+# "__mp_main__" is the name under which multiprocessing runs the main module of a spawned process.
 if __name__ in {"__mp_main__", "__main__"}:
     watch_parent()

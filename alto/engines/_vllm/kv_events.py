@@ -19,7 +19,7 @@ from typing import Any, Final, final
 from alto._sched.prefix import salt_of
 from alto.protocols import CacheListener
 
-__all__ = ("CacheEvents", "Reader")
+__all__ = ("CacheEvents", "CacheEventReader")
 
 _FIELDS: Final = {
     "BlockStored": (
@@ -37,7 +37,7 @@ _RETRY = 20
 
 
 @final
-class Reader:
+class CacheEventReader:
     """Turns the messages of one engine into calls of its listeners. Never raises.
 
     Invariant: a listener knows at most what the engine holds, but for what is under way.
@@ -114,7 +114,7 @@ class CacheEvents:
         self._folder = Path(folder)
         self.endpoint = f"ipc://{folder}/kv"
         """Where the engine is to publish."""
-        self._reader = Reader()
+        self._reader = CacheEventReader()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RETRY)

@@ -1,7 +1,8 @@
-"""Start vLLM's `AsyncLLM` in a worker thread, and end it, so that nothing is left behind.
+"""Start vLLM's `AsyncLLM` in a worker thread, and shut it down, without leaving anything behind.
 
-The engine's work is done by child processes. They must not die of a Ctrl-C that is meant for the
-program, their output must be heard, and when a start is cancelled or fails they must go.
+The work of the engine is done by child processes. They must not die of a Ctrl-C that is meant for the
+program, their output is needed to explain a failure, and when a start is cancelled or fails they must
+be ended.
 """
 
 from __future__ import annotations
@@ -33,40 +34,40 @@ from alto.engines._vllm.main_module import main_module_left_alone
 from alto.engines._vllm.placement import CACHE_SPACE
 from alto.engines._vllm.process_watcher import is_alive
 from alto.engines._vllm.sockets import Sockets
-from alto.engines._vllm.stat_logger import Tally, stat_loggers
+from alto.engines._vllm.stat_logger import EngineCounters, stat_loggers
 from alto.errors import EngineStartError
 
-__all__ = ("Launch", "LaunchCancelled", "Started", "shut_down")
+__all__ = ("Launch", "LaunchCancelled", "RunningEngine", "shut_down")
 
 _VARIABLES: Final = {
-    # Not forked: this process has threads, and perhaps a GPU that it has used.
+    # A fork would copy locks that other threads hold, and cannot use CUDA after its parent has.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    # On a CPU workers do not go before they are told to, and the engine's end waits for them.
+    # On a CPU the workers ignore a shutdown until this timeout, and the engine's end waits for them.
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
 }
 _GRACE: Final = 5.0
-"""Seconds that processes of a failed start get to go by themselves before they are killed."""
-_TELL_ALL, _KILL_ALL = 1.0, 4.0
-"""Seconds into a cancellation, which somebody waits for, after which its processes' own children are
-told to go, and all are killed."""
+"""Seconds that the processes of a failed start get to end by themselves before they are killed."""
+_TERMINATE_ALL, _KILL_ALL = 1.0, 4.0
+"""Seconds after a cancellation, for which a caller waits: then the children's own children get SIGTERM
+too; then all are killed."""
 
 
 class LaunchCancelled(Exception):
-    """The start was cancelled; nothing is left of it."""
+    """The start was cancelled, and has left nothing behind."""
 
 
 @attrs.define(eq=False, kw_only=True)
-class Started:
-    """An engine that runs, and what must go with it."""
+class RunningEngine:
+    """A running engine of vLLM, and what must be freed with it."""
 
     engine: Any
     """vLLM's ``AsyncLLM``."""
     processes: tuple[Any, ...]
-    """Its child processes, as psutil sees them; empty where the system cannot tell."""
+    """Its child processes, as psutil objects; empty where the system does not list them."""
     output: ChildOutput
-    """What they write."""
-    tally: Tally = attrs.field(factory=Tally)
-    """What the engine says of its work."""
+    """Output of these processes."""
+    counters: EngineCounters = attrs.field(factory=EngineCounters)
+    """Statistics that the engine reports."""
     sockets: Sockets = attrs.field(factory=Sockets)
     """Its share of the folder for sockets."""
 
@@ -76,11 +77,11 @@ class Launch:
     """One start of one engine. :meth:`run` it in a thread; the loop may :meth:`cancel` it.
 
     Args:
-        name: Of the engine, for errors.
-        model: Name or folder.
-        arguments: Of vLLM's ``AsyncEngineArgs``.
-        variables: What the engine's processes find in their environment, besides the program's.
-        events: Where it is to publish what its cache holds; None: nowhere.
+        name: Name of the engine, for errors.
+        model: Name or folder of the model.
+        arguments: Arguments of vLLM's ``AsyncEngineArgs``.
+        variables: Environment variables of the engine's processes, besides the program's.
+        events: Endpoint at which it publishes the events of its prefix cache; None: it does not.
     """
 
     def __init__(
@@ -108,37 +109,37 @@ class Launch:
         self._children_before: frozenset[int] = frozenset()
         self._family: dict[int, Any] = {}
         self._cancelled_at = 0.0
-        self._told = 0
-        self._started: Started | None = None
+        self._signals_sent = 0
+        self._started: RunningEngine | None = None
 
     def run(self) -> None:
-        """Build the engine, for :meth:`take`; blocks for as long as its model takes to load.
+        """Build the engine, for :meth:`take`. Blocks while the model loads.
 
-        The engine is not returned: an exception that a library below keeps would keep the frames
-        it came through, and with them an engine that is a local variable there.
+        The engine is not returned: an exception that some library keeps also keeps the frames it
+        passed through, and with them an engine that is a local variable there.
 
         Raises:
-            EngineStartError: It did not work; nothing is left behind.
+            EngineStartError: The start failed; nothing is left behind.
             LaunchCancelled: :meth:`cancel` was called; nothing is left behind.
         """
         problem = check_model_folder(self._model)
         if problem is not None:
             raise EngineStartError(self._name, problem)
-        output, tally = ChildOutput(), Tally()
+        output, counters = ChildOutput(), EngineCounters()
         try:
-            self._started = Started(
-                engine=self._build(output, tally),
+            self._started = RunningEngine(
+                engine=self._build(output, counters),
                 processes=self._new_children(),
                 output=output,
-                tally=tally,
+                counters=counters,
                 sockets=self._sockets,
             )
         except LaunchCancelled:
             self._sweep(output)
             raise
         except (Exception, SystemExit) as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the half-built engine
-            if not self._cancelled:  # who waits for the end wants no reason
+            traceback.clear_frames(error.__traceback__)  # its frames hold the half-built engine
+            if not self._cancelled:  # a cancelled start needs no cause, and its caller waits
                 output.settle(2.0)
             self._sweep(output)
             if self._cancelled:
@@ -150,11 +151,13 @@ class Launch:
             if not self._cancelled:
                 self._stage = "done"
                 return
+        # It was cancelled between the end of the build and here: `cancel` has seen "building", and
+        # its caller waits for this thread to leave nothing behind.
         shut_down(self.take())
         raise LaunchCancelled
 
-    def take(self) -> Started:
-        """The engine that :meth:`run` has built; to be asked for once."""
+    def take(self) -> RunningEngine:
+        """Hand over the engine that :meth:`run` has built. Call it once."""
         started, self._started = self._started, None
         assert started is not None
         return started
@@ -163,19 +166,23 @@ class Launch:
         """Ask :meth:`run` to give up. Call it again until it has, from any thread.
 
         Returns:
-            Whether :meth:`run` is to be waited for, since processes may have been started; if it
-            succeeds after all, shut down what it has built. Else it only imports and reads, and
-            will leave nothing behind.
+            Whether to wait for :meth:`run`, since processes may have been started; if it succeeds
+            after all, shut down the engine that it has built. If False, it only imports and reads,
+            and will leave nothing behind.
         """
         with self._lock:
             self._cancelled = True
             stage = self._stage
         if stage == "building":
-            self._tell_to_go()
+            self._signal_children()
         return stage != "reading"
 
-    def _tell_to_go(self) -> None:
-        """Ever more firmly: vLLM's first process minds SIGTERM only once it serves."""
+    def _signal_children(self) -> None:
+        """Ask the processes to end, at each call more firmly as time goes by.
+
+        First SIGTERM to the children, which vLLM's first process heeds only once it serves; then SIGTERM
+        to all processes below them; then SIGKILL.
+        """
         children = self._new_children()
         for child in children:
             self._remember(child)
@@ -185,26 +192,31 @@ class Launch:
         family = tuple(self._family.values())
         if elapsed > _KILL_ALL:
             _signal(family, signal.SIGKILL)
-        elif self._told == 1 and elapsed > _TELL_ALL:
+        elif self._signals_sent == 1 and elapsed > _TERMINATE_ALL:
             _signal(family, signal.SIGTERM)
-            self._told = 2
-        elif self._told == 0 and children:
+            self._signals_sent = 2
+        elif self._signals_sent == 0 and children:
             _signal(children, signal.SIGTERM)
-            self._told = 1
+            self._signals_sent = 1
 
-    def _build(self, output: ChildOutput, tally: Tally) -> Any:  # noqa: ANN401  # vLLM's
+    def _build(self, output: ChildOutput, counters: EngineCounters) -> Any:  # noqa: ANN401  # vLLM's
         with _launch_environment(), main_module_left_alone(self._variables):
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
             arguments = self._checked_arguments(AsyncEngineArgs)
-            with _interrupts_blocked(), output:  # in this order: else the tracker keeps a pipe
+            with (
+                _interrupts_blocked(),
+                output,
+            ):  # in this order: otherwise the resource tracker, which the first starts, inherits the pipes
                 settings = AsyncEngineArgs(**arguments)
                 self._stop_if_cancelled()
                 config = settings.create_engine_config()
+                # Children are found by the thread that starts them, since other engines may be
+                # starting in other threads at the same time.
                 self._thread = threading.get_native_id()
                 self._children_before = _children(self._thread)
-                with self._lock:
+                with self._lock:  # from here on `cancel` must signal processes
                     self._stop_if_cancelled()
                     self._stage = "building"
                 with self._sockets.put_together():
@@ -212,7 +224,7 @@ class Launch:
                         config,
                         enable_log_requests=settings.enable_log_requests,
                         disable_log_stats=settings.disable_log_stats,
-                        stat_loggers=stat_loggers(tally),
+                        stat_loggers=stat_loggers(counters),
                     )
 
     def _stop_if_cancelled(self) -> None:
@@ -234,7 +246,7 @@ class Launch:
             known=known,
             cpu=self._cpu,
             memory=psutil.virtual_memory().total,
-            cache_chosen=bool(os.environ.get(CACHE_SPACE)),  # as vLLM asks
+            cache_chosen=bool(os.environ.get(CACHE_SPACE)),  # empty counts as not set, as in vLLM
         )
         if self._events is not None and "kv_events_config" in known:
             from vllm.config import KVEventsConfig
@@ -272,7 +284,7 @@ class Launch:
             self._family.setdefault(member.pid, member)
 
     def _sweep(self, output: ChildOutput) -> None:
-        """End what a failed or cancelled build has left."""
+        """End the processes that a failed or cancelled build has left, and free its resources."""
         if self._stage == "building":
             for child in self._new_children():
                 self._remember(child)
@@ -281,12 +293,14 @@ class Launch:
         output.close()
 
 
-def shut_down(started: Started) -> None:
+def shut_down(started: RunningEngine) -> None:
     """End an engine and all of its processes. Blocks for seconds; the loop must run meanwhile."""
+    # Listed first: when a parent has ended, its children cannot be found any more.
     family = tuple(member for process in started.processes for member in _family(process))
     engine, started.engine = started.engine, None
     try:
-        # time for the processes to free what they share, or it would stay until this program ends
+        # The timeout lets the processes free their shared memory, which would otherwise stay until this
+        # program ends. Some versions of vLLM have no such parameter.
         patient = "timeout" in inspect.signature(engine.shutdown).parameters
         engine.shutdown(**({"timeout": 2 * _GRACE} if patient else {}))
     finally:
@@ -299,8 +313,8 @@ def shut_down(started: Started) -> None:
 def _close_sockets(engine: Any) -> None:  # noqa: ANN401  # vLLM is not typed here
     """Close the context of the sockets, which vLLM leaves to the garbage collector.
 
-    That waits until the loop has closed the sockets, and for ever if one were forgotten: so not
-    here.
+    The call waits until the loop has closed all sockets, for ever if one was forgotten. So it is made
+    in a thread of its own, and waited for at most a second.
     """
     context = getattr(getattr(engine.engine_core, "resources", None), "ctx", None)
     if context is not None:
@@ -310,7 +324,7 @@ def _close_sockets(engine: Any) -> None:  # noqa: ANN401  # vLLM is not typed he
 
 
 def _family(process: Any) -> tuple[Any, ...]:  # noqa: ANN401  # psutil is not typed
-    """*process* and all below it that can still be seen."""
+    """Return *process* and all processes below it that the system still lists."""
     import psutil
 
     try:
@@ -320,10 +334,10 @@ def _family(process: Any) -> tuple[Any, ...]:  # noqa: ANN401  # psutil is not t
 
 
 def _end(processes: tuple[Any, ...], *, grace: float) -> None:
-    """Wait until *processes* are gone; those that take longer than *grace* are killed."""
+    """Wait until *processes* have ended, and kill those that take longer than *grace* seconds."""
     deadline, killed = time.monotonic() + grace, False
     while True:
-        multiprocessing.active_children()  # reaps those that have ended
+        multiprocessing.active_children()  # has a side effect: it reaps children that have ended
         left = [process for process in processes if is_alive(process)]
         if not left or (killed and time.monotonic() > deadline):
             return
@@ -342,7 +356,7 @@ def _signal(processes: Sequence[Any], number: int) -> None:
 
 
 def _children(thread: int) -> frozenset[int]:
-    """Processes that *thread* of this process has started; none where the system cannot tell."""
+    """Return the processes that *thread* of this process started; none where /proc has no such list."""
     try:
         listed = Path(f"/proc/self/task/{thread}/children").read_text()
     except OSError:
@@ -352,11 +366,13 @@ def _children(thread: int) -> frozenset[int]:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started by this thread ignore Ctrl-C, which the terminal sends to all of a group.
+    """Let processes that this thread starts ignore Ctrl-C, which a terminal sends to a whole group.
 
-    Else a program that catches Ctrl-C, to end in order, would find its engines dead already.
+    Otherwise a program that catches Ctrl-C, to shut down in order, would find its engines dead.
     """
-    resource_tracker.ensure_running()  # before, or it would undo the mask when a child starts
+    # A child inherits the signal mask of the thread that starts it. multiprocessing starts its resource
+    # tracker with the first child, and unblocks SIGINT after that; so it is started before.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -366,7 +382,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 @final
 class _Environment:
-    """Counts the launches that need variables which this program has not set."""
+    """Number of launches that need each variable which the program has not set itself."""
 
     lock = threading.Lock()
     users: Final[dict[str, int]] = {}
@@ -374,7 +390,10 @@ class _Environment:
 
 @contextlib.contextmanager
 def _launch_environment() -> Iterator[None]:
-    """Variables that an engine's processes inherit, where the program has not chosen itself."""
+    """Set the variables that an engine's processes inherit, unless the program has set them itself.
+
+    Launches may overlap: a variable is removed when the last of those that need it has ended.
+    """
     mine = []
     with _Environment.lock:
         for name, value in _VARIABLES.items():

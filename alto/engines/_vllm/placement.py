@@ -30,9 +30,9 @@ __all__ = (
     "CACHE_SPACE",
     "Device",
     "Machine",
-    "Place",
-    "Wish",
-    "check_wish",
+    "Placement",
+    "PlacementRequest",
+    "check_request",
     "look_at_machine",
     "plan",
     "size_of_weights",
@@ -90,7 +90,7 @@ class Machine:
 
 @final
 @attrs.frozen(kw_only=True)
-class Wish:
+class PlacementRequest:
     """What the user wants."""
 
     name: str
@@ -114,7 +114,7 @@ class Wish:
 
 @final
 @attrs.frozen(kw_only=True)
-class Place:
+class Placement:
     """Where one replica runs."""
 
     arguments: Mapping[str, Any] = attrs.field(factory=dict)
@@ -125,7 +125,7 @@ class Place:
     """Replicas of the same group share a device and start one after the other."""
 
 
-def check_wish(
+def check_request(
     replicas: object, tensor_parallel_size: object, devices: object
 ) -> tuple[DeviceId, ...] | None:
     """Refuse what no machine could do; give the devices as a tuple.
@@ -153,110 +153,110 @@ def check_wish(
     return tuple(devices)
 
 
-def plan(machine: Machine, wish: Wish) -> tuple[Place, ...]:
+def plan(machine: Machine, request: PlacementRequest) -> tuple[Placement, ...]:
     """Where each replica runs.
 
     Raises:
         EngineStartError: The machine does not allow it; what was asked, what there is, what to set.
     """
-    return _plan_cpu(machine, wish) if machine.cpu else _plan_devices(machine, wish)
+    return _plan_cpu(machine, request) if machine.cpu else _plan_devices(machine, request)
 
 
-def _plan_devices(machine: Machine, wish: Wish) -> tuple[Place, ...]:
-    usable = _usable_devices(machine, wish)
-    groups = len(usable) // wish.width
-    replicas = groups if wish.replicas == "auto" else wish.replicas
-    if groups == 0 or (replicas > groups and wish.width > 1):
-        _too_few(wish, len(usable), max(replicas, 1))
-    if replicas == 1 and wish.devices is None and len(usable) == wish.width:
-        return (Place(group=0),)
+def _plan_devices(machine: Machine, request: PlacementRequest) -> tuple[Placement, ...]:
+    usable = _usable_devices(machine, request)
+    groups = len(usable) // request.width
+    replicas = groups if request.replicas == "auto" else request.replicas
+    if groups == 0 or (replicas > groups and request.width > 1):
+        _too_few(request, len(usable), max(replicas, 1))
+    if replicas == 1 and request.devices is None and len(usable) == request.width:
+        return (Placement(group=0),)
     by_index = {device.index: device for device in machine.devices}
-    places = []
+    placements = []
     for number in range(replicas):
         group = number % groups
-        ids = usable[group * wish.width : (group + 1) * wish.width]
+        ids = usable[group * request.width : (group + 1) * request.width]
         sharers = len(range(group, replicas, groups))
         shared: dict[str, Any] = {}
         if sharers > 1:
-            shared = _share_of_device(wish, ids[0], by_index.get(ids[0]), sharers)
-        places.append(Place(arguments={"device_ids": list(ids), **shared}, group=group))
-    return tuple(places)
+            shared = _share_of_device(request, ids[0], by_index.get(ids[0]), sharers)
+        placements.append(Placement(arguments={"device_ids": list(ids), **shared}, group=group))
+    return tuple(placements)
 
 
-def _usable_devices(machine: Machine, wish: Wish) -> tuple[Any, ...]:
+def _usable_devices(machine: Machine, request: PlacementRequest) -> tuple[Any, ...]:
     visible = tuple(device.index for device in machine.devices)
     if not visible:
         raise EngineStartError(
-            wish.name,
+            request.name,
             "this vLLM is built for GPUs, and none is visible; look at CUDA_VISIBLE_DEVICES and "
             "the driver, or install alto-llm[cpu]",
         )
-    if wish.devices is None:
+    if request.devices is None:
         return visible
-    missing = [i for i in wish.devices if isinstance(i, int) and i not in visible]
+    missing = [i for i in request.devices if isinstance(i, int) and i not in visible]
     if missing:
         raise EngineStartError(
-            wish.name,
-            f"devices={list(wish.devices)} asks for {missing}, and the visible devices are "
+            request.name,
+            f"devices={list(request.devices)} asks for {missing}, and the visible devices are "
             f"{list(visible)}; set devices to some of them (they are numbered within "
             f"CUDA_VISIBLE_DEVICES, where that is set)",
         )
-    return wish.devices
+    return request.devices
 
 
-def _too_few(wish: Wish, there: int, replicas: int) -> None:
-    sizes = ", ".join(f"{name}={size}" for name, size in wish.sizes.items() if size > 1)
-    each = f"{wish.width} device{'s' if wish.width > 1 else ''}"
-    most = there // wish.width
+def _too_few(request: PlacementRequest, there: int, replicas: int) -> None:
+    sizes = ", ".join(f"{name}={size}" for name, size in request.sizes.items() if size > 1)
+    each = f"{request.width} device{'s' if request.width > 1 else ''}"
+    most = there // request.width
     remedy = f"replicas={most}" if most else f"a product of these sizes of at most {there}"
-    what = "given" if wish.devices is not None else "visible"
+    what = "given" if request.devices is not None else "visible"
     raise EngineStartError(
-        wish.name,
-        f"replicas={replicas} with {sizes} needs {each} for each replica, {replicas * wish.width} "
+        request.name,
+        f"replicas={replicas} with {sizes} needs {each} for each replica, {replicas * request.width} "
         f"in all, and {there} {'is' if there == 1 else 'are'} {what}; set {remedy}",
     )
 
 
 def _share_of_device(
-    wish: Wish, device_id: DeviceId, device: Device | None, sharers: int
+    request: PlacementRequest, device_id: DeviceId, device: Device | None, sharers: int
 ) -> dict[str, Any]:
     """Memory arguments of one of *sharers* replicas on a device."""
-    asked = f"replicas={wish.replicas} puts {sharers} of them on device {device_id!r}"
-    cache = wish.engine_args.get("kv_cache_memory_bytes")
+    asked = f"replicas={request.replicas} puts {sharers} of them on device {device_id!r}"
+    cache = request.engine_args.get("kv_cache_memory_bytes")
     memory = None if device is None else device.memory
     if cache is not None:
-        needed = sharers * (cache + (wish.weights or 0) + _DEVICE_OVERHEAD)
+        needed = sharers * (cache + (request.weights or 0) + _DEVICE_OVERHEAD)
         if memory is not None and needed > memory:
             raise EngineStartError(
-                wish.name,
+                request.name,
                 f"{asked}, which takes about {_gib(needed)} with kv_cache_memory_bytes={cache}, "
                 f"and it has {_gib(memory)}; set fewer replicas or a smaller kv_cache_memory_bytes",
             )
         # What vLLM wants to find free before it begins; the cache has its own size.
         return {"gpu_memory_utilization": _down(_UTILISATION / sharers)}
-    given = wish.engine_args.get("gpu_memory_utilization")
+    given = request.engine_args.get("gpu_memory_utilization")
     if given is not None and given * sharers > 1:
         raise EngineStartError(
-            wish.name,
+            request.name,
             f"{asked}, each with gpu_memory_utilization={given}, which is more than the device; "
             f"set at most {_down(_UTILISATION / sharers)}, or fewer replicas",
         )
     share = given if given is not None else _down(_UTILISATION / sharers)
-    least = (wish.weights or 0) + _DEVICE_OVERHEAD
+    least = (request.weights or 0) + _DEVICE_OVERHEAD
     if share <= 0:
         raise EngineStartError(
-            wish.name, f"{asked}, which leaves none of it any; set fewer replicas"
+            request.name, f"{asked}, which leaves none of it any; set fewer replicas"
         )
     if memory is not None and share * memory < least:
         raise EngineStartError(
-            wish.name,
+            request.name,
             f"{asked}, where each has {_gib(share * memory)} of {_gib(memory)} and needs "
             f"{_gib(least)} before it caches anything; set fewer replicas, or give it more devices",
         )
     free = None if device is None else device.free
     if memory is not None and free is not None and share * sharers * memory > free:
         raise EngineStartError(
-            wish.name,
+            request.name,
             f"{asked}, which takes {_gib(share * sharers * memory)} of it, and only {_gib(free)} "
             f"of {_gib(memory)} are free; end what uses the device, or set "
             f"gpu_memory_utilization={_down(free / memory / sharers)}",
@@ -264,43 +264,47 @@ def _share_of_device(
     return {} if given is not None else {"gpu_memory_utilization": share}
 
 
-def _plan_cpu(machine: Machine, wish: Wish) -> tuple[Place, ...]:
-    replicas = 1 if wish.replicas == "auto" else wish.replicas
-    if wish.devices is not None:
+def _plan_cpu(machine: Machine, request: PlacementRequest) -> tuple[Placement, ...]:
+    replicas = 1 if request.replicas == "auto" else request.replicas
+    if request.devices is not None:
         raise EngineStartError(
-            wish.name,
-            f"devices={list(wish.devices)} was given, and this vLLM computes on the CPU; leave "
+            request.name,
+            f"devices={list(request.devices)} was given, and this vLLM computes on the CPU; leave "
             f"devices out, and set replicas for more than one engine",
         )
-    memory = _share_of_memory(machine, wish, replicas)
-    alone = replicas == 1 and wish.width == 1  # vLLM itself binds one part for each memory node
+    memory = _share_of_memory(machine, request, replicas)
+    alone = replicas == 1 and request.width == 1  # vLLM itself binds one part for each memory node
     if alone or machine.binding_chosen or not machine.cores:
-        return tuple(Place(arguments=memory, group=i) for i in range(replicas))
+        return tuple(Placement(arguments=memory, group=i) for i in range(replicas))
     cores = len(machine.cores)
-    if replicas * wish.width > cores:
+    if replicas * request.width > cores:
         raise EngineStartError(
-            wish.name,
-            f"replicas={replicas} needs {replicas * wish.width} CPU cores, one for each part of a "
-            f"replica at least, and there are {cores}; set replicas={max(1, cores // wish.width)}, "
+            request.name,
+            f"replicas={replicas} needs {replicas * request.width} CPU cores, one for each part of a "
+            f"replica at least, and there are {cores}; set replicas={max(1, cores // request.width)}, "
             f"or the environment variable VLLM_CPU_OMP_THREADS_BIND=nobind to let them share cores",
         )
     return tuple(
-        Place(arguments=memory, cores=_cores_of(machine.cores, i, replicas, wish.width), group=i)
+        Placement(
+            arguments=memory, cores=_cores_of(machine.cores, i, replicas, request.width), group=i
+        )
         for i in range(replicas)
     )
 
 
-def _share_of_memory(machine: Machine, wish: Wish, replicas: int) -> dict[str, Any]:
+def _share_of_memory(machine: Machine, request: PlacementRequest, replicas: int) -> dict[str, Any]:
     sizes = ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization")
-    given = machine.cache_space is not None or any(name in wish.engine_args for name in sizes)
-    cache, said = wish.engine_args.get("kv_cache_memory_bytes") or 0, "kv_cache_memory_bytes"
+    given = machine.cache_space is not None or any(name in request.engine_args for name in sizes)
+    cache, said = request.engine_args.get("kv_cache_memory_bytes") or 0, "kv_cache_memory_bytes"
     if machine.cache_space is not None:
         cache, said = machine.cache_space, "VLLM_CPU_KVCACHE_SPACE in the environment"
-    least = cache * wish.width + _PROCESS_MEMORY + (wish.weights or 0)  # each part has a cache
+    least = (
+        cache * request.width + _PROCESS_MEMORY + (request.weights or 0)
+    )  # each part has a cache
     available = machine.available
     if available is not None and replicas > 1 and replicas * least > available:
         raise EngineStartError(
-            wish.name,
+            request.name,
             f"replicas={replicas} needs about {_gib(replicas * least)} of memory, and "
             f"{_gib(available)} are free; set replicas={max(1, available // least)}"
             f"{f', or a smaller {said}' if cache else ''}",

@@ -1,4 +1,4 @@
-"""Hears at once when a process has ended, without looking again and again where the system can."""
+"""Notice the end of a process at once, without polling where the system allows it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-__all__ = ("Deaths", "is_alive")
+__all__ = ("ProcessWatcher", "is_alive")
 
 _INTERVAL = 0.25
-"""Seconds between two looks, where there is no other way."""
+"""Seconds between two checks where there is no pidfd."""
 
 
 @final
-class Deaths:
-    """Calls *told* once, in the loop that made this, when the first of *processes* has ended.
+class ProcessWatcher:
+    """Watcher that calls *callback* once, when the first of *processes* has ended.
 
-    On Linux the end of a process makes a ``pidfd`` readable, which the event loop waits for anyway.
-    Elsewhere the processes are looked at four times a second.
+    On Linux the end of a process makes its ``pidfd`` readable, which the event loop waits for like for
+    any other file. Elsewhere the processes are checked four times a second.
 
     Args:
-        processes: As psutil sees them.
-        told: Is called in the event loop.
+        processes: Processes, as psutil objects.
+        callback: Called in the event loop that made this watcher.
     """
 
-    def __init__(self, processes: Sequence[Any], told: Callable[[], None], /) -> None:
+    def __init__(self, processes: Sequence[Any], callback: Callable[[], None], /) -> None:
         self._loop = asyncio.get_running_loop()
-        self._told = told
+        self._callback = callback
         self._fds: list[int] = []
         self._task: asyncio.Task[None] | None = None
         odd = []
         for process in processes:
             try:
                 fd = os.pidfd_open(process.pid)
-            except (AttributeError, OSError):  # not on this system, or it has just gone
+            except (AttributeError, OSError):  # not on this system, or it has just ended
                 odd.append(process)
                 continue
             self._fds.append(fd)
@@ -44,16 +44,17 @@ class Deaths:
             self._task = self._loop.create_task(self._look(odd))
 
     def close(self) -> None:
-        """Call nobody any more."""
-        self._told = _nobody
+        """Stop watching; the callback is not called any more."""
+        self._callback = _ignore
         self._leave()
         if self._task is not None:
             self._task.cancel()
 
     def _gone(self) -> None:
-        told, self._told = self._told, _nobody
+        # Several descriptors may be readable in one turn of the loop; only the first one calls.
+        callback, self._callback = self._callback, _ignore
         self._leave()
-        told()
+        callback()
 
     def _leave(self) -> None:
         while self._fds:
@@ -63,13 +64,13 @@ class Deaths:
                 os.close(fd)
 
     async def _look(self, processes: Sequence[Any]) -> None:
-        while all(map(is_alive, processes)):  # noqa: ASYNC110  # see above
+        while all(map(is_alive, processes)):  # noqa: ASYNC110  # there is nothing to wait for here
             await asyncio.sleep(_INTERVAL)
         self._gone()
 
 
 def is_alive(process: Any, /) -> bool:  # noqa: ANN401  # psutil is not typed
-    """Whether a process runs: a zombie does not."""
+    """Return whether a process runs. A zombie does not."""
     import psutil
 
     try:
@@ -78,5 +79,5 @@ def is_alive(process: Any, /) -> bool:  # noqa: ANN401  # psutil is not typed
         return False
 
 
-def _nobody() -> None:
+def _ignore() -> None:
     pass

@@ -15,8 +15,8 @@ __all__ = (
     "Adapters",
     "Detokenizer",
     "Outputs",
-    "Reader",
-    "Run",
+    "OutputReader",
+    "VLLMRequest",
     "Sampling",
     "Times",
     "capacity_of",
@@ -196,7 +196,7 @@ class Outputs(Protocol):
 
 
 @attrs.define(eq=False, kw_only=True)
-class Run:
+class VLLMRequest:
     """One request inside vLLM."""
 
     rid: str = ""
@@ -252,7 +252,7 @@ class Detokenizer:
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class Reader:
+class OutputReader:
     """Turns what vLLM says about one generation into chunks."""
 
     request: GenerateRequest

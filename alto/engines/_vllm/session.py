@@ -14,20 +14,20 @@ import anyio
 from alto._safe_text import told
 from alto._wait import run_shielded
 from alto.engines._vllm.child_output import find_cause
-from alto.engines._vllm.launch import Started, shut_down
+from alto.engines._vllm.launch import RunningEngine, shut_down
 from alto.engines._vllm.pooling import Pooling, pools
 from alto.engines._vllm.requests import (
     Adapters,
     Detokenizer,
-    Reader,
-    Run,
+    OutputReader,
     Sampling,
     Times,
+    VLLMRequest,
     capacity_of,
     client_errors,
     settle_constraints,
 )
-from alto.engines._vllm.streamed import Incoming, Prefill, Streams
+from alto.engines._vllm.streamed import IncomingPrompt, Prefill, PrefillBudget
 from alto.engines._vllm.tokens import Tokens
 from alto.errors import (
     AltoError,
@@ -53,7 +53,9 @@ from alto.model import (
 __all__ = ("Session", "end", "run_shielded")
 
 
-async def end(started: Started, known: Mapping[str, bool], death: Exception | None, /) -> None:
+async def end(
+    started: RunningEngine, known: Mapping[str, bool], death: Exception | None, /
+) -> None:
     """Abort what runs, or tell it that the engine is dead, and end the processes.
 
     Args:
@@ -106,7 +108,7 @@ class Session:
     def __init__(
         self,
         name: str,
-        started: Started,
+        started: RunningEngine,
         /,
         *,
         lora: Mapping[str, str] | None = None,
@@ -115,7 +117,7 @@ class Session:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._name = name
-        self._started: Started | None = started
+        self._started: RunningEngine | None = started
         self._engine = started.engine
         self._loop = asyncio.get_running_loop()
         self._closing = False
@@ -125,7 +127,7 @@ class Session:
         self._numbers = itertools.count()
         self._open: dict[str, bool] = {}
         """Requests by id, and whether the engine has said anything yet."""
-        self._incoming: set[Incoming] = set()
+        self._incoming: set[IncomingPrompt] = set()
         """Prompts that are still being written."""
         self._tokens = Tokens(name, started.engine)
         self._dead_error = EngineDeadError
@@ -139,7 +141,7 @@ class Session:
         with_lora = getattr(config, "lora_config", None) is not None
         self._adapters = Adapters(name, lora or {}, enabled=with_lora)
         self._pooling = Pooling(name, self._engine, self._tokens) if pools(config) else None
-        self._streams = Streams(self._engine, enabled=streamed_prompts, capacity=self.capacity)
+        self._budget = PrefillBudget(self._engine, enabled=streamed_prompts, capacity=self.capacity)
 
     @property
     def is_dead(self) -> bool:
@@ -193,7 +195,7 @@ class Session:
         times = Times(asked=self._loop.time())
         self.check_usable()
         self._check_can_generate(request)
-        run = Run()
+        run = VLLMRequest()
         try:
             if isinstance(request.prompt, StreamedPrompt):
                 reader = await self._begin_streamed(run, request, request.prompt, times)
@@ -220,7 +222,7 @@ class Session:
             raise InvalidRequest(
                 f"engine {self._name!r} generates; for vectors start one with runner='pooling'"
             )
-        run = Run()
+        run = VLLMRequest()
         try:
             self._register(run)
             token_ids, params = await self._pooling.prepare(request)
@@ -271,13 +273,13 @@ class Session:
             )
         self._adapters.check(request.lora)
 
-    def _register(self, run: Run) -> None:
+    def _register(self, run: VLLMRequest) -> None:
         run.rid = f"alto-{next(self._numbers)}"
         self._open[run.rid] = False
 
     async def _begin(
-        self, run: Run, request: GenerateRequest, token_ids: list[int], times: Times
-    ) -> Reader:
+        self, run: VLLMRequest, request: GenerateRequest, token_ids: list[int], times: Times
+    ) -> OutputReader:
         """Give vLLM a whole prompt."""
         self._check_open()
         if len(token_ids) >= self.max_model_len:
@@ -290,7 +292,7 @@ class Session:
             prompt, params, run.rid, priority=request.priority, **adapter
         )
         length, reason = len(token_ids), self._finish_reason
-        return Reader(request=request, prompt_tokens=length, times=times, reason=reason)
+        return OutputReader(request=request, prompt_tokens=length, times=times, reason=reason)
 
     async def _asked(self, request: GenerateRequest) -> tuple[Any, dict[str, Any]]:
         """Its sampling parameters, and what else vLLM wants to know."""
@@ -301,18 +303,18 @@ class Session:
             raise self.translate(error) from error
 
     async def _begin_streamed(
-        self, run: Run, request: GenerateRequest, prompt: StreamedPrompt, times: Times
-    ) -> Reader:
+        self, run: VLLMRequest, request: GenerateRequest, prompt: StreamedPrompt, times: Times
+    ) -> OutputReader:
         """Read the rest of the prompt, and let vLLM work on it meanwhile where it can."""
-        incoming = Incoming(prompt, self, limit=self.max_model_len)
+        incoming = IncomingPrompt(prompt, self, limit=self.max_model_len)
         self._incoming.add(incoming)
         try:
-            if not self._streams.fits(request):
+            if not self._budget.fits(request):
                 token_ids, rest = await incoming.whole(), None
             else:
                 _, adapter = await self._asked(request)  # what is wrong with it fails now
                 token_ids, rest = await incoming.streamed(
-                    self._streams,
+                    self._budget,
                     self._sampling.prefill(),
                     open_=partial(self._open_prefill, run, incoming, request, adapter),
                     drop=partial(self._drop_prefill, run),
@@ -327,7 +329,7 @@ class Session:
         params = self._sampling.of(request, max_tokens=limit, detokenize=False)
         times.submitted = self._loop.time()
         incoming.prefill.finish(rest, params)
-        return Reader(
+        return OutputReader(
             request=request,
             prompt_tokens=len(token_ids),
             times=times,
@@ -337,7 +339,11 @@ class Session:
         )
 
     def _open_prefill(
-        self, run: Run, incoming: Incoming, request: GenerateRequest, adapter: dict[str, Any]
+        self,
+        run: VLLMRequest,
+        incoming: IncomingPrompt,
+        request: GenerateRequest,
+        adapter: dict[str, Any],
     ) -> Prefill:
         self._register(run)
         start = partial(
@@ -347,23 +353,23 @@ class Session:
             priority=request.priority,
             **adapter,
         )
-        prefill = Prefill(start, self._streams.make, incoming.cut)
+        prefill = Prefill(start, self._budget.make, incoming.cut)
         run.outputs = prefill
         return prefill
 
-    async def _drop_prefill(self, run: Run, _: Prefill) -> None:
+    async def _drop_prefill(self, run: VLLMRequest, _: Prefill) -> None:
         await self._abandon(run)
         self._aborted -= 1  # it goes on, as another
         run.outputs = None
 
-    async def _next(self, run: Run) -> Any:  # noqa: ANN401  # vLLM is not typed here
+    async def _next(self, run: VLLMRequest) -> Any:  # noqa: ANN401  # vLLM is not typed here
         assert run.outputs is not None
         try:
             return await anext(run.outputs)
         except Exception as error:
             raise self.translate(error) from error
 
-    async def _let_end(self, run: Run) -> None:
+    async def _let_end(self, run: VLLMRequest) -> None:
         """Let vLLM's generator end by itself, now that it has said its last word."""
         assert run.outputs is not None
         with contextlib.suppress(StopAsyncIteration):
@@ -373,7 +379,7 @@ class Session:
         self._finished += 1
         del self._open[run.rid]
 
-    async def _abandon(self, run: Run) -> None:
+    async def _abandon(self, run: VLLMRequest) -> None:
         """The request ends before the engine is done with it."""
         del self._open[run.rid]
         self._aborted += 1

@@ -12,12 +12,12 @@ from typing import Any, final
 
 import attrs
 
-__all__ = ("Tally", "stat_loggers")
+__all__ = ("EngineCounters", "stat_loggers")
 
 
 @final
 @attrs.define(eq=False)
-class Tally:
+class EngineCounters:
     """Figures of one engine. Written and read in its event loop."""
 
     finished: int = 0
@@ -88,8 +88,8 @@ class Tally:
             self.output_tokens += getattr(request, "num_generation_tokens", 0)
 
 
-def stat_loggers(tally: Tally) -> list[Any]:
-    """What vLLM is to be given as ``stat_loggers``, so that *tally* hears of every step."""
+def stat_loggers(counters: EngineCounters) -> list[Any]:
+    """What vLLM is to be given as ``stat_loggers``, so that *counters* hears of every step."""
     from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
     class Logger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed here
@@ -103,7 +103,7 @@ def stat_loggers(tally: Tally) -> list[Any]:
             *_: Any,  # noqa: ANN401
             **__: Any,  # noqa: ANN401
         ) -> None:
-            tally.note(self._rank, scheduler_stats, iteration_stats)
+            counters.note(self._rank, scheduler_stats, iteration_stats)
 
         def log_engine_initialized(self) -> None:
             pass

@@ -1,7 +1,7 @@
 """Prompts whose end is still being written, prefilled while it is.
 
 Theory of operation. vLLM takes a prompt in chunks where it has ``StreamingInput``: each is computed,
-one token is sampled after it, and the next chunk takes that token's place. :class:`Incoming` reads a
+one token is sampled after it, and the next chunk takes that token's place. :class:`IncomingPrompt` reads a
 tail in its caller's task, asks :class:`alto.engines._vllm.feed.Feed` what to send when, and sends it through a
 :class:`Prefill`. The rest of the prompt goes with the real sampling parameters.
 
@@ -11,7 +11,7 @@ What can go wrong, and what is done:
   counted off. vLLM's own detokenizer would have them in its state, so texts are made here.
 * A prompt above the model's context would kill the engine. `Feed` refuses it first.
 * A chunked prompt that waits for text holds a slot and KV memory, and is never preempted, so that many
-  would starve the stage that writes the text, if it runs on the same engine. :class:`Streams` gives them
+  would starve the stage that writes the text, if it runs on the same engine. :class:`PrefillBudget` gives them
   a quarter of each; more wait for their whole text, and so does all where that quarter is nothing.
 * Tokens sent turn out wrong, since tokenisers look ahead: the chunks are dropped, and the prompt sent
   whole; see :mod:`alto.engines._vllm.feed`.
@@ -32,14 +32,14 @@ from alto.engines._vllm.feed import CHUNK_TOKENS, Feed
 from alto.errors import AltoError, InvalidRequest
 from alto.model import EngineCapacity, GenerateRequest, Prompt, StreamedPrompt
 
-__all__ = ("Host", "Incoming", "Prefill", "Streams")
+__all__ = ("PrefillHost", "IncomingPrompt", "Prefill", "PrefillBudget")
 
 _SHARE = 4
 """Waiting prompts get this fraction of the engine's slots and memory: enough for a pipeline whose
 stages overlap, and little enough that what runs is hardly slowed by their absence."""
 
 
-class Host(Protocol):
+class PrefillHost(Protocol):
     """What reading a prompt needs of the engine that it is for."""
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
@@ -56,7 +56,7 @@ class Host(Protocol):
 
 
 @final
-class Streams:
+class PrefillBudget:
     """How many prompts may be prefilled while they are written, and how far.
 
     Args:
@@ -203,7 +203,7 @@ class Prefill:
 
 
 @final
-class Incoming:
+class IncomingPrompt:
     """One streamed prompt, read in its caller's task.
 
     Args:
@@ -212,7 +212,7 @@ class Incoming:
         limit: The model's context, in tokens.
     """
 
-    def __init__(self, prompt: StreamedPrompt, host: Host, /, *, limit: int) -> None:
+    def __init__(self, prompt: StreamedPrompt, host: PrefillHost, /, *, limit: int) -> None:
         self._prompt = prompt
         self._host = host
         self._limit = limit
@@ -239,7 +239,7 @@ class Incoming:
 
     async def streamed(
         self,
-        streams: Streams,
+        budget: PrefillBudget,
         params: Any,  # noqa: ANN401  # as above
         *,
         open_: Callable[[], Prefill],
@@ -248,7 +248,7 @@ class Incoming:
         """The same, while what is there is prefilled with *params* for each chunk.
 
         Args:
-            streams: How much may wait.
+            budget: How much may wait.
             params: Sampling parameters of a chunk.
             open_: Opens the prompt in vLLM.
             drop: Ends it there, when what was sent has turned out wrong.
@@ -257,7 +257,7 @@ class Incoming:
             The tokens of the whole text, and those of them that are still to be sent; None: begin
             anew, with all.
         """
-        feed = Feed(limit=self._limit, chunk_tokens=streams.chunk_tokens)
+        feed = Feed(limit=self._limit, chunk_tokens=budget.chunk_tokens)
         try:
             async with contextlib.aclosing(self._pieces()) as pieces:
                 async for piece in pieces:
@@ -266,23 +266,23 @@ class Incoming:
                         continue
                     token_ids = await self._host.encode(certain)
                     self._host.check_usable()
-                    chunk = feed.tokenised(token_ids, room=streams.room(self.prefill))
+                    chunk = feed.tokenised(token_ids, room=budget.room(self.prefill))
                     if feed.broken:
-                        await self._drop(streams, drop)
+                        await self._drop(budget, drop)
                     elif chunk:
                         if self.prefill is None:
                             self.prefill = open_()
-                            streams.used += 1
+                            budget.used += 1
                         self.prefill.send(chunk, params)
-                        streams.sent(self.prefill, len(feed.sent))
+                        budget.sent(self.prefill, len(feed.sent))
             whole = await self._encoded(feed.text)
             rest = feed.finish(whole)
             if rest is None:
-                await self._drop(streams, drop)
+                await self._drop(budget, drop)
             return whole, rest
         finally:
             if self.prefill is not None:
-                streams.left(self.prefill)
+                budget.left(self.prefill)
 
     async def _encoded(self, text: str) -> list[int]:
         if not text:
@@ -290,10 +290,12 @@ class Incoming:
             raise InvalidRequest(msg)
         return list(await self._host.encode(text))
 
-    async def _drop(self, streams: Streams, drop: Callable[[Prefill], Awaitable[None]]) -> None:
+    async def _drop(
+        self, budget: PrefillBudget, drop: Callable[[Prefill], Awaitable[None]]
+    ) -> None:
         prefill, self.prefill = self.prefill, None
         if prefill is not None:
-            streams.left(prefill)
+            budget.left(prefill)
             await drop(prefill)
 
     async def _pieces(self) -> AsyncGenerator[str, None]:

@@ -408,8 +408,8 @@ class TestRefusals:
         ("engines", "options", "error"),
         [
             ([], {}, "at least one engine"),
-            (["x"], {}, "this is none: 'x'"),
-            ([Scripted], {}, "this is none"),
+            (["x"], {}, "this is not one: 'x'"),
+            ([Scripted], {}, "this is not one"),
             (None, {"attempts": 0}, "attempts must be at least 1"),
             (None, {"backoff": (0.0, 1.0)}, "first and a longest pause"),
             (None, {"backoff": (2.0, 1.0)}, "first and a longest pause"),

@@ -430,7 +430,7 @@ class TestContexts:
     async def test_also_while_the_shorter_one_is_replaced(self, pool):
         """It comes back, so a prompt that it cannot take is refused also meanwhile."""
         async with pool:
-            short = pool._members.seats[0].engine
+            short = pool._members.slots[0].engine
 
             async def later(start=short.start):
                 await asyncio.sleep(5)
@@ -479,7 +479,7 @@ class TestContexts:
         async def embed(request):
             given.append(request)
 
-        for seat in pool._members.seats:
+        for seat in pool._members.slots:
             seat.engine.embed = embed
         async with pool:
             await pool.embed(EmbedRequest(prompt=[1] * 32))

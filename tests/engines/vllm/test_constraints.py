@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alto.engines._vllm.requests import Reader, Sampling, Times, settle_constraints
+from alto.engines._vllm.requests import OutputReader, Sampling, Times, settle_constraints
 from alto.errors import InvalidRequest
 from alto.model import GenerateRequest
 
@@ -41,7 +41,7 @@ class TestSilence:
     """An engine that cannot follow a constraint ends at once, as if nothing was wrong."""
 
     def _read(self, *said, **constraint):
-        reader = Reader(
+        reader = OutputReader(
             request=GenerateRequest(prompt=[1], **constraint),
             prompt_tokens=1,
             times=Times(asked=0.0),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alto._sched.prefix import PrefixIndex, chain, salt_of
-from alto.engines._vllm.kv_events import CacheEvents, Reader
+from alto.engines._vllm.kv_events import CacheEventReader, CacheEvents
 
 msgspec = pytest.importorskip("msgspec")
 
@@ -55,7 +55,7 @@ def heard():
 @pytest.fixture
 def reader(heard):
     """A reader that tells it."""
-    reader = Reader()
+    reader = CacheEventReader()
     reader.listeners.append(heard)
     return reader
 
@@ -140,7 +140,7 @@ class TestReader:
 
     def test_without_listeners_only_the_number_counts(self, heard):
         """A listener that comes later does not take what it has not heard for a gap."""
-        reader = Reader()
+        reader = CacheEventReader()
         reader.read(_message(0, _stored([7])))
         reader.listeners.append(heard)
         reader.read(_message(1, _stored([8])))

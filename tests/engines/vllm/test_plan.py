@@ -9,9 +9,9 @@ from alto.engines._vllm import placement as _machine
 from alto.engines._vllm.placement import (
     Device,
     Machine,
-    Place,
-    Wish,
-    check_wish,
+    Placement,
+    PlacementRequest,
+    check_request,
     look_at_machine,
     plan,
     size_of_weights,
@@ -32,11 +32,11 @@ def _cpu(cores=8, *, memory=64 * GIB, **more):
 
 
 def _wish(replicas="auto", tp=1, **more):
-    return Wish(name="m", replicas=replicas, sizes={"tensor_parallel_size": tp}, **more)
+    return PlacementRequest(name="m", replicas=replicas, sizes={"tensor_parallel_size": tp}, **more)
 
 
-def _ids(places):
-    return [place.arguments.get("device_ids") for place in places]
+def _ids(placements):
+    return [placement.arguments.get("device_ids") for placement in placements]
 
 
 class TestDevices:
@@ -45,15 +45,15 @@ class TestDevices:
     @pytest.mark.parametrize("count", [2, 4, 8])
     def test_each_device_has_a_replica(self, count):
         """Unless told otherwise there are as many replicas as devices, all started at once."""
-        places = plan(_gpus(count), _wish())
-        assert _ids(places) == [[i] for i in range(count)]
-        assert [place.group for place in places] == list(range(count))
-        assert all("gpu_memory_utilization" not in place.arguments for place in places)
+        placements = plan(_gpus(count), _wish())
+        assert _ids(placements) == [[i] for i in range(count)]
+        assert [placement.group for placement in placements] == list(range(count))
+        assert all("gpu_memory_utilization" not in placement.arguments for placement in placements)
 
     @pytest.mark.parametrize("replicas", ["auto", 1])
     def test_one_device_is_left_to_vllm(self, replicas):
         """One replica on the only device that is visible needs no arguments."""
-        assert plan(_gpus(1), _wish(replicas)) == (Place(group=0),)
+        assert plan(_gpus(1), _wish(replicas)) == (Placement(group=0),)
 
     def test_fewer_replicas_than_devices(self):
         """They are on the first devices."""
@@ -62,15 +62,18 @@ class TestDevices:
     @pytest.mark.parametrize(("count", "replicas"), [(2, 1), (4, 2), (8, 4), (5, 2)])
     def test_a_tensor_parallel_group_counts_as_one(self, count, replicas):
         """Two devices for each replica; one that is over is not used."""
-        places = plan(_gpus(count), _wish(tp=2))
-        assert len(places) == replicas
+        placements = plan(_gpus(count), _wish(tp=2))
+        assert len(placements) == replicas
         expected = [[2 * i, 2 * i + 1] for i in range(replicas)]
-        assert _ids(places) == ([None] if count == 2 else expected)
+        assert _ids(placements) == ([None] if count == 2 else expected)
 
     def test_all_parallel_sizes_count(self):
         """An engine of two stages of two devices each takes four."""
         sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
-        assert _ids(plan(_gpus(8), Wish(name="m", sizes=sizes))) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert _ids(plan(_gpus(8), PlacementRequest(name="m", sizes=sizes))) == [
+            [0, 1, 2, 3],
+            [4, 5, 6, 7],
+        ]
 
     def test_devices_that_were_asked_for(self):
         """Only those are used, in the given order."""
@@ -84,16 +87,19 @@ class TestDevices:
 
     def test_replicas_share_a_device(self):
         """They have equal parts of its memory, and start one after the other."""
-        places = plan(_gpus(1), _wish(2, weights=10 * GIB))
-        assert _ids(places) == [[0], [0]]
-        assert [place.group for place in places] == [0, 0]
-        assert [place.arguments["gpu_memory_utilization"] for place in places] == [0.46, 0.46]
+        placements = plan(_gpus(1), _wish(2, weights=10 * GIB))
+        assert _ids(placements) == [[0], [0]]
+        assert [placement.group for placement in placements] == [0, 0]
+        assert [placement.arguments["gpu_memory_utilization"] for placement in placements] == [
+            0.46,
+            0.46,
+        ]
 
     def test_only_those_that_share_have_less(self):
         """With three replicas on two devices, the one that is alone has its device for itself."""
-        places = plan(_gpus(2), _wish(3))
-        assert [place.group for place in places] == [0, 1, 0]
-        assert ["gpu_memory_utilization" in place.arguments for place in places] == [
+        placements = plan(_gpus(2), _wish(3))
+        assert [placement.group for placement in placements] == [0, 1, 0]
+        assert ["gpu_memory_utilization" in placement.arguments for placement in placements] == [
             True,
             False,
             True,
@@ -101,17 +107,17 @@ class TestDevices:
 
     def test_a_cache_of_a_given_size_is_kept(self):
         """Who sets the size of the cache gets it, with room made for all that share."""
-        places = plan(_gpus(1), _wish(4, engine_args={"kv_cache_memory_bytes": 4 * GIB}))
-        assert all("kv_cache_memory_bytes" not in place.arguments for place in places)
-        assert {place.arguments["gpu_memory_utilization"] for place in places} == {0.23}
+        placements = plan(_gpus(1), _wish(4, engine_args={"kv_cache_memory_bytes": 4 * GIB}))
+        assert all("kv_cache_memory_bytes" not in placement.arguments for placement in placements)
+        assert {placement.arguments["gpu_memory_utilization"] for placement in placements} == {0.23}
 
     def test_a_share_that_was_given_is_kept(self):
         """Who sets the share gets it, if all of them fit."""
-        places = plan(_gpus(1), _wish(2, engine_args={"gpu_memory_utilization": 0.4}))
-        assert all("gpu_memory_utilization" not in place.arguments for place in places)
+        placements = plan(_gpus(1), _wish(2, engine_args={"gpu_memory_utilization": 0.4}))
+        assert all("gpu_memory_utilization" not in placement.arguments for placement in placements)
 
     @pytest.mark.parametrize(
-        ("machine", "wish", "words"),
+        ("machine", "wanted", "words"),
         [
             (_gpus(0), _wish(), ["none is visible", "CUDA_VISIBLE_DEVICES", r"alto-llm\[cpu\]"]),
             (
@@ -158,10 +164,10 @@ class TestDevices:
             ),
         ],
     )
-    def test_what_cannot_be_is_said(self, machine, wish, words):
+    def test_what_cannot_be_is_said(self, machine, wanted, words):
         """The error says what was asked, what there is, and what to set."""
         with pytest.raises(EngineStartError, match="engine 'm'") as caught:
-            plan(machine, wish)
+            plan(machine, wanted)
         for word in words:
             assert caught.match(word)
 
@@ -172,21 +178,21 @@ class TestCPU:
     @pytest.mark.parametrize("replicas", ["auto", 1])
     def test_one_replica_has_it_all(self, replicas):
         """Its cores are left to vLLM, and its memory to the defaults."""
-        assert plan(_cpu(), _wish(replicas)) == (Place(group=0),)
+        assert plan(_cpu(), _wish(replicas)) == (Placement(group=0),)
 
     def test_replicas_have_cores_of_their_own(self):
         """Each has as many, no core is in two, and one is spared where there are enough."""
-        places = plan(_cpu(8), _wish(2))
-        assert [place.cores for place in places] == ["0,1,2", "4,5,6"]
-        assert [place.group for place in places] == [0, 1]
-        assert [place.cores for place in plan(_cpu(2), _wish(2))] == ["0", "1"]
-        assert [place.cores for place in plan(_cpu(5), _wish(2))] == ["0,1", "2,3,4"]
+        placements = plan(_cpu(8), _wish(2))
+        assert [placement.cores for placement in placements] == ["0,1,2", "4,5,6"]
+        assert [placement.group for placement in placements] == [0, 1]
+        assert [placement.cores for placement in plan(_cpu(2), _wish(2))] == ["0", "1"]
+        assert [placement.cores for placement in plan(_cpu(5), _wish(2))] == ["0,1", "2,3,4"]
 
     def test_parts_of_a_replica_have_cores_of_their_own(self):
         """A tensor-parallel replica has a list for each of its parts."""
-        places = plan(_cpu(8), _wish(2, tp=2))
-        assert [place.cores for place in places] == ["0,1|2,3", "4,5|6,7"]
-        assert [place.cores for place in plan(_cpu(4), _wish(tp=2))] == ["0,1|2,3"]
+        placements = plan(_cpu(8), _wish(2, tp=2))
+        assert [placement.cores for placement in placements] == ["0,1|2,3", "4,5|6,7"]
+        assert [placement.cores for placement in plan(_cpu(4), _wish(tp=2))] == ["0,1|2,3"]
 
     def test_memory_is_shared_out(self):
         """Each cache has its part of a quarter of the machine, within limits."""
@@ -197,25 +203,25 @@ class TestCPU:
 
     def test_a_cache_of_a_given_size_is_kept(self):
         """Who sets the size of the cache gets it."""
-        wish = _wish(2, engine_args={"kv_cache_memory_bytes": 64 << 20})
-        assert all(not place.arguments for place in plan(_cpu(), wish))
+        request = _wish(2, engine_args={"kv_cache_memory_bytes": 64 << 20})
+        assert all(not placement.arguments for placement in plan(_cpu(), request))
 
     @pytest.mark.parametrize("given", [{}, {"kv_cache_memory_bytes": 64 * GIB}])
     def test_a_cache_of_the_environments_size_is_kept(self, given):
         """Where the environment sets the size, it goes before the arguments, and we set none."""
         machine = _cpu(available=12 * GIB, cache_space=4 * GIB)
-        places = plan(machine, _wish(2, engine_args=given))
-        assert [dict(place.arguments) for place in places] == [{}, {}]
-        assert plan(machine, _wish(1, engine_args=given)) == (Place(group=0),)
+        placements = plan(machine, _wish(2, engine_args=given))
+        assert [dict(placement.arguments) for placement in placements] == [{}, {}]
+        assert plan(machine, _wish(1, engine_args=given)) == (Placement(group=0),)
 
     @pytest.mark.parametrize("machine", [_cpu(2, binding_chosen=True), _cpu(0)])
     def test_cores_are_left_alone(self, machine):
         """Where the environment binds, or the cores are not known, any number of replicas may."""
-        places = plan(machine, _wish(3))
-        assert [place.cores for place in places] == [None] * 3
+        placements = plan(machine, _wish(3))
+        assert [placement.cores for placement in placements] == [None] * 3
 
     @pytest.mark.parametrize(
-        ("machine", "wish", "words"),
+        ("machine", "wanted", "words"),
         [
             (_cpu(2), _wish(3), ["needs 3 CPU cores", "there are 2", "set replicas=2", "nobind"]),
             (_cpu(2), _wish(2, tp=2), ["needs 4 CPU cores", "set replicas=1"]),
@@ -246,10 +252,10 @@ class TestCPU:
             (_cpu(), _wish(devices=(0,)), [r"devices=\[0\]", "computes on the CPU"]),
         ],
     )
-    def test_what_cannot_be_is_said(self, machine, wish, words):
+    def test_what_cannot_be_is_said(self, machine, wanted, words):
         """The error says what was asked, what there is, and what to set."""
         with pytest.raises(EngineStartError, match="engine 'm'") as caught:
-            plan(machine, wish)
+            plan(machine, wanted)
         for word in words:
             assert caught.match(word)
 
@@ -274,12 +280,12 @@ class TestWish:
     def test_nonsense(self, replicas, tp, devices, word):
         """The error names the argument."""
         with pytest.raises(ValueError, match=word):
-            check_wish(replicas, tp, devices)
+            check_request(replicas, tp, devices)
 
     def test_sense(self):
         """The devices come back as a tuple."""
-        assert check_wish("auto", 2, [0, 1]) == (0, 1)
-        assert check_wish(3, 1, None) is None
+        assert check_request("auto", 2, [0, 1]) == (0, 1)
+        assert check_request(3, 1, None) is None
 
 
 class TestMachine:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alto.engines._vllm.process_watcher import Deaths
+from alto.engines._vllm.process_watcher import ProcessWatcher
 
 psutil = pytest.importorskip("psutil")
 
@@ -51,7 +51,7 @@ async def test_the_first_death_is_told_once():
     heard = asyncio.Event()
     with _Waiting(3) as processes:
         at_work = _open_files()
-        deaths = Deaths(processes, lambda: (told.append(1), heard.set()))
+        deaths = ProcessWatcher(processes, lambda: (told.append(1), heard.set()))
         assert not heard.is_set()
         for process in processes[:2]:
             process.kill()  # and nobody waits for it: it stays, as a zombie
@@ -71,7 +71,7 @@ async def test_after_the_end_nobody_is_told():
     told = []
     with _Waiting(1) as processes:
         before = _open_files()
-        deaths = Deaths(processes, lambda: told.append(1))
+        deaths = ProcessWatcher(processes, lambda: told.append(1))
         deaths.close()
         deaths.close()
         assert _open_files() == before
@@ -88,7 +88,7 @@ async def test_one_that_is_gone_already_is_told():
         waiting.processes[0].kill()
         waiting.processes[0].wait()
         heard = asyncio.Event()
-        deaths = Deaths(processes, heard.set)
+        deaths = ProcessWatcher(processes, heard.set)
         async with asyncio.timeout(10):
             await heard.wait()
         deaths.close()

@@ -356,25 +356,25 @@ class TestPromptsInParts:
     """Prompts that are computed while their end is written."""
 
     @pytest.fixture
-    def streams(self, generator):
+    def budget(self, generator):
         """What the engine knows of them."""
-        return generator._life.session._streams
+        return generator._life.session._budget
 
     @pytest.mark.parametrize("size", [7, 60, 250])
     @pytest.mark.parametrize(("head", "length"), [(0, 900), (300, 700), (5, 120), (600, 620)])
-    async def test_it_says_what_the_whole_prompt_says(self, generator, streams, head, length, size):
+    async def test_it_says_what_the_whole_prompt_says(self, generator, budget, head, length, size):
         """Text and tokens are those of the plain prompt, however it comes."""
         text = _prose(length, seed=size + head)
-        used = streams.used
+        used = budget.used
         prompt = StreamedPrompt(text[:head], _in_pieces(text[head:], size))
         chunks = await _read(generator, prompt=prompt, max_tokens=40)
         got = "".join(c.text for c in chunks), [t for c in chunks for t in c.token_ids]
         assert got == await _said(generator, prompt=text, max_tokens=40)
-        assert streams.used == used + (length > 128)
+        assert budget.used == used + (length > 128)
         assert chunks[-1].finish_reason == "length"
         assert chunks[-1].usage.prompt_tokens == length + 1
         assert chunks[-1].usage.output_tokens == 40
-        assert streams.waiting == 0
+        assert budget.waiting == 0
         assert generator.statistics() == EngineStatistics()
 
     async def test_characters_of_several_tokens_come_out_whole(self, generator):
@@ -426,14 +426,14 @@ class TestPromptsInParts:
         ids=str,
     )
     async def test_what_vllm_does_not_take_in_parts_waits_for_the_whole(
-        self, generator, streams, others
+        self, generator, budget, others
     ):
         """The answer is the same, only later."""
-        text, used = _prose(500), streams.used
+        text, used = _prose(500), budget.used
         prompt = StreamedPrompt("", _in_pieces(text, 50))
         plain = await _said(generator, prompt=text, max_tokens=20, **others)
         assert await _said(generator, prompt=prompt, max_tokens=20, **others) == plain
-        assert streams.used == used
+        assert budget.used == used
 
     async def test_wrong_parameters_are_found_before_the_end(self, generator):
         """Whatever the text is, it will not be served."""
@@ -454,7 +454,7 @@ class TestPromptsInParts:
         assert generator.statistics() == EngineStatistics()
         assert not generator._life.session._engine.output_processor.request_states
 
-    async def test_cancelling_while_it_is_written_frees_all(self, generator, streams):
+    async def test_cancelling_while_it_is_written_frees_all(self, generator, budget):
         """A prompt that waits for text holds a slot until it is given up."""
         ended = []
 
@@ -466,25 +466,25 @@ class TestPromptsInParts:
                 ended.append(True)
 
         task = asyncio.ensure_future(_read(generator, prompt=StreamedPrompt("", tail())))
-        await _until(lambda: streams.waiting == 1)
+        await _until(lambda: budget.waiting == 1)
         assert generator.statistics().running == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert ended == [True]
-        assert streams.waiting == 0
+        assert budget.waiting == 0
         assert generator.statistics() == EngineStatistics()
         assert not generator._life.session._engine.output_processor.request_states
 
-    async def test_few_may_wait_and_others_are_served(self, generator, streams):
+    async def test_few_may_wait_and_others_are_served(self, generator, budget):
         """A quarter of the slots at most hold prompts that wait; more wait outside."""
         prompts = [
             StreamedPrompt(_prose(300, seed), _then_never(_prose(300, seed))) for seed in range(12)
         ]
         tasks = [asyncio.ensure_future(_read(generator, prompt=prompt)) for prompt in prompts]
-        await _until(lambda: streams.waiting == 4)
+        await _until(lambda: budget.waiting == 4)
         await asyncio.sleep(0.1)
-        assert streams.waiting == generator.statistics().running == 4
+        assert budget.waiting == generator.statistics().running == 4
         assert await _said(generator, prompt="and me?", max_tokens=5)
         for task in tasks:
             task.cancel()
@@ -510,10 +510,10 @@ async def _until(condition, seconds=20.0):
 
 async def test_stopping_an_engine_ends_prompts_that_are_being_written(generator):
     """They are told, though nobody writes them on; last, since it stops the engine."""
-    streams = generator._life.session._streams
+    budget = generator._life.session._budget
     prompts = [StreamedPrompt(_prose(400), _never()), StreamedPrompt("x", _never())]
     tasks = [asyncio.ensure_future(_read(generator, prompt=prompt)) for prompt in prompts]
-    await _until(lambda: streams.waiting == 1)
+    await _until(lambda: budget.waiting == 1)
     await asyncio.wait_for(generator.stop(), 60)
     done, _ = await asyncio.wait(tasks, timeout=5)
     assert done == set(tasks)

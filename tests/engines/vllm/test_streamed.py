@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from alto.engines._vllm.requests import Adapters, Detokenizer, Reader, Times, capacity_of
-from alto.engines._vllm.streamed import Incoming, Prefill, Streams
+from alto.engines._vllm.requests import Adapters, Detokenizer, OutputReader, Times, capacity_of
+from alto.engines._vllm.streamed import IncomingPrompt, Prefill, PrefillBudget
 from alto.errors import Closed, GenerationFailed, InvalidRequest, PromptTooLong
 from alto.model import EngineCapacity, GenerateRequest, StreamedPrompt
 
@@ -58,21 +58,21 @@ def make(prompt, sampling_params):
     return SimpleNamespace(prompt=prompt, sampling_params=sampling_params)
 
 
-def new_streams(capacity=CAPACITY):
+def new_budget(capacity=CAPACITY):
     """As if vLLM could."""
-    streams = Streams(None, enabled=False, capacity=capacity)
-    streams.make = make
-    return streams
+    budget = PrefillBudget(None, enabled=False, capacity=capacity)
+    budget.make = make
+    return budget
 
 
 class _Reading:
     """One prompt on its way into an engine."""
 
-    def __init__(self, prompt, *, host=None, engine=None, limit=2000, streams=None):
+    def __init__(self, prompt, *, host=None, engine=None, limit=2000, budget=None):
         self.host = host or _Host()
         self.engine = engine or _Engine()
-        self.streams = streams or new_streams()
-        self.incoming = Incoming(prompt, self.host, limit=limit)
+        self.budget = budget or new_budget()
+        self.incoming = IncomingPrompt(prompt, self.host, limit=limit)
         self.dropped = 0
         self.prefills = []
 
@@ -86,7 +86,7 @@ class _Reading:
 
     async def read(self):
         try:
-            return await self.incoming.streamed(self.streams, None, open_=self.open, drop=self.drop)
+            return await self.incoming.streamed(self.budget, None, open_=self.open, drop=self.drop)
         finally:
             for prefill in self.prefills:
                 await asyncio.sleep(0.1)
@@ -104,7 +104,7 @@ class TestIncoming:
 
     async def test_a_whole_prompt_is_head_and_tail(self):
         """Without prefill the text is put together, however it comes."""
-        incoming = Incoming(StreamedPrompt("he", _pieces("llo there", 3)), _Host(), limit=100)
+        incoming = IncomingPrompt(StreamedPrompt("he", _pieces("llo there", 3)), _Host(), limit=100)
         assert await incoming.whole() == [ord(letter) for letter in "hello there"]
 
     @pytest.mark.parametrize("head", ["", WORDS[:500]])
@@ -117,8 +117,8 @@ class TestIncoming:
         assert sent + rest == whole
         assert len(rest) < 300
         assert reading.incoming.prefill.chunks == len(reading.engine.taken) >= 3
-        assert reading.streams.waiting == 0
-        assert reading.streams.used == 1
+        assert reading.budget.waiting == 0
+        assert reading.budget.used == 1
 
     async def test_a_short_prompt_is_sent_whole(self):
         """It is not worth a chunk."""
@@ -126,7 +126,7 @@ class TestIncoming:
         whole, rest = await reading.read()
         assert rest == whole
         assert reading.incoming.prefill is None
-        assert reading.streams.used == 0
+        assert reading.budget.used == 0
 
     @pytest.mark.parametrize("last", ["", " end!"])
     async def test_a_tokenizer_that_thinks_again_starts_anew(self, last):
@@ -139,7 +139,7 @@ class TestIncoming:
         assert reading.dropped == 1
         assert reading.engine.closed
         assert reading.incoming.prefill is None
-        assert reading.streams.waiting == 0
+        assert reading.budget.waiting == 0
 
     @pytest.mark.parametrize(
         ("tail", "error"),
@@ -168,7 +168,7 @@ class TestIncoming:
         with pytest.raises(PromptTooLong):
             await reading.read()
         assert sum(map(len, reading.engine.taken)) < 500
-        assert reading.streams.waiting == 0
+        assert reading.budget.waiting == 0
 
     async def test_a_failing_tail_fails_as_itself(self):
         """Its own error, and the tail is closed."""
@@ -185,7 +185,7 @@ class TestIncoming:
         with pytest.raises(ZeroDivisionError):
             await reading.read()
         assert closed == [True]
-        assert reading.streams.waiting == 0
+        assert reading.budget.waiting == 0
 
     @pytest.mark.parametrize("way", ["whole", "read"])
     async def test_a_cancelled_wait_closes_the_tail(self, way):
@@ -203,12 +203,12 @@ class TestIncoming:
         waiting = reading.incoming.whole() if way == "whole" else reading.read()
         task = asyncio.ensure_future(waiting)
         await asyncio.sleep(5)
-        assert reading.streams.waiting == (way == "read")
+        assert reading.budget.waiting == (way == "read")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert closed == [task]
-        assert reading.streams.waiting == 0
+        assert reading.budget.waiting == 0
 
     @pytest.mark.parametrize("way", ["whole", "read"])
     async def test_an_engine_that_stops_ends_the_wait(self, way):
@@ -260,28 +260,28 @@ class TestStreams:
 
     def test_a_quarter_of_the_slots_and_of_the_memory(self):
         """Both bound a new prompt, and memory an old one, too."""
-        streams = new_streams()
+        budget = new_budget()
         first, second = object(), object()
-        assert streams.room(None) == 1000
-        streams.sent(first, 300)
-        assert streams.room(None) == streams.room(first) == 700
-        streams.sent(second, 600)
-        assert streams.room(None) == 0
-        assert streams.room(second) == 100
-        streams.left(first)
-        assert streams.room(None) == 400
+        assert budget.room(None) == 1000
+        budget.sent(first, 300)
+        assert budget.room(None) == budget.room(first) == 700
+        budget.sent(second, 600)
+        assert budget.room(None) == 0
+        assert budget.room(second) == 100
+        budget.left(first)
+        assert budget.room(None) == 400
 
     def test_without_a_known_memory_slots_bound(self):
         """An engine that does not say its memory is trusted to have it."""
-        streams = new_streams(EngineCapacity(max_num_seqs=4, max_num_batched_tokens=1))
-        assert streams.room(None) is None
-        streams.sent(object(), 10_000)
-        assert streams.room(None) == 0
+        budget = new_budget(EngineCapacity(max_num_seqs=4, max_num_batched_tokens=1))
+        assert budget.room(None) is None
+        budget.sent(object(), 10_000)
+        assert budget.room(None) == 0
 
     def test_a_small_engine_has_no_place(self):
         """A quarter of few slots is none, so prompts wait for their whole text."""
-        streams = new_streams(EngineCapacity(max_num_seqs=3, max_num_batched_tokens=1))
-        assert streams.room(None) == 0
+        budget = new_budget(EngineCapacity(max_num_seqs=3, max_num_batched_tokens=1))
+        assert budget.room(None) == 0
 
     @pytest.mark.parametrize(
         ("others", "fits"),
@@ -302,15 +302,15 @@ class TestStreams:
     def test_what_fits(self, others, fits):
         """Whatever the parts of a prompt would disturb waits for the whole."""
         request = GenerateRequest(prompt="x", **others)
-        assert new_streams().fits(request) == fits
-        assert not Streams(None, enabled=False, capacity=CAPACITY).fits(request)
+        assert new_budget().fits(request) == fits
+        assert not PrefillBudget(None, enabled=False, capacity=CAPACITY).fits(request)
 
 
 class TestReader:
     """Chunks from what vLLM says."""
 
     def _reader(self, **others):
-        return Reader(
+        return OutputReader(
             request=GenerateRequest(prompt=[1]),
             prompt_tokens=3,
             times=Times(asked=1.0, submitted=1.5),

@@ -19,7 +19,7 @@ import pytest
 
 from alto._sched.prefix import PrefixIndex, chain
 from alto.engines._vllm.child_output import ChildOutput
-from alto.engines._vllm.launch import Started
+from alto.engines._vllm.launch import RunningEngine
 from alto.engines._vllm.session import Session
 from alto.engines.vllm import VLLM
 from alto.errors import (
@@ -424,7 +424,7 @@ class _Follower:
 
 def _session(*said):
     fake = _FakeEngine(*said)
-    return fake, Session("fake", Started(engine=fake, processes=(), output=ChildOutput()))
+    return fake, Session("fake", RunningEngine(engine=fake, processes=(), output=ChildOutput()))
 
 
 class TestTranslating:
@@ -495,7 +495,7 @@ async def _drain(chunks):
 _PROGRAM = """
 import asyncio, sys
 from alto.engines._vllm.child_output import ChildOutput
-from alto.engines._vllm.launch import Started
+from alto.engines._vllm.launch import RunningEngine
 from alto.engines._vllm.session import Session
 from alto.engines.vllm import VLLM
 from alto.llm import LLM

@@ -54,7 +54,7 @@ async def _until(condition, seconds=30.0):
 
 
 def _engines(pool):
-    return [seat.engine for seat in pool._pool._members.seats]
+    return [seat.engine for seat in pool._pool._members.slots]
 
 
 def _family(engine):

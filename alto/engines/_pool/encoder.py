@@ -1,4 +1,4 @@
-"""What calls of a pool have to say, in tokens, and as the scheduler wants it."""
+"""Prompts of a pool's calls: their tokens, and the records that the scheduler gets."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Member
 from alto.sched import Ticket, Work
 
-__all__ = ("Prompts", "in_order", "with_changes", "work_of")
+__all__ = ("PromptEncoder", "in_order", "with_changes", "work_of")
 
 _PREFIXES = 64
-"""Declared prefixes whose tokens are remembered."""
+"""Number of declared prefixes whose tokens are kept."""
 
 
 @final
-class Prompts:
-    """Turns prompts into tokens, with whichever engine runs.
+class PromptEncoder:
+    """Encoder of prompts into tokens, by any engine that runs.
 
     Args:
-        name: The pool's.
-        members: Its engines.
-        attempts: Engines that are asked.
+        name: Name of the pool.
+        members: Engines of the pool.
+        attempts: Number of engines that are tried.
     """
 
     def __init__(self, name: str, members: Members, *, attempts: int) -> None:
@@ -41,15 +41,15 @@ class Prompts:
         self._prefixes: OrderedDict[object, tuple[int, ...]] = OrderedDict()
         self._wanted: list[asyncio.Event] = []
         self.closed: Closed | None = None
-        """Why nothing goes on any more."""
+        """Reason why all calls have ended; None: the pool runs."""
         self.refusing: Closed | None = None
-        """Why nothing more is taken, while what is there goes on."""
+        """Reason why new calls are refused, while open ones go on; None: they are accepted."""
         self.streaming = 0
-        """Calls whose prompts an engine has while they are being written."""
+        """Number of calls whose prompts an engine gets while they are being written."""
         self._reading: set[anyio.CancelScope] = set()
 
     def engines_changed(self) -> None:
-        """Engines came or went: whoever waits for one looks again."""
+        """Wake the calls that wait for an engine, since the set of running engines has changed."""
         for news in self._wanted:
             news.set()
         self._wanted.clear()
@@ -58,11 +58,11 @@ class Prompts:
                 scope.cancel()
 
     def death(self) -> EngineDied:
-        """Why there is no engine."""
+        """Return the error for a pool without engines."""
         return EngineDied(self._name, f"no engine is left: {self._members.last_cause()}")
 
     def check_hopeful(self) -> None:
-        """Raise if nothing is taken any more, or no engine will ever be there."""
+        """Raise if the pool is closed, or no engine runs or may run again."""
         if self.closed is not None:
             raise Closed(*self.closed.args)
         if not self._members.hopeful:
@@ -71,7 +71,7 @@ class Prompts:
     async def prepared(
         self, request: GenerateRequest, /
     ) -> tuple[GenerateRequest, Sequence[int] | None]:
-        """The request as engines get it, and its prompt in tokens; None: nobody knows them."""
+        """Return the request for an engine, and the tokens of its prompt; None: they are not known."""
         prompt = request.prompt
         if isinstance(prompt, StreamedPrompt):
             if self._may_stream():
@@ -90,17 +90,18 @@ class Prompts:
         return request, tokens
 
     def _may_stream(self) -> bool:
-        """Whether an engine may have one more prompt that is still being written.
+        """Return whether an engine may get one more prompt that is still being written.
 
-        A few only: each holds a place while it is written, perhaps by a call of the same engine.
+        Only a quarter of the places of an engine are given to such prompts: each of them holds its place
+        while it is written, perhaps by a call that waits for the same engine.
         """
         running = self._members.running
-        able = all(seat.streams_prompts for seat in running)
-        places = [seat.book.capacity.max_num_seqs for seat in running if seat.book is not None]
+        able = all(slot.streams_prompts for slot in running)
+        places = [slot.book.capacity.max_num_seqs for slot in running if slot.book is not None]
         return able and self.streaming < min(places, default=0) // 4
 
     async def _whole(self, prompt: StreamedPrompt) -> str:
-        """Read a prompt to its end, unless the pool ends before."""
+        """Read a prompt to its end, unless the pool is closed before."""
         with anyio.CancelScope() as scope:
             self._reading.add(scope)
             try:
@@ -113,17 +114,19 @@ class Prompts:
     def _check_length(self, length: int) -> None:
         limits = [book.capacity.max_model_len for book in self._members.scheduler.engines]
         known = [limit for limit in limits if limit is not None]
-        if known and length >= max(known):  # one that fits some of them is refused with its name
+        if known and length >= max(
+            known
+        ):  # one that fits only some is refused later, by `Members.check_fits`
             raise PromptTooLong(length, min(known))
 
     async def _member(self) -> Member | None:
-        """An engine that tells its tokens, when one runs; None: those of this pool do not."""
+        """Wait for an engine that is a `Member`, and return it; None: the running ones are not."""
         while True:
             self.check_hopeful()
             running = self._members.running
-            for seat in running:
-                if seat.member is not None:
-                    return seat.member
+            for slot in running:
+                if slot.member is not None:
+                    return slot.member
             if running:
                 return None
             news = asyncio.Event()
@@ -131,7 +134,7 @@ class Prompts:
             await news.wait()
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt; made up where no engine tells."""
+        """Return the token ids of a prompt; made-up ones where no engine is a `Member`."""
         for attempt in range(1, self._attempts + 1):
             member = await self._member()
             if member is None:
@@ -139,14 +142,14 @@ class Prompts:
             try:
                 return await member.encode(prompt)
             except (EngineDied, Closed) as error:
-                seats = [seat for seat in self._members.running if seat.engine is member]
-                gone = all(self._members.died(seat, seat.life, error) for seat in seats)
+                slots = [slot for slot in self._members.running if slot.engine is member]
+                gone = all(self._members.died(slot, slot.life, error) for slot in slots)
                 if attempt == self._attempts or not gone:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
     async def prefix_tokens(self, prefix: Prompt | None, tokens: Sequence[int] | None, /) -> int:
-        """How many of *tokens* are those of the declared prefix."""
+        """Return the number of *tokens*, from the first, that are those of the declared prefix."""
         if prefix is None or tokens is None:
             return 0
         key: Any = prefix if isinstance(prefix, str) else tuple(prefix)
@@ -164,18 +167,21 @@ class Prompts:
 
 
 def with_changes(request: GenerateRequest, /, **changes: object) -> GenerateRequest:
-    """A copy that is not checked again: a pool changes only what needs no check, for every call."""
+    """Return a copy with *changes*, without the checks of the constructor.
+
+    A pool changes only what needs no check, and does so for every call.
+    """
     copied = copy.copy(request)
     for name, value in changes.items():
-        object.__setattr__(copied, name, value)  # it is frozen for all others
+        object.__setattr__(copied, name, value)  # the class is frozen
     return copied
 
 
 def in_order(request: GenerateRequest, ticket: Ticket, /) -> GenerateRequest:
-    """The request with its place in the line as its priority, in milliseconds.
+    """Return the request with the scheduler's order as its priority, in milliseconds.
 
-    So an engine that must choose itself, among the few that it has in advance or whom to take memory
-    from, chooses as the scheduler would.
+    So an engine that chooses by itself, among the few calls that it holds in advance or between calls to
+    preempt, chooses as the scheduler would.
     """
     return with_changes(request, priority=round(1000 * ticket.key[0]))
 
@@ -192,7 +198,7 @@ def work_of(  # noqa: PLR0913  # fields of the record that it makes
     prefix_tokens: int = 0,
     streamed: bool = False,
 ) -> Work:
-    """A call as the scheduler wants it; *tokens* None: nobody knows them."""
+    """Return the scheduler's record of a call; *tokens* None: they are not known."""
     stage, arrived, deadline, depth = "", None, None, 0
     group = parent = None
     if origin is not None:
@@ -221,7 +227,7 @@ def work_of(  # noqa: PLR0913  # fields of the record that it makes
 
 
 def _made_up(prompt: Prompt) -> list[int]:
-    """Numbers for the words of a prompt, so that equal beginnings can be told; ids as they are."""
+    """Return a number for each word, so that equal beginnings are found; token ids unchanged."""
     if isinstance(prompt, str):
         words = prompt.split()
     elif prompt and isinstance(prompt[0], Message):
