@@ -25,7 +25,7 @@ from alto._graph import check_input_count
 from alto._graph.declaration import check_name
 from alto._graph.nested import bound_pipeline
 from alto._graph.signature import PipelineSpec, Source, Unresolved, local_names, pipeline_source
-from alto._graph.spec import Declaration, GroupOrder
+from alto._graph.spec import Declaration, GroupOrder, HasDeclaration
 from alto._graph.trace import inline, trace
 from alto._runtime.handles import StreamHandle
 from alto._runtime.host import Host
@@ -58,7 +58,7 @@ _HELD_ITEMS: Final = 100_000
 
 
 @final
-class Pipeline(Generic[*Ins, R_co]):
+class Pipeline(HasDeclaration, Generic[*Ins, R_co]):
     """Stages, connected; made by :data:`pipeline`.
 
     ``Pipeline[str, Verdict]`` takes one ``str`` per request and gives any number of ``Verdict``;

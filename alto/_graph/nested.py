@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
+from typing import cast
 
 import attrs
 
 from alto._graph.resources import bind_stages
-from alto._graph.spec import Declaration
+from alto._graph.spec import Declaration, HasDeclaration
 from alto.errors import ResourceError
 
 __all__ = ("bound_pipeline", "inner_resources", "mentioned", "own_resources")
@@ -94,13 +95,10 @@ def _pipelines(values: list[object]) -> Iterator[Declaration]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        kind = type(value)
-        if (kind.__module__, kind.__name__) == ("alto.pipeline", "Pipeline"):
-            other = value.declaration  # type: ignore[attr-defined]  # a floor above this one
-            if isinstance(other, Declaration):
-                yield other
-        elif isinstance(value, FunctionType):
+        if isinstance(value, FunctionType):
             values.extend(_named_in(value))
+        elif issubclass(type(value), HasDeclaration):  # A proxy's __class__ may raise.
+            yield cast("HasDeclaration", value).declaration
 
 
 def _named_in(fn: FunctionType) -> Iterator[object]:

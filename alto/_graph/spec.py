@@ -14,7 +14,7 @@ from alto.errors import ResourceError
 from alto.model import StageInfo
 from alto.protocols import Executor, Router
 
-__all__ = ("Declaration", "GroupOrder", "InputSpec", "NodeSpec", "OwnExecutor", "ParamSpec",
+__all__ = ("Declaration", "GroupOrder", "HasDeclaration", "InputSpec", "NodeSpec", "OwnExecutor", "ParamSpec",
            "PerReplica", "ResourceSpec", "RunsIn", "StageSpec", "per_replica")  # fmt: skip
 
 GroupOrder: TypeAlias = Literal["ancestry", "arrival"]
@@ -196,7 +196,7 @@ class InputSpec:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Declaration:
-    """A pipeline, read from its function."""
+    """A pipeline, as its function declares it."""
 
     name: str
     inputs: tuple[InputSpec, ...]
@@ -205,3 +205,14 @@ class Declaration:
     plan: Plan
     output: Any
     """Type of one result."""
+
+
+class HasDeclaration:
+    """Base of ``alto.Pipeline``, by which the modules below that one recognise it."""
+
+    __slots__ = ()
+
+    @property
+    def declaration(self) -> Declaration:
+        """The pipeline's declaration."""
+        raise NotImplementedError
