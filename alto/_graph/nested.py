@@ -1,9 +1,9 @@
 """Pipelines that stages call, and the resources that those need.
 
-Which pipelines a stage will call is known only when it runs. But ``open()`` must tell a resource
-for one of them from a name that is spelt wrongly, and start the engines that are bound in them. So
-it looks at which pipelines the code of the stages mentions by name, directly or in plain functions
-that it mentions, and which are given as resources.
+The pipelines that a stage calls are known only when it runs. But ``open()`` must distinguish a
+resource for one of them from a misspelt name, and start the engines that are bound in them. So it
+collects the pipelines that are given as resources, and those that the code of the stages mentions
+by name, directly or in plain functions that it mentions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ("bound_pipeline", "inner_resources", "mentioned", "own_resources")
 
 
 def bound_pipeline(declaration: Declaration, resources: Mapping[str, object]) -> Declaration:
-    """*declaration* with resources fixed in all its stages that ask for them.
+    """Return *declaration* with resources fixed in all its stages that ask for them.
 
     Raises:
         ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
@@ -50,7 +50,7 @@ def bound_pipeline(declaration: Declaration, resources: Mapping[str, object]) ->
 def inner_resources(
     declaration: Declaration, resources: Mapping[str, object]
 ) -> Mapping[str, object]:
-    """What a pipeline that a stage calls takes of an app's *resources*."""
+    """Return those of an app's *resources* that a pipeline called by a stage takes."""
     asked = _asked(declaration)
     return {name: value for name, value in resources.items() if name in asked}
 
@@ -58,7 +58,7 @@ def inner_resources(
 def own_resources(
     declaration: Declaration, resources: Mapping[str, object]
 ) -> Mapping[str, object]:
-    """*resources* without those that only pipelines which its stages mention ask for."""
+    """Return *resources* without those that only pipelines mentioned by its stages ask for."""
     asked = _asked(declaration)
     if asked.issuperset(resources):
         return resources
@@ -68,22 +68,22 @@ def own_resources(
 
 
 def mentioned(declaration: Declaration, resources: Iterable[object]) -> list[Declaration]:
-    """Pipelines that its stages, or those of such pipelines, mention or get; without itself."""
+    """Return the pipelines that its stages mention or get, directly or indirectly, but not itself."""
     found: dict[int, Declaration] = {id(declaration): declaration}
-    line = [declaration]
+    pending = [declaration]
     given = list(resources)
-    while line:
-        nodes = line.pop().nodes
+    while pending:
+        nodes = pending.pop().nodes
         values = [v for node in nodes for v in (node.stage.fn, *node.bound.values())]
         for other in _pipelines([*values, *given]):
             if id(other) not in found:
                 found[id(other)] = other
-                line.append(other)
+                pending.append(other)
     return list(found.values())[1:]
 
 
 def _asked(declaration: Declaration) -> set[str]:
-    # Names that are still to be given.
+    # Names of the resources that are not bound.
     return {spec.name for node in declaration.nodes for spec in node.stage.resources
             if spec.name not in node.bound}  # fmt: skip
 

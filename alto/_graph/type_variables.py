@@ -3,7 +3,8 @@
 ``async def distinct(items: Group[T]) -> AsyncIterator[T]``, called on a ``Stream[str]``, gives a
 ``Stream[str]``. A variable that several parameters share stands for the union of what they get,
 which is always a solution, because type arguments are compared covariantly. So only a bound or the
-constraints of a variable can make a call wrong. What the streams do not say is ``Any``.
+constraints of a variable can make a call wrong. A variable that the streams do not determine is
+``Any``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class TypeVariables:
         """Find the variables in *wanted*, a parameter's type, by comparing it with *given*.
 
         Returns:
-            What a bound or constraints refuse, for a message; None where all is well.
+            The violated bound or constraints, for a message; None where there are none.
         """
         variables = variables_in(plain(wanted))
         if variables:

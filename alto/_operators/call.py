@@ -79,7 +79,7 @@ class OperatorCall:
         """Return the levels of a stream in words: ``one per item of claims > queries``."""
         return levels_in_words(symbol.levels, self._tracer.decls)
 
-    def stage(  # noqa: PLR0913  # what a decorated function and its call say together
+    def stage(  # noqa: PLR0913  # the options of a stage and of its call
         self,
         body: Callable[..., object],
         streams: Mapping[str, Stream[Any]],

@@ -138,7 +138,7 @@ def test_a_pipeline_is_annotated_with_streams() -> None:
         raise NotImplementedError
 
     refused(item, "pipeline 'item': parameter 'text' is annotated str", "Stream[str]")
-    refused(bare, "pipeline 'bare': parameter 'text'", "Stream of what")
+    refused(bare, "pipeline 'bare': parameter 'text'", "Stream without an item type")
     refused(result, "pipeline 'result': its result", "list[str]", "Stream[list[str]]")
 
 

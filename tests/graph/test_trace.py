@@ -241,7 +241,7 @@ def test_a_result_that_nobody_takes_is_refused() -> None:
         split(text)
         return length(text)
 
-    refused(p, "pipeline 'p': nobody takes", "stage 'split'")
+    refused(p, "pipeline 'p': nothing takes", "stage 'split'")
 
 
 def test_a_stream_of_another_pipeline_is_refused() -> None:
