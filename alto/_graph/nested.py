@@ -111,7 +111,7 @@ def _named_in(fn: FunctionType) -> Iterator[object]:
     for name in names & set(known):
         value = known[name]
         if isinstance(value, FunctionType) and value.__module__ != fn.__module__:
-            continue  # A library's function: its code mentions no pipeline of ours.
+            continue  # Another module's function is not searched; it may be a library's.
         yield value
         if isinstance(value, ModuleType):
             members = vars(value)

@@ -316,7 +316,7 @@ def _not_below(
     node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
     nodes: Sequence[NodeDecl],
 ) -> str:  # fmt: skip
-    if what == "by=":
+    if what == "by=":  # The remedy is another by=, not another stream for the parameter.
         said = levels_in_words(own, nodes)
         if own == call:
             return (

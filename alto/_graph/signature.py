@@ -318,7 +318,7 @@ class LazySpec(Generic[S]):
         """
         if self._spec is None:
             self._spec = self._read(self.shape, Names(self.shape.fn, self._caller))
-            self._caller = {}
+            self._caller = {}  # Its values are no longer needed, and may be large.
         return self._spec
 
 

@@ -119,7 +119,7 @@ class Tracer:
                 f"for several outputs `return alto.outputs(a=..., b=...)`, or alto.merge them"
             )
             raise GraphError(msg)
-        symbol = self.own(result, f"{self.where}: what it returns")
+        symbol = self.own(result, f"{self.where}: its result")
         if not fits(symbol.type, spec.output):
             msg = (
                 f"{self.where} is annotated to return Stream[{show(spec.output)}], but returns "
@@ -146,6 +146,7 @@ def trace(spec: PipelineSpec) -> Declaration:
         Exception: Whatever its function raises.
     """
     tracer = Tracer(spec)
+    # Streams are numbered: inputs first, then one per call.
     streams = [
         tracer.stream(number, one.type, f"input {one.name!r}")
         for number, one in enumerate(spec.inputs)
@@ -216,14 +217,14 @@ def call_stage(
             raise GraphError(_misfit(where, param, symbol))
         _bind(variables, where, param.type, symbol, group=param.group)
         sources.append(symbol.number)
-    by_symbol = None if by is None else tracer.own(by, f"{what}: by=", remedy=ANCESTOR)
+    ancestor = None if by is None else tracer.own(by, f"{what}: by=", remedy=ANCESTOR)
     number = tracer.add(
         NodeDecl(
             name=stage.name,
             params=tuple(ParamDecl(param.name, param.group) for param in stage.params),
             generator=stage.generator,
             sources=tuple(sources),
-            by=None if by_symbol is None else by_symbol.number,
+            by=None if ancestor is None else ancestor.number,
         ),
         stage,
         bound,
@@ -286,10 +287,11 @@ def inline(
             )
             raise GraphError(msg)
         _bind(variables, where, one.type, symbol)
+        # The same stream under the declared type, which holds inside whatever the caller passes.
         inner.append(tracer.stream(symbol.number, one.type, symbol.label))
     before = len(tracer.nodes)
     result = tracer.enter(spec, inner)
-    if bound:
+    if bound:  # For the calls that the inner pipeline has added.
         stages = tracer.nodes[before:]
         tracer.nodes[before:] = [
             (stage, fixed)

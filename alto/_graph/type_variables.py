@@ -80,11 +80,12 @@ class TypeVariables:
             return Any
         if not variable.__constraints__:
             return Union[tuple(found)]  # noqa: UP007  # built at run time
-        # A constrained variable is exactly one of its constraints.
+        # A constrained variable is exactly one of its constraints; which one may be unknown.
         fitting = self._fitting(variable, found)
         exact = [one for one in fitting if one in found]
-        one_of = exact or fitting
-        return one_of[0] if exact or len(one_of) == 1 else Any
+        if exact:
+            return exact[0]
+        return fitting[0] if len(fitting) == 1 else Any
 
     def _refused(self, variable: TypeVar) -> str | None:
         found = self._found.get(variable, [])
@@ -111,7 +112,7 @@ class TypeVariables:
             found = self._found.setdefault(wanted, [])
             if given not in found:
                 found.append(given)
-        elif is_union(given):
+        elif is_union(given):  # Before a wanted union: each member given may match another one.
             for one in get_args(given):
                 self._compare(one, wanted)
         elif is_union(wanted):

@@ -98,9 +98,9 @@ class OperatorCall:
             streams: The stream for each parameter.
             output: The type of one result.
             group: Whether the parameters are groups.
-            by: As for a stage.
-            order: As for a stage.
-            suffix: What follows the operator's name in that of the stage.
+            by: The argument ``by=`` of the call.
+            order: Order in which groups hand out their pieces.
+            suffix: Text after the operator's name in the name of the stage.
 
         Raises:
             GraphError: The streams do not fit each other.

@@ -69,7 +69,7 @@ def collect(
     Raises:
         GraphError: There is nothing to gather, or nothing to gather by.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("collect")
     check_choice(order, call.where, "order=", get_args(GroupOrder))
@@ -100,7 +100,7 @@ def count(
     Raises:
         GraphError: There is nothing to count, or nothing to gather by.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("count")
     call.gathered(stream)
@@ -166,7 +166,7 @@ def total(
         GraphError: The items are provably no numbers, or there is nothing to gather or gather by.
         StageError: In a request, with a ``TypeError`` as its cause: an item that is no number.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("total")
     if isinstance(start, str | bytes | bytearray):
@@ -233,7 +233,7 @@ def top_k(
 
     Cost: O(log k) per item, and *k* items of memory beside those that wait for their turn.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("top_k")
     check_whole(k, call.where, "k")
@@ -315,7 +315,7 @@ def reduce(
             does not fit, or there is nothing to gather or gather by.
         StageError: In a request: *fn* raised.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("reduce")
     check_function(fn, f"{call.where}: fn", 2)

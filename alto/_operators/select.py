@@ -32,8 +32,8 @@ def first(
 ) -> Stream[T]:  # fmt: skip
     """Pass on the first *n* items of each group, each at once; all, where there are fewer.
 
-    With the last of them the group is left: what only it was waiting for is cancelled, down to the
-    engines' generations. The result has a level of its own, with at most *n* items below a parent.
+    With the last of them the group is left: calls that only it was waiting for are cancelled, down
+    to the engines' generations. The result has a level of its own, with at most *n* items below a parent.
 
     Args:
         stream: The items to take from; it must be below something, so not one item per request.
@@ -45,7 +45,7 @@ def first(
     Raises:
         GraphError: *n* is no whole number from 1, or there is nothing to gather or gather by.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("first")
     check_whole(n, call.where, "n")

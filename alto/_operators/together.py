@@ -90,7 +90,7 @@ def merge(
         GraphError: There are fewer than two streams, they differ in depth and are not merged by
             arrival, or *by* is no ancestor of all of them.
 
-    Cancellation: as in a stage, what only the groups were waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the groups were waiting for are cancelled.
     """
     call = OperatorCall("merge")
     check_choice(order, call.where, "order=", get_args(GroupOrder))
@@ -131,7 +131,7 @@ def outputs(**streams: Stream[T]) -> Stream[Output[T]]:
     Raises:
         GraphError: There is none, or one is no stream of the pipeline that is being read.
 
-    Cancellation: as in a stage, what only these results were waiting for is cancelled.
+    Cancellation: as in a stage, calls that only these results were waiting for are cancelled.
     """
     call = OperatorCall("outputs")
     if not streams:

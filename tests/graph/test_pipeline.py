@@ -85,7 +85,7 @@ def test_a_pipeline_must_return_a_stream_of_its_type() -> None:
         return length(text)
 
     refused(nothing, "pipeline 'nothing' returns nothing", "`return`")
-    refused(other, "pipeline 'other': what it returns must be a Stream", "str ('text')")
+    refused(other, "pipeline 'other': its result must be a Stream", "str ('text')")
     refused(several, "returns a tuple", "alto.outputs(a=..., b=...)", "alto.merge")
     refused(wrong, "pipeline 'wrong'", "Stream[str]", "stage 'length', a Stream[int]")
 

@@ -262,7 +262,7 @@ def test_a_stream_of_another_pipeline_is_refused() -> None:
     def third(text: alto.Stream[str]) -> alto.Stream[str]:
         return kept[0]
 
-    refused(third, "pipeline 'third': what it returns", "pipeline 'first'")
+    refused(third, "pipeline 'third': its result", "pipeline 'first'")
 
 
 def test_a_stage_called_outside_a_pipeline_is_refused() -> None:
