@@ -16,7 +16,7 @@ item by item                                  ``where switch``
 several streams as one                        ``merge outputs``
 ============================================  =====================================================
 
-Every call makes a stage for the item types at hand. So an operator has the operator's name in
+Every call makes a stage for the item types at hand. That stage has the operator's name in
 statistics and errors, closes its groups by counting, holds no permit while it waits, and is the
 same in the sequential interpreter of the test kit. A group is what lies below one item of the
 level above, or of the stream given as ``by=``.

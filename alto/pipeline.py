@@ -1,4 +1,4 @@
-"""Pipelines: what ``@pipeline`` makes of a function from streams to a stream."""
+"""Pipelines: the ``@pipeline`` decorator, and the pipelines that it makes of functions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ from alto._current_call import current_call
 from alto._graph import check_input_count
 from alto._graph.declaration import check_name
 from alto._graph.nested import bound_pipeline
-from alto._graph.signature import PipelineSpec, Source, Unresolved, local_names, pipeline_source
-from alto._graph.spec import Declaration, GroupOrder
+from alto._graph.signature import (
+    LazySpec,
+    PipelineSpec,
+    Unresolved,
+    lazy_pipeline_spec,
+    local_names,
+)
+from alto._graph.spec import Declaration, GroupOrder, HasDeclaration
 from alto._graph.trace import inline, trace
 from alto._runtime.handles import StreamHandle
 from alto._runtime.host import Host
@@ -51,15 +57,15 @@ Ins = TypeVarTuple("Ins")
 Rest = TypeVarTuple("Rest")
 
 _CAPACITY: Final = 32
-"""Items that wait on an edge, per request."""
+"""Most items that wait on an edge, per request."""
 
 _HELD_ITEMS: Final = 100_000
-"""Items of one request that wait for their group or join."""
+"""Most items of one request that wait for their group or join."""
 
 
 @final
-class Pipeline(Generic[*Ins, R_co]):
-    """Stages, connected; made by :data:`pipeline`.
+class Pipeline(HasDeclaration, Generic[*Ins, R_co]):
+    """Connected stages; made by :data:`pipeline`.
 
     ``Pipeline[str, Verdict]`` takes one ``str`` per request and gives any number of ``Verdict``;
     with more inputs their types stand before the last one.
@@ -72,34 +78,34 @@ class Pipeline(Generic[*Ins, R_co]):
     """
 
     def __init__(
-        self, source: Source[PipelineSpec], bound: Mapping[str, object], read: Declaration | None, /
+        self, spec: LazySpec[PipelineSpec], bound: Mapping[str, object], read: Declaration | None, /
     ) -> None:
-        self._source = source
+        self._spec = spec
         self._bound = MappingProxyType(dict(bound))
         self._unbound = read
         """The pipeline as it was declared, once its function has been called."""
         self._declaration: Declaration | None = None
-        update_wrapper(cast("Callable[..., object]", self), source.shape.fn)  # see the overloads
+        update_wrapper(cast("Callable[..., object]", self), spec.shape.fn)  # see the overloads
         self._read_early()
 
     def __repr__(self) -> str:
-        shape = self._source.shape
+        shape = self._spec.shape
         bound = f", bound: {', '.join(self._bound)}" if self._bound else ""
         return f"<Pipeline {shape.name!r} {shape}{bound}>"
 
     @property
     def name(self) -> str:
         """Its name in messages: the function's, unless ``@pipeline(name=...)``."""
-        return self._source.shape.name
+        return self._spec.shape.name
 
     @property
     def fn(self) -> Callable[..., Stream[R_co]]:
         """The plain function."""
-        return self._source.shape.fn  # type: ignore[return-value]  # checked when it is read
+        return self._spec.shape.fn  # type: ignore[return-value]  # checked when it is read
 
     @property
     def declaration(self) -> Declaration:
-        """The pipeline as it was understood: its inputs, stages and connections.
+        """Its inputs, stages and connections.
 
         Raises:
             GraphError: It is declared wrongly.
@@ -118,13 +124,13 @@ class Pipeline(Generic[*Ins, R_co]):
         _ = self.declaration
 
     def bind(self, /, **resources: object) -> Pipeline[*Ins, R_co]:
-        """The same pipeline with resources fixed, which ``open()`` then does not give.
+        """Return the same pipeline with resources fixed, which ``open()`` then does not take.
 
         So two parts of a pipeline that ask for the same name get different values::
 
             draft, check = answer.bind(llm=small), verify.bind(llm=large)
 
-        What is bound goes to the stages of this pipeline, those of pipelines that its function
+        A bound value goes to the stages of this pipeline, those of pipelines that its function
         calls included, except where ``bind`` has fixed the name before. A pipeline that a stage
         calls while it runs has resources of its own: bind it, or give them to ``open()``.
         Engines that are bound are started and stopped with the app.
@@ -140,7 +146,7 @@ class Pipeline(Generic[*Ins, R_co]):
                     f"bind it once, on the pipeline as it was declared"
                 )
                 raise ResourceError(msg)
-        return Pipeline(self._source, {**self._bound, **resources}, self._unbound)
+        return Pipeline(self._spec, {**self._bound, **resources}, self._unbound)
 
     def open(
         self, /, *, capacity: int = _CAPACITY, max_held_items: int = _HELD_ITEMS,
@@ -156,7 +162,7 @@ class Pipeline(Generic[*Ins, R_co]):
                 no other bound; a request that needs more fails with ``BufferExceeded``.
             max_requests: Most requests that are open at once; one more is refused with
                 ``Overloaded`` before anything of it has started, and a map waits. None: any number.
-            observers: What gets the events of requests, calls, groups, generations and engines; see
+            observers: Objects that get the events of requests, calls, groups, generations and engines; see
                 ``alto.events``.
             **resources: A value for every keyword-only parameter of its stages, by name. An engine
                 may be given where a stage asks for an ``LLM``; it is started with the app.
@@ -201,7 +207,10 @@ class Pipeline(Generic[*Ins, R_co]):
         return nested_stream(declaration, given, timeout=timeout, order=order)
 
     async def run(self, *inputs: *Ins, timeout: float | None = None) -> list[R_co]:
-        """Run it from inside a stage: all results, in ancestry order. As :meth:`stream`.
+        """Run it from inside a stage and return all results, in ancestry order.
+
+        The inner request inherits ancestry, deadline, priority, cancellation and resources from
+        the call that it is made in, and cannot outlive it.
 
         Args:
             *inputs: One value for each input of the pipeline.
@@ -284,13 +293,13 @@ class Pipeline(Generic[*Ins, R_co]):
         g: Stream[G], /, *more: Stream[object],
     ) -> Stream[R]: ...  # fmt: skip
     def __call__(self, /, *streams: object, **keywords: object) -> Stream[Any]:
-        """Make it a part of the pipeline that is being read; see the class."""
-        return inline(self._source.resolve, self.name, self._bound, streams, keywords)
+        """Make it a part of the pipeline that is being read."""
+        return inline(self._spec.resolve, self.name, self._bound, streams, keywords)
 
     def _read(self) -> Declaration:
         if self._declaration is None:
             if self._unbound is None:
-                self._unbound = trace(self._source.resolve())
+                self._unbound = trace(self._spec.resolve())
             self._declaration = (
                 bound_pipeline(self._unbound, self._bound) if self._bound else self._unbound
             )
@@ -323,7 +332,7 @@ class PipelineDecorator:
     :class:`Pipeline` for when the function is called.
 
     Args:
-        name: What messages call it; by default the function's name.
+        name: Its name in messages; by default the function's name.
 
     Raises:
         GraphError: The declaration has no meaning; the message names pipeline, stage, parameter
@@ -373,7 +382,7 @@ class PipelineDecorator:
     @overload
     def __call__(self, /, *, name: str | None = ...) -> PipelineDecorator: ...
     def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: see the overloads.
-        """Make a pipeline of *fn*, or with options a decorator; see the class."""
+        """Make a pipeline of *fn*, or with options a decorator."""
         if options:
             if fn is not None:
                 msg = "write the options of @pipeline in a call of their own: `pipeline(...)(fn)`"
@@ -382,7 +391,9 @@ class PipelineDecorator:
         if fn is None:
             return self
         caller = local_names(sys._getframe(1))  # noqa: SLF001  # where annotations may point
-        made: Pipeline[Any, Any] = Pipeline(pipeline_source(fn, caller, name=self._name), {}, None)
+        made: Pipeline[Any, Any] = Pipeline(
+            lazy_pipeline_spec(fn, caller, name=self._name), {}, None
+        )
         return made
 
 

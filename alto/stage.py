@@ -1,4 +1,9 @@
-"""Stages: the ``@stage`` decorator, and what it makes of an async function."""
+"""Stages: the ``@stage`` decorator, and the stages that it makes of async functions.
+
+Most of this module is overloads. Neither mypy nor pyright can map a list of parameter types, such
+as ``[Group[A], B]``, to the item types ``[A, B]``, so each combination of ``T`` and ``Group[T]`` is
+written out, for up to six parameters. The code itself is short.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ import attrs
 from alto._graph import check_resource
 from alto._graph.declaration import stage_options
 from alto._graph.resources import refuse_unknown
-from alto._graph.signature import Source, Unresolved, local_names, stage_source
+from alto._graph.signature import LazySpec, Unresolved, lazy_stage_spec, local_names
 from alto._graph.spec import GroupOrder, RunsIn, StageSpec
 from alto._graph.trace import call_stage
 from alto._runtime.executors import Loop, Process, Thread
@@ -66,34 +71,34 @@ class Stage(Generic[*Ins, R_co]):
             names stage, parameter and remedy.
     """
 
-    def __init__(self, source: Source[StageSpec], bound: Mapping[str, object], /) -> None:
-        self._source = source
+    def __init__(self, spec: LazySpec[StageSpec], bound: Mapping[str, object], /) -> None:
+        self._spec = spec
         self._bound = MappingProxyType(dict(bound))
-        update_wrapper(cast("Callable[..., object]", self), source.shape.fn)  # see the overloads
+        update_wrapper(cast("Callable[..., object]", self), spec.shape.fn)  # see the overloads
 
     def __repr__(self) -> str:
-        shape = self._source.shape
+        shape = self._spec.shape
         bound = f", bound: {', '.join(self._bound)}" if self._bound else ""
         return f"<Stage {shape.name!r} {shape}{bound}>"
 
     @property
     def name(self) -> str:
         """Its name in messages and statistics: the function's, unless ``@stage(name=...)``."""
-        return self._source.shape.name
+        return self._spec.shape.name
 
     @property
     def fn(self) -> Callable[..., Any]:
         """The plain function, for unit tests: ``await search.fn("a query", index=fake)``."""
-        return self._source.shape.fn  # Any: its parameters are not kept in the stage's type.
+        return self._spec.shape.fn  # Any: its parameters are not kept in the stage's type.
 
     def bind(self, /, **resources: object) -> Stage[*Ins, R_co]:
-        """The same stage with resources fixed, which ``open()`` then does not give.
+        """Return the same stage with resources fixed, which ``open()`` then does not take.
 
         Raises:
             ResourceError: It has no such resource, has it bound already, or the value is provably
                 of a wrong type.
         """
-        names = [parameter.name for parameter in self._source.shape.resources]
+        names = [parameter.name for parameter in self._spec.shape.resources]
         for name in resources:
             if name not in names:
                 refuse_unknown(name, names, f"stage {self.name!r}")
@@ -104,13 +109,13 @@ class Stage(Generic[*Ins, R_co]):
                 )
                 raise ResourceError(msg)
         try:
-            specs = self._source.resolve().resources
+            specs = self._spec.resolve().resources
         except Unresolved:
             specs = ()  # The types are checked when the pipeline is opened.
         for spec in specs:
             if spec.name in resources:
                 check_resource(self.name, spec, resources[spec.name])
-        return Stage(self._source, {**self._bound, **resources})
+        return Stage(self._spec, {**self._bound, **resources})
 
     @overload
     def __call__(
@@ -149,14 +154,14 @@ class Stage(Generic[*Ins, R_co]):
     def __call__(
         self, /, *streams: object, by: object = None, **keywords: object
     ) -> Stream[Any]:  # Any: see the overloads.
-        """Use it in the pipeline that is being read; see the class."""
-        return call_stage(self._source.resolve, self.name, self._bound, streams, by, keywords)
+        """Add a call of the stage to the pipeline that is being read, and return its results."""
+        return call_stage(self._spec.resolve, self.name, self._bound, streams, by, keywords)
 
 
 P = ParamSpec("P")
 
 _AsyncFunction: TypeAlias = Callable[P, Coroutine[Any, Any, R] | AsyncIterable[R]]
-"""Any: what a coroutine is sent while it waits, which is its loop's affair."""
+"""The first two types of a coroutine, Any here, concern only the event loop that runs it."""
 
 
 @final
@@ -755,7 +760,7 @@ class StageDecorator:
         replicas: int = ..., router: Router | None = ..., runs_in: Executor,
     ) -> AnyStageDecorator: ...  # fmt: skip
     def __call__(self, fn: object = None, /, **options: Any) -> object:  # Any: the overloads say.
-        """Make a stage of *fn*, or with options a decorator; see the class."""
+        """Make a stage of *fn*, or with options a decorator."""
         if options:
             if fn is not None:
                 msg = "write the options of @stage in a call of their own: `stage(...)(fn)`"
@@ -764,8 +769,8 @@ class StageDecorator:
         if fn is None:
             return self
         caller = local_names(sys._getframe(1))  # noqa: SLF001  # the caller's
-        source = stage_source(fn, caller, self._options)
-        made: Stage[Any, Any] = Stage(source, {})
+        spec = lazy_stage_spec(fn, caller, self._options)
+        made: Stage[Any, Any] = Stage(spec, {})
         return made
 
 

@@ -1,4 +1,4 @@
-"""What flows: the stream that a pipeline function handles, the group that a stage gathers."""
+"""Streams, which a pipeline function handles, and groups, which a stage gathers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 @attrs.frozen(kw_only=True, eq=False)
 class Symbol:
-    """What a stream stands for while a pipeline is being read."""
+    """A stream's place and type in the pipeline that is being read."""
 
     tracer: object
-    """Who reads the pipeline; streams of two readings do not mix."""
+    """The reading of the pipeline; streams of two readings do not mix."""
     pipeline: str
     """Name of the pipeline, for messages."""
     number: int
@@ -27,16 +27,16 @@ class Symbol:
     type: object
     """Type of one item, as annotated."""
     shown: str
-    """The type as people write it."""
+    """The type as it is written in source."""
     label: str
-    """Where it comes from, for messages: ``input 'question'``, ``stage 'answer'``."""
+    """Its origin, for messages: ``input 'question'``, ``stage 'answer'``."""
     levels: tuple[int, ...] = ()
     """The numbers of the nodes that opened its levels, outermost first; see ``_graph/plan.py``."""
 
 
 @final
 class Stream(Generic[T_co]):
-    """The items that will flow between two stages; what a pipeline function handles.
+    """The items that will flow between two stages, as a pipeline function handles them.
 
     A stream is symbolic: a pipeline function is read once, before anything runs, so a stream holds
     no items. Pass it to stages, operators and other pipelines, or return it. Everything that needs
@@ -87,7 +87,7 @@ class Stream(Generic[T_co]):
         __hash__ = object.__hash__
 
         def __call__(self, *_: object, **__: object) -> NoReturn:
-            """Refused."""
+            """Raise: a stream cannot be called."""
             self._refuse("called", "call a stage on it: `stage(stream)`")
 
         def __getattr__(self, name: str) -> NoReturn:
@@ -106,20 +106,20 @@ class Stream(Generic[T_co]):
 
 
 def symbol_of(stream: Stream[object], /) -> Symbol:
-    """What *stream* stands for."""
-    return stream._symbol  # noqa: SLF001  # one noun, two names
+    """Return the symbol of *stream*."""
+    return stream._symbol  # noqa: SLF001  # a public name for the private attribute
 
 
 class Group(AsyncIterable[T_co]):
-    """The pieces of one parent, as they are made; what a stage over ``Group[T]`` gets.
+    """The pieces of one parent, as they are made, passed to a stage over ``Group[T]``.
 
     An async iterable that may be iterated once. It ends when the group is complete, that is, when
     every stage above has given all the parent's pieces; an empty group ends at once. Pieces come in
     ancestry order, or with ``@stage(order="arrival")`` as they are made. ``await anext(group)`` gives a
     single piece; with a time limit around it, it may be made again and loses nothing.
 
-    Leaving the iteration early (``break``) cancels what only this group was waiting for, down to
-    the engine's generation.
+    Leaving the iteration early (``break``) cancels the calls that only this group was waiting for,
+    down to the engine's generation.
 
     ``alto.testing.group`` makes one from a list, for unit tests of a stage's plain function.
     """
@@ -174,7 +174,7 @@ class Group(AsyncIterable[T_co]):
         ...
 
     async def list(self) -> builtins.list[T_co]:
-        """All pieces, when the group is complete.
+        """Return all pieces, when the group is complete.
 
         Raises:
             Closed: It was iterated before, or its call has ended.

@@ -1,4 +1,4 @@
-"""Reading declarations: from decorated functions to the records that the runtime works with."""
+"""Declarations: decorated functions, read into the records that the runtime works with."""
 
 from alto._graph.resources import bind_resources as bind_resources
 from alto._graph.resources import check_input as check_input

@@ -30,7 +30,7 @@ __all__ = (
 )
 
 RESERVED: Final = ("capacity", "max_held_items", "max_requests", "observers", "timeout")
-"""Options of ``open`` and ``run_sync``, which take resources as keywords beside them."""
+"""Names of the options of ``open`` and ``run_sync``; no resource may have one of these."""
 
 
 @attrs.frozen(str=False)
@@ -44,11 +44,11 @@ class Parameter:
 
     @property
     def has_default(self) -> bool:
-        """Whether the signature has a default for it."""
+        """Return whether the signature has a default for it."""
         return self.default is not inspect.Parameter.empty
 
     def __str__(self) -> str:
-        """As it stands in a signature: ``llm: LLM``."""
+        """Return its source in a signature: ``llm: LLM``."""
         return f"{self.name}: {show(self.annotation)}" + (" = ..." if self.has_default else "")
 
 
@@ -59,9 +59,9 @@ class Shape:
     name: str
     fn: Callable[..., object]
     generator: bool
-    """Whether it is an async generator function."""
+    """True for an async generator function."""
     plain: bool
-    """Whether it is neither that nor a coroutine function."""
+    """True for a plain function: neither an async generator function nor a coroutine function."""
     streams: tuple[Parameter, ...]
     """The positional parameters."""
     resources: tuple[Parameter, ...]
@@ -70,7 +70,7 @@ class Shape:
     """The annotation of its result."""
 
     def __str__(self) -> str:
-        """The signature: ``(claim: str, *, llm: LLM) -> Verdict``."""
+        """Return the signature: ``(claim: str, *, llm: LLM) -> Verdict``."""
         parts = [str(parameter) for parameter in self.streams]
         if self.resources:
             parts += ["*", *map(str, self.resources)]
@@ -78,7 +78,7 @@ class Shape:
 
 
 def check_name(kind: str, name: object) -> None:
-    """Refuse what cannot be the ``name=`` of a stage or pipeline.
+    """Check the ``name=`` of a stage or pipeline.
 
     Raises:
         GraphError: It is no text, or an empty one.
@@ -89,12 +89,12 @@ def check_name(kind: str, name: object) -> None:
 
 
 def stage_shape(fn: object, name: str | None, where: RunsIn | None = "loop") -> Shape:
-    """Look at the function of a stage.
+    """Read the form of a stage's function; its annotations are not looked up.
 
     Args:
         fn: The function.
-        name: What it is called; None: as the function.
-        where: Where it runs; None: in an executor that is not alto's, and may run any kind.
+        name: Its name; None: the name of the function.
+        where: Short name of its executor; None: one that is not alto's, which may run any kind.
 
     Raises:
         GraphError: No stage can be made of it; the message names stage, parameter and remedy.
@@ -146,7 +146,7 @@ def stage_shape(fn: object, name: str | None, where: RunsIn | None = "loop") -> 
 
 
 def pipeline_shape(fn: object, name: str | None) -> Shape:
-    """Look at the function of a pipeline.
+    """Read the form of a pipeline's function; its annotations are not looked up.
 
     Raises:
         GraphError: No pipeline can be made of it; the message names it, the parameter, the remedy.
@@ -264,13 +264,13 @@ def _is_method(function: FunctionType, signature: inspect.Signature) -> bool:
 
 
 def _owner(function: Callable[..., object]) -> str | None:
-    # The class whose body a function is written in.
+    # Name of the class whose body the function is written in.
     inner = function.__qualname__.rpartition("<locals>.")[2]
     return inner.rpartition(".")[0] or None
 
 
 def _moved(function: Callable[..., object], kind: str) -> str:
-    # How a method is written as a stage: its object is a resource.
+    # Show the method rewritten as a stage, with its object as a resource.
     owner = _owner(function)
     if kind == "pipeline" or owner is None or not isinstance(function, FunctionType):
         return "move it out of its class, and its state to a resource of a stage"
@@ -312,7 +312,7 @@ def _signature(function: FunctionType) -> inspect.Signature:
 
 
 DEFAULT_CONCURRENCY: Final = 32
-"""Calls of a replica that run at once, where it does not say."""
+"""Most calls of a replica that run at once, unless the stage says otherwise."""
 
 
 @attrs.frozen(kw_only=True)
@@ -328,7 +328,7 @@ class StageOptions:
 
     @property
     def where(self) -> RunsIn | None:
-        """The short name of where it runs; None: in an executor that is not alto's."""
+        """Short name of its executor; None for one that is not alto's."""
         return _short_name(self.runs_in)
 
 
@@ -341,10 +341,10 @@ def stage_options(
     router: object,
     runs_in: RunsIn | Executor,
 ) -> StageOptions:
-    """Look at the options of a stage.
+    """Check the options of a stage.
 
     Raises:
-        GraphError: One cannot be; the message names it and what it may be.
+        GraphError: An option is not valid; the message names it and what it may be.
     """
     check_name("stage", name)
     if order not in get_args(GroupOrder):
@@ -408,7 +408,7 @@ def _check_runs_in(runs_in: object) -> None:
             f"but it is declared replica{inspect.signature(replica)}"
         )
         raise GraphError(msg) from None
-    except ValueError:  # Written in C, and does not say.
+    except ValueError:  # Written in C, without a signature.
         return
 
 
@@ -425,5 +425,5 @@ def _check_choose(router: Router) -> None:
             f"declared choose{inspect.signature(router.choose)}"
         )
         raise GraphError(msg) from None
-    except ValueError:  # Written in C, and does not say.
+    except ValueError:  # Written in C, without a signature.
         return

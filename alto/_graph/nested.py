@@ -1,27 +1,28 @@
 """Pipelines that stages call, and the resources that those need.
 
-Which pipelines a stage will call is known only when it runs. But ``open()`` must tell a resource
-for one of them from a name that is spelt wrongly, and start the engines that are bound in them. So
-it looks at which pipelines the code of the stages mentions by name, directly or in plain functions
-that it mentions, and which are given as resources.
+The pipelines that a stage calls are known only when it runs. But ``open()`` must distinguish a
+resource for one of them from a misspelt name, and start the engines that are bound in them. So it
+collects the pipelines that are given as resources, and those that the code of the stages mentions
+by name, directly or in plain functions that it mentions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
+from typing import cast
 
 import attrs
 
 from alto._graph.resources import bind_stages
-from alto._graph.spec import Declaration
+from alto._graph.spec import Declaration, HasDeclaration
 from alto.errors import ResourceError
 
 __all__ = ("bound_pipeline", "inner_resources", "mentioned", "own_resources")
 
 
 def bound_pipeline(declaration: Declaration, resources: Mapping[str, object]) -> Declaration:
-    """*declaration* with resources fixed in all its stages that ask for them.
+    """Return *declaration* with resources fixed in all its stages that ask for them.
 
     Raises:
         ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
@@ -49,7 +50,7 @@ def bound_pipeline(declaration: Declaration, resources: Mapping[str, object]) ->
 def inner_resources(
     declaration: Declaration, resources: Mapping[str, object]
 ) -> Mapping[str, object]:
-    """What a pipeline that a stage calls takes of an app's *resources*."""
+    """Return those of an app's *resources* that a pipeline called by a stage takes."""
     asked = _asked(declaration)
     return {name: value for name, value in resources.items() if name in asked}
 
@@ -57,7 +58,7 @@ def inner_resources(
 def own_resources(
     declaration: Declaration, resources: Mapping[str, object]
 ) -> Mapping[str, object]:
-    """*resources* without those that only pipelines which its stages mention ask for."""
+    """Return *resources* without those that only pipelines mentioned by its stages ask for."""
     asked = _asked(declaration)
     if asked.issuperset(resources):
         return resources
@@ -67,22 +68,22 @@ def own_resources(
 
 
 def mentioned(declaration: Declaration, resources: Iterable[object]) -> list[Declaration]:
-    """Pipelines that its stages, or those of such pipelines, mention or get; without itself."""
+    """Return the pipelines that its stages mention or get, directly or indirectly, but not itself."""
     found: dict[int, Declaration] = {id(declaration): declaration}
-    line = [declaration]
+    pending = [declaration]
     given = list(resources)
-    while line:
-        nodes = line.pop().nodes
+    while pending:
+        nodes = pending.pop().nodes
         values = [v for node in nodes for v in (node.stage.fn, *node.bound.values())]
         for other in _pipelines([*values, *given]):
             if id(other) not in found:
                 found[id(other)] = other
-                line.append(other)
+                pending.append(other)
     return list(found.values())[1:]
 
 
 def _asked(declaration: Declaration) -> set[str]:
-    # Names that are still to be given.
+    # Names of the resources that are not bound.
     return {spec.name for node in declaration.nodes for spec in node.stage.resources
             if spec.name not in node.bound}  # fmt: skip
 
@@ -94,13 +95,10 @@ def _pipelines(values: list[object]) -> Iterator[Declaration]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        kind = type(value)
-        if (kind.__module__, kind.__name__) == ("alto.pipeline", "Pipeline"):
-            other = value.declaration  # type: ignore[attr-defined]  # a floor above this one
-            if isinstance(other, Declaration):
-                yield other
-        elif isinstance(value, FunctionType):
+        if isinstance(value, FunctionType):
             values.extend(_named_in(value))
+        elif issubclass(type(value), HasDeclaration):  # A proxy's __class__ may raise.
+            yield cast("HasDeclaration", value).declaration
 
 
 def _named_in(fn: FunctionType) -> Iterator[object]:
@@ -113,7 +111,7 @@ def _named_in(fn: FunctionType) -> Iterator[object]:
     for name in names & set(known):
         value = known[name]
         if isinstance(value, FunctionType) and value.__module__ != fn.__module__:
-            continue  # A library's function: its code mentions no pipeline of ours.
+            continue  # Another module's function is not searched; it may be a library's.
         yield value
         if isinstance(value, ModuleType):
             members = vars(value)

@@ -1,4 +1,4 @@
-"""From a declaration to a plan: depths, levels, groupings, and everything that can be wrong.
+"""Plans: the depths, levels and groupings that follow from a declaration, and its errors.
 
 A path is a plain tuple of indices, one per open level, below its request: ``()`` is the request
 itself, ``(2,)`` the third child of the first fan-out, ``(2, 0)`` the first child of that one.
@@ -8,7 +8,8 @@ Theory of operation. A pipeline is declared as a list of nodes in call order, so
 sources come before it. Streams are numbered: the pipeline's inputs first, then one per node.
 
 A stream has *levels*: the numbers of the generator nodes that opened its levels, outermost first;
-the length is its depth. Two streams have common ancestry as far as their levels agree. A node is
+their number is its depth. The common ancestry of two streams is the common prefix of their levels.
+A node is
 called once per path of its *call levels*:
 
 ==============================  =================================================================
@@ -24,8 +25,8 @@ its inputs                      its call levels
 
 A generator adds itself as a level, a coroutine adds none.
 
-A consumer that must know when something below an ancestor is complete is told the counts of every
-level in between, straight from the node that opened it.
+A consumer that must know when everything below an ancestor is complete gets the counts of every
+level in between, directly from the node that opened the level.
 """
 
 from __future__ import annotations
@@ -53,17 +54,17 @@ __all__ = (
 
 
 def covers(ancestor: Path, path: Path, /) -> bool:
-    """Whether *path* is *ancestor* or descends from it."""
+    """Return whether *path* is *ancestor* or descends from it."""
     return path[: len(ancestor)] == ancestor
 
 
 def is_prefix(shorter: Sequence[int], longer: Sequence[int], /) -> bool:
-    """Whether *shorter* is where *longer* begins; equal ones are."""
+    """Return whether *longer* begins with *shorter* or equals it."""
     return tuple(longer[: len(shorter)]) == tuple(shorter)
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int], /) -> tuple[int, ...]:
-    """What *first* and *second* begin with alike."""
+    """Return the longest common prefix of *first* and *second*."""
     common = []
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -77,9 +78,9 @@ class ParamDecl:
     """A stream parameter of a stage."""
 
     name: str
-    """As in the signature."""
+    """Its name in the signature."""
     group: bool
-    """Whether it takes a whole group."""
+    """True where it takes a whole group."""
 
 
 @attrs.frozen(kw_only=True)
@@ -91,9 +92,9 @@ class NodeDecl:
     params: tuple[ParamDecl, ...]
     """Its stream parameters, in order."""
     generator: bool
-    """Whether a call may give any number of outputs."""
+    """True where a call may give any number of outputs."""
     sources: tuple[int, ...]
-    """Per parameter the number of the stream it is called with."""
+    """Number of the stream that each parameter is called with."""
     by: int | None = None
     """Number of the stream given as ``by=``."""
 
@@ -105,41 +106,41 @@ class InputPlan:
     source: int
     """Number of the stream."""
     group: bool
-    """Whether it is gathered."""
+    """True where it is gathered."""
     depth: int
     """Length of the paths of the stream's items."""
     rank: int
-    """Which of the stream's consumers this is."""
+    """Position among the stream's consumers."""
 
 
 @attrs.frozen(kw_only=True)
 class NodePlan:
-    """One call of a stage, understood."""
+    """Plan of one call of a stage."""
 
     index: int
     """Position in ``Plan.nodes``."""
     name: str
     """Name of the stage; numbered where a stage is used more than once."""
     generator: bool
-    """Whether a call may give any number of outputs."""
+    """True where a call may give any number of outputs."""
     depth: int
     """Length of a call's path."""
     inputs: tuple[InputPlan, ...]
-    """Per parameter of the stage."""
+    """One for each parameter of the stage."""
     consumers: tuple[tuple[int, int], ...]
-    """(node, parameter) of everything that takes its stream; (-1, 0) is the pipeline's result."""
+    """(node, parameter) of each consumer of its stream; (-1, 0) is the pipeline's result."""
     counts_to: tuple[tuple[int, int], ...]
-    """(node, parameter) of everything that must know how many children a call had."""
+    """(node, parameter) of each consumer that needs the number of a call's children."""
 
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """A pipeline, understood."""
+    """Plan of a pipeline."""
 
     inputs: tuple[tuple[tuple[int, int], ...], ...]
-    """Per input of the pipeline its consumers, as in ``NodePlan.consumers``."""
+    """Consumers of each input of the pipeline, as in ``NodePlan.consumers``."""
     nodes: tuple[NodePlan, ...]
-    """In call order: every node after those that feed it."""
+    """Nodes in call order: each after those that feed it."""
     depth: int
     """Length of the paths of the pipeline's results."""
     output: int
@@ -147,10 +148,10 @@ class Plan:
 
 
 def make_plan(inputs: int, nodes: Sequence[NodeDecl], output: int, *, pipeline: str) -> Plan:
-    """Understand a declaration.
+    """Make the plan of a declaration.
 
     Args:
-        inputs: How many input streams the pipeline has; they are numbered from 0.
+        inputs: Number of input streams of the pipeline; they are numbered from 0.
         nodes: The stage calls in order; their streams are numbered from *inputs*.
         output: Number of the stream that the pipeline returns.
         pipeline: Its name, for messages.
@@ -172,13 +173,13 @@ def make_plan(inputs: int, nodes: Sequence[NodeDecl], output: int, *, pipeline: 
     for index, node in enumerate(nodes):
         if not consumers[inputs + index]:
             msg = (
-                f"pipeline {pipeline!r}: nobody takes the result of stage {node.name!r}; "
+                f"pipeline {pipeline!r}: nothing takes the result of stage {node.name!r}; "
                 f"return it, pass it on, or leave the call out"
             )
             raise GraphError(msg)
     counts: list[list[tuple[int, int]]] = [[] for _ in nodes]
     for index, node in enumerate(nodes):
-        for slot, owner in _told(node, calls[index], levels):
+        for slot, owner in _counts_wanted(node, calls[index], levels):
             counts[owner].append((index, slot))
     for owner in levels[output]:
         counts[owner].append((-1, 0))
@@ -221,28 +222,28 @@ def _names(nodes: Sequence[NodeDecl]) -> list[str]:
     return names
 
 
-def _told(
+def _counts_wanted(
     node: NodeDecl, call: tuple[int, ...], levels: Sequence[tuple[int, ...]]
 ) -> list[tuple[int, int]]:
-    # (parameter, owner of a level): whose counts the parameter needs.
-    told = []
+    # (parameter, node that opened a level): the parameter needs the counts of that node.
+    wanted = []
     for slot, source in enumerate(node.sources):
         own = levels[source]
         if node.params[slot].group:
-            told += [(slot, owner) for owner in own[len(call) :]]
+            wanted += [(slot, owner) for owner in own[len(call) :]]
         else:  # A broadcast item is kept until all calls below it have started.
-            told += [(slot, owner) for owner in call[len(own) :]]
-    return told
+            wanted += [(slot, owner) for owner in call[len(own) :]]
+    return wanted
 
 
 def call_levels(  # noqa: C901, PLR0912  # a table of cases, each with its own error
     node: NodeDecl, levels: Sequence[tuple[int, ...]], nodes: Sequence[NodeDecl]
 ) -> tuple[int, ...]:
-    """The levels of *node*'s calls: the table at the head of this file.
+    """Return the levels of *node*'s calls, by the table at the head of this file.
 
     Args:
         node: The stage call.
-        levels: Of every stream so far its levels.
+        levels: Levels of every stream so far.
         nodes: The stage calls so far, for messages.
 
     Raises:
@@ -315,7 +316,7 @@ def _not_below(
     node: NodeDecl, name: str, own: tuple[int, ...], what: str, call: tuple[int, ...],
     nodes: Sequence[NodeDecl],
 ) -> str:  # fmt: skip
-    if what == "by=":
+    if what == "by=":  # The remedy is another by=, not another stream for the parameter.
         said = levels_in_words(own, nodes)
         if own == call:
             return (

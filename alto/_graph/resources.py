@@ -2,7 +2,7 @@
 
 A stage may ask for one model (``llm: LLM``), for one or none (``LLM | None``), or for several
 (``list[LLM]``, ``dict[str, LLM]``, a TypedDict, any nesting of them). What its annotation does not
-call a model is the stage's own business, engine or not.
+call a model is passed to the stage as it is, engine or not.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ SEQUENCES: Final = (*ONE_ARGUMENT, deque, frozenset, list, set, tuple)
 MAPPINGS: Final = (*fit.MAPPINGS, OrderedDict, defaultdict)
 
 Part: TypeAlias = tuple[object, object, object]
-"""A key, what is there, and how that is annotated."""
+"""A key, the value there, and its annotation."""
 
 
 def engine_of(value: object) -> Engine | None:
-    """The engine that a resource is or wraps, if any."""
+    """Return the engine that a resource is or wraps, if any."""
     if isinstance(value, LLM):
         return value.engine
     return value if isinstance(value, Engine) and not isinstance(value, type) else None
 
 
 def engines_in(value: object, wanted: object) -> Iterator[Engine]:
-    """The engines of one resource, which is annotated *wanted*."""
+    """Yield the engines of one resource, which is annotated *wanted*."""
     engine = engine_of(value)
     if engine is not None:
         yield engine
@@ -71,7 +71,7 @@ def engines_in(value: object, wanted: object) -> Iterator[Engine]:
 
 
 def engines_of(declaration: Declaration, values: Mapping[str, object]) -> Iterator[Engine]:
-    """The engines that a pipeline gets: given by name, bound, or as defaults."""
+    """Yield the engines that a pipeline gets: given by name, bound, or as defaults."""
     for node in declaration.nodes:
         for spec in node.stage.resources:
             for source in (node.bound, values):
@@ -83,12 +83,12 @@ def engines_of(declaration: Declaration, values: Mapping[str, object]) -> Iterat
 
 
 def with_handles(spec: NodeSpec, kwargs: Mapping[str, object]) -> Mapping[str, object]:
-    """The keyword arguments of a stage, with an LLM around each engine where it asks for one."""
+    """Return the keyword arguments of a stage, with an LLM around each engine given for one."""
     return wrapped({r.name: r.type for r in spec.stage.resources}, kwargs)
 
 
 def wrapped(asked: Mapping[str, Any], kwargs: Mapping[str, object]) -> Mapping[str, object]:
-    """The keyword arguments of a stage that has these annotations, with an LLM around engines."""
+    """Return the keyword arguments of a stage with these annotations, engines wrapped in LLMs."""
     return {name: _handed(value, asked[name]) for name, value in kwargs.items()}
 
 
@@ -96,8 +96,8 @@ def find_misfit(value: object, wanted: object) -> tuple[str, object, object] | N
     """Find a part of a resource that cannot be the model that the annotation says.
 
     Returns:
-        Where it is, as ``[2]`` or ``['small']``; what is there, and its annotation. None: there is
-        no such part.
+        Its place, as ``[2]`` or ``['small']``; its value, and its annotation. None: there is no
+        such part.
     """
     if engine_of(value) is not None or isinstance(value, PerReplica):
         return None
@@ -111,7 +111,7 @@ def find_misfit(value: object, wanted: object) -> tuple[str, object, object] | N
 
 
 def is_read_once(value: object, wanted: object) -> bool:
-    """Whether models are to be in an iterator, which would be used up by looking for them."""
+    """Return whether models are in an iterator, which a search for them would exhaust."""
     return isinstance(value, abc.Iterator) and _holds_models(wanted)
 
 
@@ -203,7 +203,7 @@ def _parts(value: object, wanted: object) -> Iterator[Part]:
 def bind_resources(
     declaration: Declaration, resources: Mapping[str, object]
 ) -> tuple[Mapping[str, object], ...]:
-    """The keyword arguments of every node, in the order of ``declaration.nodes``.
+    """Return the keyword arguments of every node, in the order of ``declaration.nodes``.
 
     A resource goes to every stage that has a keyword-only parameter of its name and that
     ``bind`` has not given one. A default stays with the function.
@@ -248,11 +248,11 @@ def bind_stages(
 
     Args:
         who: The pipeline, for messages.
-        stages: Each with what is bound in it already, which stays.
+        stages: Each with the resources bound in it already, which stay.
         resources: By name, for every other stage that asks for one.
 
     Returns:
-        What is bound in each stage.
+        The resources bound in each stage.
 
     Raises:
         ResourceError: No stage asks for one, all that do have it bound, or it is provably of a
@@ -283,9 +283,9 @@ def check_resource(
 
     Args:
         stage: Name of the stage.
-        spec: What it asks for.
-        value: What there is.
-        number: Of the replica that it was made for, if it was.
+        spec: The resource parameter.
+        value: The value.
+        number: Number of the replica that it was made for, if any.
 
     Raises:
         ResourceError: It is provably of a wrong type; stage, resource, expected and got are named.
@@ -304,10 +304,10 @@ def check_resource(
 
 
 def refused(spec: ResourceSpec, value: object) -> str | None:
-    """Say why a value cannot be what a stage asks for; None: it may be.
+    """Return why a value cannot be what a stage asks for; None: it may be.
 
     Returns:
-        What follows the resource's name in a message: `` must be LLM, not str``.
+        The text that follows the resource's name in a message: `` must be LLM, not str``.
     """
     if isinstance(value, PerReplica):
         return None
@@ -346,7 +346,7 @@ def check_input(declaration: Declaration, spec: InputSpec, value: object) -> Non
 
 
 def check_input_count(declaration: Declaration, inputs: object) -> Sequence[object]:
-    """The inputs of one request, of which there must be as many as the pipeline declares.
+    """Return the inputs of one request, checked to be as many as the pipeline declares.
 
     Raises:
         InputError: They are no tuple, or their number is wrong.
@@ -363,10 +363,10 @@ def check_input_count(declaration: Declaration, inputs: object) -> Sequence[obje
 
 
 def refuse_unknown(name: str, known: Iterable[str], who: str) -> None:
-    """Refuse a resource that nobody asks for.
+    """Refuse a resource that no stage asks for.
 
     Raises:
-        ResourceError: Always; it says which names there are.
+        ResourceError: Always; the message lists the names that there are.
     """
     from difflib import get_close_matches  # noqa: PLC0415  # for mistakes only
 

@@ -1,7 +1,7 @@
 """Signatures: look up the annotations of a declared function, and make its record.
 
-A decorated function may be annotated with names that its module defines further down. What cannot
-be looked up at the decoration is tried again at the first use, and reported there.
+A decorated function may be annotated with names that its module defines further down. A name that
+cannot be looked up at the decoration is tried again at the first use, and reported there.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from alto.errors import GraphError
 from alto.stream import Group, Stream
 
 __all__ = (
+    "LazySpec",
     "Names",
     "PipelineSpec",
-    "Source",
     "Unresolved",
     "local_names",
-    "pipeline_source",
+    "lazy_pipeline_spec",
     "pipeline_spec",
-    "stage_source",
+    "lazy_stage_spec",
     "stage_spec",
 )
 
 NO_TYPES = (bool, bytes, complex, dict, float, int, list, set, tuple)
-"""Values of these are not types; people write ``[str]`` who mean ``list[str]``."""
+"""Classes whose values are not types; ``[str]`` is a common mistake for ``list[str]``."""
 
 
 class Unresolved(GraphError):
-    """A name in an annotation means nothing yet; it may later, so this can be tried again."""
+    """A name in an annotation is not defined yet; the lookup can be tried again later."""
 
 
 class Names:
     """The scope of a function's annotations: its globals, what it closes over, its caller's locals.
 
-    The caller is whoever decorates the function. Its locals are a snapshot, so a type that is
-    defined in the same function after the decoration is not found.
+    The caller is the frame that decorates the function. Its locals are a snapshot, so a type that
+    is defined in the same function after the decoration is not found.
     """
 
     def __init__(self, fn: Callable[..., object], caller: Mapping[str, object], /) -> None:
@@ -65,11 +65,11 @@ class Names:
                 continue
 
     def resolve(self, annotation: object, /, *, where: str) -> object:
-        """The type that *annotation* means, strings in it included.
+        """Return the type that *annotation* stands for, with the strings in it resolved.
 
         Args:
             annotation: As written; a string where the module postpones annotations.
-            where: What is annotated, for the message: ``stage 'search': parameter 'query'``.
+            where: The annotated parameter or result, for the message: ``stage 'search': parameter 'query'``.
 
         Raises:
             Unresolved: A name is not defined (yet).
@@ -98,7 +98,7 @@ class Names:
 
 
 ITERATORS: Final = (abc.AsyncIterator, abc.AsyncGenerator, abc.AsyncIterable)
-"""What an async generator function may be annotated to give."""
+"""Classes that an async generator function may be annotated to return."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -110,7 +110,7 @@ class PipelineSpec:
     """The plain function."""
     inputs: tuple[InputSpec, ...]
     output: object
-    """What is inside the brackets of its ``-> Stream[...]``."""
+    """Type inside the brackets of its ``-> Stream[...]``."""
 
 
 def stage_spec(shape: Shape, names: Names, *, options: StageOptions) -> StageSpec:
@@ -204,7 +204,7 @@ def _inside(tp: object, where: str) -> object:
         )
         raise GraphError(msg)
     if not get_args(tp):
-        msg = f"{where} is a Stream of what? Write Stream[T]"
+        msg = f"{where} is annotated Stream without an item type; write Stream[T]"
         raise GraphError(msg)
     return get_args(tp)[0]
 
@@ -216,7 +216,7 @@ def _stream_param(name: str, tp: object, what: str) -> ParamSpec:
         _refuse_nested(tp, what)
         return ParamSpec(name, group=False, type=tp)
     if not get_args(bare):
-        msg = f"{what} is a Group of what? Write Group[T]"
+        msg = f"{what} is annotated Group without an item type; write Group[T]"
         raise GraphError(msg)
     (inner,) = get_args(bare)
     _refuse_nested(inner, what)
@@ -242,7 +242,7 @@ def _resource(parameter: Parameter, tp: object, what: str) -> ResourceSpec:
 
 
 def _refuse_nested(tp: object, what: str) -> None:
-    # A Stream, or a Group below the outermost level, is nothing a stage can get.
+    # A stage never gets a Stream, or a Group below the outermost level.
     cls = class_of(plain(tp))
     if cls is Stream:
         msg = (
@@ -276,7 +276,7 @@ def _output(tp: object, what: str, *, generator: bool) -> object:
         )
         raise GraphError(msg)
     if generator and not get_args(tp):
-        msg = f"{what} gives an {show(tp)} of what? Write `-> AsyncIterator[T]`"
+        msg = f"{what} is annotated to give an {show(tp)} without an item type; write `-> AsyncIterator[T]`"
         raise GraphError(msg)
     output = get_args(tp)[0] if generator else tp
     if class_of(plain(output)) in (Group, Stream) or get_origin(output) in (Group, Stream):
@@ -289,13 +289,13 @@ S = TypeVar("S")
 
 
 def local_names(frame: FrameType) -> Mapping[str, object]:
-    """The local names of *frame*; none where it is a module's."""
+    """Return the local names of *frame*; none for the frame of a module."""
     return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
 
 
 @final
-class Source(Generic[S]):
-    """A shape, and its record once its annotations mean something."""
+class LazySpec(Generic[S]):
+    """A function's shape, and its record as soon as its annotations can be looked up."""
 
     def __init__(
         self, shape: Shape, caller: Mapping[str, object], read: Callable[[Shape, Names], S], /
@@ -310,7 +310,7 @@ class Source(Generic[S]):
             return  # Tried again at the first use.
 
     def resolve(self) -> S:
-        """The record.
+        """Return the record.
 
         Raises:
             Unresolved: A name in an annotation is not defined (yet).
@@ -318,30 +318,30 @@ class Source(Generic[S]):
         """
         if self._spec is None:
             self._spec = self._read(self.shape, Names(self.shape.fn, self._caller))
-            self._caller = {}
+            self._caller = {}  # Its values are no longer needed, and may be large.
         return self._spec
 
 
-def stage_source(
+def lazy_stage_spec(
     fn: object,
     caller: Mapping[str, object],
     options: StageOptions,
-) -> Source[StageSpec]:
-    """A stage's function with its options.
+) -> LazySpec[StageSpec]:
+    """Read a stage's function, with its options.
 
     Raises:
         GraphError: No stage can be made of it.
     """
     read = partial(stage_spec, options=options)
-    return Source(stage_shape(fn, options.name, options.where), caller, read)
+    return LazySpec(stage_shape(fn, options.name, options.where), caller, read)
 
 
-def pipeline_source(
+def lazy_pipeline_spec(
     fn: object, caller: Mapping[str, object], *, name: str | None
-) -> Source[PipelineSpec]:
-    """A pipeline's function.
+) -> LazySpec[PipelineSpec]:
+    """Read a pipeline's function.
 
     Raises:
         GraphError: No pipeline can be made of it.
     """
-    return Source(pipeline_shape(fn, name), caller, pipeline_spec)
+    return LazySpec(pipeline_shape(fn, name), caller, pipeline_spec)

@@ -1,4 +1,4 @@
-"""What a declaration is, once understood: the records between declaring and running."""
+"""Records of a declaration: what reading a pipeline makes, and the runtime works with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from alto.errors import ResourceError
 from alto.model import StageInfo
 from alto.protocols import Executor, Router
 
-__all__ = ("Declaration", "GroupOrder", "InputSpec", "NodeSpec", "OwnExecutor", "ParamSpec",
+__all__ = ("Declaration", "GroupOrder", "HasDeclaration", "InputSpec", "NodeSpec", "OwnExecutor", "ParamSpec",
            "PerReplica", "ResourceSpec", "RunsIn", "StageSpec", "per_replica")  # fmt: skip
 
 GroupOrder: TypeAlias = Literal["ancestry", "arrival"]
-"""How pieces of a group, or results of a request, are handed out."""
+"""Order in which pieces of a group, or results of a request, are handed out."""
 
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 """Short names of alto's own executors: where the function of a stage runs."""
@@ -32,13 +32,13 @@ class OwnExecutor:
     """Its short name."""
 
     def __init_subclass__(cls, short: RunsIn | None = None) -> None:
-        if short is not None:  # attrs makes a class anew, for its slots.
+        if short is not None:  # attrs makes the class a second time, for its slots.
             cls.short = short
 
     def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AbstractAsyncContextManager[Callable[..., Any]]:
-        """Make a replica; see :class:`alto.Executor`."""
+        """Make a replica, as ``alto.Executor.replica``."""
         raise NotImplementedError
 
 
@@ -47,7 +47,7 @@ T_co = TypeVar("T_co", covariant=True)
 Made: TypeAlias = (
     T_co | Awaitable[T_co] | AbstractContextManager[T_co] | AbstractAsyncContextManager[T_co]
 )
-"""What a factory of a resource may return."""
+"""Types that a factory of a resource may return."""
 
 
 @attrs.frozen(repr=False)
@@ -56,7 +56,7 @@ class PerReplica(Generic[T_co]):
 
     factory: Callable[..., Any]
     numbered: bool
-    """Whether the factory takes the number of the replica."""
+    """True where the factory takes the number of the replica."""
 
     def __repr__(self) -> str:
         return f"per_replica({getattr(self.factory, '__qualname__', self.factory)})"
@@ -79,7 +79,7 @@ def per_replica(factory: Callable[..., Awaitable[T_co]], /) -> PerReplica[T_co]:
 @overload
 def per_replica(factory: Callable[..., T_co], /) -> PerReplica[T_co]: ...
 def per_replica(factory: Callable[..., Made[T_co]], /) -> PerReplica[T_co]:
-    """A resource that every replica of a stage makes for itself, and gives back when it goes.
+    """Make a resource for each replica of a stage, and give it back when the replica is removed.
 
     Given to ``open()`` or ``Stage.bind`` in the place of the resource::
 
@@ -90,10 +90,10 @@ def per_replica(factory: Callable[..., Made[T_co]], /) -> PerReplica[T_co]:
 
     Args:
         factory: Called once per replica, when the app opens or is scaled up. It returns an async or
-            a plain context manager, which is left when the replica goes; or an awaitable; or the
+            a plain context manager, which is left when the replica is removed; or an awaitable; or the
             resource itself. Where it has a parameter without a default, it gets the number of the
-            replica: 0, 1, ..., counted on where replicas go and others come. Of a stage with
-            ``runs_in="thread"`` what is plain is called in a thread of the replica; of one with
+            replica: 0, 1, ...; numbers are not reused when replicas are removed and others added. For a stage with
+            ``runs_in="thread"`` a plain factory is called in a thread of the replica; of one with
             ``runs_in="process"`` in its process, where it must be a plain function or context
             manager that can be imported there.
 
@@ -109,7 +109,7 @@ def per_replica(factory: Callable[..., Made[T_co]], /) -> PerReplica[T_co]:
         raise ResourceError(msg)
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # Of a builtin that does not say.
+    except (TypeError, ValueError):  # A builtin without a signature.
         return PerReplica(factory, numbered=False)
     required = [p for p in parameters if p.default is p.empty
                 and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
@@ -129,9 +129,9 @@ class ParamSpec:
 
     name: str
     group: bool
-    """Whether it is annotated ``Group[...]``."""
+    """True where it is annotated ``Group[...]``."""
     type: Any
-    """The annotation; for a group what is inside the brackets."""
+    """The annotation; for a group the type inside the brackets."""
 
 
 @attrs.frozen
@@ -155,7 +155,7 @@ class StageSpec:
     fn: Callable[..., Any]
     """The plain function."""
     generator: bool
-    """Whether it is an async generator function."""
+    """True for an async generator function."""
     params: tuple[ParamSpec, ...]
     resources: tuple[ResourceSpec, ...]
     output: Any
@@ -163,15 +163,15 @@ class StageSpec:
     concurrency: int
     """Most calls that run at once, per replica."""
     order: GroupOrder
-    """How its groups hand out their pieces."""
+    """Order in which its groups hand out their pieces."""
     replicas: int = 1
-    """How many instances of it there are when it is opened."""
+    """Number of its replicas when it is opened."""
     router: Router | None = None
-    """Which of them gets what; None: ``LeastWork``."""
+    """Assigns items and groups to replicas; None: ``LeastWork``."""
     runs_in: RunsIn | Executor = "loop"
-    """Where its function runs."""
+    """Executor of its function, or its short name."""
     plain: bool = False
-    """Whether it is a plain function, neither a coroutine function nor a generator."""
+    """True for a plain function: neither a coroutine function nor a generator."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -191,17 +191,28 @@ class InputSpec:
 
     name: str
     type: Any
-    """What is inside ``Stream[...]``."""
+    """Type inside ``Stream[...]``."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Declaration:
-    """A pipeline, read from its function."""
+    """A pipeline, as its function declares it."""
 
     name: str
     inputs: tuple[InputSpec, ...]
     nodes: tuple[NodeSpec, ...]
-    """In the order of ``plan.nodes``."""
+    """Calls of stages, in the order of ``plan.nodes``."""
     plan: Plan
     output: Any
     """Type of one result."""
+
+
+class HasDeclaration:
+    """Base of ``alto.Pipeline``, by which the modules below that one recognise it."""
+
+    __slots__ = ()
+
+    @property
+    def declaration(self) -> Declaration:
+        """The pipeline's declaration."""
+        raise NotImplementedError

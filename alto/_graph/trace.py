@@ -1,4 +1,4 @@
-"""Reading a pipeline: its function is called once with symbolic streams, and its calls are noted.
+"""Tracing: a pipeline's function is called once with symbolic streams, and its calls are recorded.
 
 Every stage call is checked where it is made, so a traceback points at the line. Results that no
 stage takes are known only at the end, to ``make_plan``.
@@ -24,7 +24,7 @@ from alto.stream import Stream, Symbol, symbol_of
 __all__ = ("Tracer", "call_stage", "inline", "reading", "trace")
 
 GATHERED = (list, abc.AsyncIterable, abc.AsyncIterator, abc.Iterable, abc.Sequence)
-"""What people write who mean Group."""
+"""Classes that are often written by mistake for Group."""
 
 RESOURCE = "constants are resources: a keyword-only parameter, given to open() or stage.bind()"
 ANCESTOR = "name an input, or what a stage gives"
@@ -46,25 +46,25 @@ class Tracer:
 
     @property
     def where(self) -> str:
-        """The pipelines being read, for messages."""
+        """Names of the pipelines being read, for messages."""
         return "pipeline " + " > ".join(repr(spec.name) for spec in self.stack)
 
     def stream(self, number: int, tp: object, label: str) -> Stream[Any]:
-        """A stream of this reading."""
+        """Make a stream of this reading."""
         return Stream(
             Symbol(tracer=self, pipeline=self.root.name, number=number, type=tp, shown=show(tp),
                    label=label, levels=self.levels[number])
         )  # fmt: skip
 
     def named(self, error: GraphError) -> GraphError:
-        """*error* with the pipeline's name in front."""
+        """Return *error* with the pipeline's name in front."""
         said = str(error)
         if said.startswith("pipeline "):
             return error
         return GraphError(f"pipeline {self.root.name!r}: {said}")
 
     def add(self, decl: NodeDecl, stage: StageSpec, bound: Mapping[str, object]) -> int:
-        """Note a stage call, and give the number of its stream.
+        """Record a stage call, and return the number of its stream.
 
         Raises:
             GraphError: Its streams do not fit together.
@@ -79,15 +79,15 @@ class Tracer:
         return len(self.levels) - 1
 
     def own(self, value: object, what: str, *, remedy: str = RESOURCE) -> Symbol:
-        """The symbol of *value*, which must be a stream of this reading.
+        """Return the symbol of *value*, which must be a stream of this reading.
 
         Args:
-            value: What is given as a stream.
-            what: Its place, for messages.
-            remedy: What to do where a plain value is given.
+            value: The argument.
+            what: The parameter, for messages.
+            remedy: Advice for the message where it is a plain value.
 
         Raises:
-            GraphError: It is none.
+            GraphError: It is no such stream.
         """
         if not isinstance(value, Stream):
             msg = f"{what} must be a Stream, not {_described(value, remedy)}"
@@ -95,7 +95,7 @@ class Tracer:
         symbol = symbol_of(value)
         if symbol.tracer is not self:
             msg = (
-                f"{what} is {symbol.label} of pipeline {symbol.pipeline!r}, and a stream is good "
+                f"{what} is {symbol.label} of pipeline {symbol.pipeline!r}, and a stream can be used "
                 f"only while its own pipeline is being read; pass the stream as an input"
             )
             raise GraphError(msg)
@@ -119,7 +119,7 @@ class Tracer:
                 f"for several outputs `return alto.outputs(a=..., b=...)`, or alto.merge them"
             )
             raise GraphError(msg)
-        symbol = self.own(result, f"{self.where}: what it returns")
+        symbol = self.own(result, f"{self.where}: its result")
         if not fits(symbol.type, spec.output):
             msg = (
                 f"{self.where} is annotated to return Stream[{show(spec.output)}], but returns "
@@ -130,11 +130,11 @@ class Tracer:
 
 
 _tracer: ContextVar[Tracer | None] = ContextVar("alto_tracer", default=None)
-"""The reading that goes on in this context, if any."""
+"""The reading in progress in this context, if any."""
 
 
 def reading() -> Tracer | None:
-    """The reading that goes on in this context, if any."""
+    """Return the reading in progress in this context, if any."""
     return _tracer.get()
 
 
@@ -142,10 +142,11 @@ def trace(spec: PipelineSpec) -> Declaration:
     """Read a pipeline.
 
     Raises:
-        GraphError: It has no meaning; the message names pipeline, stage or input, and remedy.
+        GraphError: It is declared wrongly; the message names pipeline, stage or input, and remedy.
         Exception: Whatever its function raises.
     """
     tracer = Tracer(spec)
+    # Streams are numbered: inputs first, then one per call.
     streams = [
         tracer.stream(number, one.type, f"input {one.name!r}")
         for number, one in enumerate(spec.inputs)
@@ -183,18 +184,18 @@ def call_stage(
     by: object,
     keywords: Mapping[str, object],
 ) -> Stream[Any]:
-    """Note the call of a stage, and give the stream of its results.
+    """Record the call of a stage, and return the stream of its results.
 
     Args:
-        resolve: Gives the stage's record; called only while a pipeline is being read.
+        resolve: Returns the stage's record; called only while a pipeline is being read.
         name: The stage's name.
         bound: Resources given with ``stage.bind``.
         streams: The positional arguments.
         by: The argument ``by=``.
-        keywords: Other keyword arguments, none of which is right.
+        keywords: Other keyword arguments; each is an error.
 
     Raises:
-        GraphError: The call has no meaning; the message names stage, parameter and remedy.
+        GraphError: The call is wrong; the message names stage, parameter and remedy.
     """
     tracer = _tracer.get()
     if tracer is None:
@@ -216,14 +217,14 @@ def call_stage(
             raise GraphError(_misfit(where, param, symbol))
         _bind(variables, where, param.type, symbol, group=param.group)
         sources.append(symbol.number)
-    by_symbol = None if by is None else tracer.own(by, f"{what}: by=", remedy=ANCESTOR)
+    ancestor = None if by is None else tracer.own(by, f"{what}: by=", remedy=ANCESTOR)
     number = tracer.add(
         NodeDecl(
             name=stage.name,
             params=tuple(ParamDecl(param.name, param.group) for param in stage.params),
             generator=stage.generator,
             sources=tuple(sources),
-            by=None if by_symbol is None else by_symbol.number,
+            by=None if ancestor is None else ancestor.number,
         ),
         stage,
         bound,
@@ -241,15 +242,15 @@ def inline(
     """Read a pipeline as a part of the one that is being read.
 
     Args:
-        resolve: Gives the pipeline's record; called only while a pipeline is being read.
+        resolve: Returns the pipeline's record; called only while a pipeline is being read.
         name: The pipeline's name.
         bound: Resources given with ``pipeline.bind``.
         streams: The positional arguments.
-        keywords: Keyword arguments, none of which is right.
+        keywords: Keyword arguments; each is an error.
 
     Raises:
-        GraphError: The call has no meaning; the message names the pipelines and the remedy.
-        ResourceError: No stage takes what is bound.
+        GraphError: The call is wrong; the message names the pipelines and the remedy.
+        ResourceError: No stage takes a resource that is bound.
     """
     tracer = _tracer.get()
     if tracer is None:
@@ -286,10 +287,11 @@ def inline(
             )
             raise GraphError(msg)
         _bind(variables, where, one.type, symbol)
+        # The same stream under the declared type, which holds inside whatever the caller passes.
         inner.append(tracer.stream(symbol.number, one.type, symbol.label))
     before = len(tracer.nodes)
     result = tracer.enter(spec, inner)
-    if bound:
+    if bound:  # For the calls that the inner pipeline has added.
         stages = tracer.nodes[before:]
         tracer.nodes[before:] = [
             (stage, fixed)

@@ -3,7 +3,8 @@
 ``async def distinct(items: Group[T]) -> AsyncIterator[T]``, called on a ``Stream[str]``, gives a
 ``Stream[str]``. A variable that several parameters share stands for the union of what they get,
 which is always a solution, because type arguments are compared covariantly. So only a bound or the
-constraints of a variable can make a call wrong. What the streams do not say is ``Any``.
+constraints of a variable can make a call wrong. A variable that the streams do not determine is
+``Any``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class TypeVariables:
         """Find the variables in *wanted*, a parameter's type, by comparing it with *given*.
 
         Returns:
-            What a bound or constraints refuse, for a message; None where all is well.
+            The violated bound or constraints, for a message; None where there are none.
         """
         variables = variables_in(plain(wanted))
         if variables:
@@ -79,11 +80,12 @@ class TypeVariables:
             return Any
         if not variable.__constraints__:
             return Union[tuple(found)]  # noqa: UP007  # built at run time
-        # A constrained variable is exactly one of its constraints.
+        # A constrained variable is exactly one of its constraints; which one may be unknown.
         fitting = self._fitting(variable, found)
         exact = [one for one in fitting if one in found]
-        one_of = exact or fitting
-        return one_of[0] if exact or len(one_of) == 1 else Any
+        if exact:
+            return exact[0]
+        return fitting[0] if len(fitting) == 1 else Any
 
     def _refused(self, variable: TypeVar) -> str | None:
         found = self._found.get(variable, [])
@@ -110,7 +112,7 @@ class TypeVariables:
             found = self._found.setdefault(wanted, [])
             if given not in found:
                 found.append(given)
-        elif is_union(given):
+        elif is_union(given):  # Before a wanted union: each member given may match another one.
             for one in get_args(given):
                 self._compare(one, wanted)
         elif is_union(wanted):

@@ -1,7 +1,7 @@
-"""Types of declarations: show one, fit one into another, test a value against one.
+"""Types of declarations: show a type, compare two types, test a value against a type.
 
-The rules are those of the type checkers where both types are known, and lenient where something
-is not: ``Any``, type variables, bare generics, what a Protocol's methods take. Type arguments are
+The rules are those of the type checkers where both types are known, and lenient where one is not
+known: ``Any``, type variables, bare generics, what a Protocol's methods take. Type arguments are
 compared covariantly, also where a checker would insist on equality.
 
 Only the outermost class is looked at: a ``list[str]`` may be any list.
@@ -52,7 +52,7 @@ __all__ = (
 
 
 def show(tp: object, /) -> str:
-    """*tp* as it would stand in source: ``list[str] | None``, without module names."""
+    """Return *tp* as it is written in source: ``list[str] | None``, without module names."""
     if isinstance(tp, str):
         return tp
     if tp is None or tp is NoneType:
@@ -82,7 +82,7 @@ def _name(tp: object) -> str:
 
 
 PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}
-"""What the checkers take for subclasses of a class."""
+"""Classes that the type checkers accept for a class though they are no subclasses."""
 
 ONE_ARGUMENT: tuple[type, ...] = (
     abc.AsyncIterable, abc.AsyncIterator, abc.Collection, abc.Container, abc.Iterable, abc.Iterator,
@@ -96,11 +96,11 @@ CALLABLE: object = abc.Callable
 """A class to Python, a special form to the checkers."""
 
 ELEMENTS: dict[type, type] = {str: str, bytes: int, bytearray: int, range: int}
-"""What iterating over a class without arguments gives."""
+"""Types of the elements of classes without type arguments."""
 
 
 def plain(tp: object, /) -> object:
-    """*tp* without what says nothing about values: ``Annotated``, aliases."""
+    """Return *tp* without ``Annotated`` and aliases, which do not restrict its values."""
     while True:
         if get_origin(tp) is Annotated:
             tp = get_args(tp)[0]
@@ -111,24 +111,24 @@ def plain(tp: object, /) -> object:
 
 
 def is_union(tp: object, /) -> bool:
-    """Whether *tp* is ``A | B`` or ``Union[A, B]``."""
+    """Return whether *tp* is ``A | B`` or ``Union[A, B]``."""
     origin = get_origin(tp)
     return origin is Union or origin is UnionType
 
 
 def class_of(tp: object, /) -> type | None:
-    """The class of *tp*'s values; None where there is no one class."""
+    """Return the class of *tp*'s values; None where there is no single class."""
     origin = get_origin(tp) or tp
     return origin if isinstance(origin, type) and origin is not Any else None
 
 
 def is_protocol(cls: type, /) -> bool:
-    """Whether *cls* is a Protocol, which says what values can do rather than what they are."""
+    """Return whether *cls* is a Protocol."""
     return bool(getattr(cls, "_is_protocol", False))
 
 
 def fits(given: object, wanted: object, /) -> bool:
-    """Whether a value of type *given* may stand where *wanted* is asked for.
+    """Return whether a value of type *given* may be passed where *wanted* is asked for.
 
     Returns:
         False only where it is provably wrong.
@@ -181,7 +181,7 @@ def _class_fits(given: object, given_class: type, wanted: object, wanted_class: 
         return is_typeddict(given_class) or given_class in MAPPINGS
     try:
         below = issubclass(given_class, wanted_class)
-    except TypeError:  # A metaclass that does not say.
+    except TypeError:  # Its metaclass does not support the test.
         return True
     if not below:
         return issubclass(given_class, PROMOTED.get(wanted_class, ()))
@@ -197,7 +197,7 @@ def _arguments_fit(given: object, wanted: tuple[object, ...], cls: type) -> bool
     if have is None or len(have) != len(wanted):
         return True
     if cls in (abc.Generator, abc.AsyncGenerator, abc.Coroutine):
-        have = have[:1]  # The others travel the other way.
+        have = have[:1]  # The others are contravariant or inputs.
     flipped = [getattr(p, "__contravariant__", False) for p in getattr(cls, "__parameters__", ())]
     flipped += [False] * len(wanted)
     return all(
@@ -259,7 +259,7 @@ def _is_variable(tp: object) -> bool:
 
 
 def missing_members(cls: type, protocol: type, /) -> list[str]:
-    """Methods that *protocol* asks for and that instances of *cls* provably do not have.
+    """Return the methods of *protocol* that instances of *cls* provably do not have.
 
     An instance may get a method in ``__init__`` or through ``__getattr__``, so only what Python
     looks up on the class, and classes without a dictionary, prove anything.
@@ -272,7 +272,7 @@ def missing_members(cls: type, protocol: type, /) -> list[str]:
 
 
 def protocol_methods(protocol: type, /) -> list[str]:
-    """Methods and properties in the body of *protocol* and of the protocols it extends."""
+    """Return the methods and properties that *protocol*, or a protocol it extends, declares."""
     return sorted(set(_methods(protocol.__mro__)))
 
 
@@ -288,7 +288,7 @@ def _methods(classes: Iterable[type]) -> Iterable[str]:
 
 
 def accepts(value: object, wanted: object, /) -> bool:
-    """Whether *value* may be given where *wanted* is annotated.
+    """Return whether *value* may be passed where *wanted* is annotated.
 
     An engine fits where ``alto.LLM`` is asked for: the runtime wraps it.
 
@@ -321,7 +321,7 @@ def accepts(value: object, wanted: object, /) -> bool:
 def _is_instance(value: object, cls: type) -> bool:
     try:
         return isinstance(value, (cls, *PROMOTED.get(cls, ())))
-    except TypeError:  # A metaclass that does not say.
+    except TypeError:  # Its metaclass does not support the test.
         return True
 
 

@@ -1,1 +1,1 @@
-"""What the operators are made of: checks at the declaration, folds, and the bodies of stages."""
+"""Parts of the operators: checks at the declaration, folds, and the bodies of stages."""

@@ -31,24 +31,24 @@ __all__ = (
 )
 
 NOT_ADDED: tuple[type, ...] = (str, bytes, bytearray, list, tuple, type(None))
-"""Classes with a ``+`` of another meaning, or which nothing makes a number of."""
+"""Classes whose ``+`` does not add numbers, or that have none."""
 
 NOT_ORDERED: tuple[type, ...] = (dict, complex, type(None))
-"""Classes whose ``<`` is there and always fails."""
+"""Classes whose ``<`` is defined and always fails."""
 
 
 def unaddable(tp: object, /) -> object | None:
-    """The part of *tp* whose values provably cannot be added to a number; None: there is none."""
+    """Return the part of *tp* whose values provably cannot be added to a number, if any."""
     return _first(tp, _is_unaddable)
 
 
 def unordered(tp: object, /) -> object | None:
-    """The part of *tp* whose values provably have no order; None: there is none."""
+    """Return the part of *tp* whose values provably have no order, if any."""
     return _first(tp, _is_unordered)
 
 
 def sum_of(tp: object, start: object, /) -> Any:  # noqa: ANN401  # a type
-    """The type of the sum of values of type *tp* and *start*, which is all there is without any."""
+    """Return the type of a sum of *start* and any number of values of type *tp*."""
     summed, began = _widened(tp), _widened(type(start))
     if summed is Any or fits(began, summed):
         return summed
@@ -78,7 +78,7 @@ def _is_unaddable(cls: type) -> bool:
 def _is_unordered(cls: type) -> bool:
     if issubclass(cls, NOT_ORDERED):
         return True
-    plain_object = vars(object)  # Whose comparisons are there and always fail.
+    plain_object = vars(object)  # Its comparisons are defined and always fail.
     return cls is not object and all(
         getattr_static(cls, name) is plain_object[name] for name in ("__lt__", "__gt__")
     )
@@ -105,18 +105,18 @@ def _union(types: Iterable[object]) -> Any:  # noqa: ANN401  # a type
 
 @attrs.frozen(kw_only=True)
 class Function:
-    """What is known of a function that an operator is given."""
+    """The types in the annotations of a function that an operator is given."""
 
     takes: tuple[object, ...]
     """Types of its arguments, as annotated; Any where they are not."""
     gives: object
-    """Type of what it gives, awaited; Any where that is not annotated."""
+    """Type of its result, awaited; Any where that is not annotated."""
     narrows: object | None
     """The X of a predicate that is annotated ``-> TypeGuard[X]`` or ``TypeIs[X]``."""
 
 
 def check_whole(value: object, where: str, name: str) -> None:
-    """See that an argument is a whole number from 1.
+    """Check that an argument is a whole number from 1.
 
     Raises:
         GraphError: It is not.
@@ -127,7 +127,7 @@ def check_whole(value: object, where: str, name: str) -> None:
 
 
 def check_choice(value: object, where: str, name: str, choices: Sequence[str]) -> None:
-    """See that an argument is one of a few texts.
+    """Check that an argument is one of *choices*.
 
     Raises:
         GraphError: It is not.
@@ -138,7 +138,7 @@ def check_choice(value: object, where: str, name: str, choices: Sequence[str]) -
 
 
 def check_function(fn: object, where: str, arguments: int) -> None:
-    """See that *fn* is a function, sync or async, that gives one result for so many arguments.
+    """Check that *fn* is a function, sync or async, from that many arguments to one result.
 
     Raises:
         GraphError: It is not.
@@ -162,7 +162,7 @@ def check_function(fn: object, where: str, arguments: int) -> None:
         raise GraphError(msg)
     try:
         signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # Of a builtin that does not say.
+    except (TypeError, ValueError):  # A builtin without a signature.
         return
     try:
         signature.bind(*range(arguments))
@@ -172,7 +172,7 @@ def check_function(fn: object, where: str, arguments: int) -> None:
 
 
 def function_of(fn: Callable[..., Any], arguments: int) -> Function:
-    """What the annotations of a function say, as far as they can be looked up."""
+    """Read the annotations of a function; those that cannot be looked up are Any."""
     if isinstance(fn, type):
         return Function(takes=(Any,) * arguments, gives=fn, narrows=None)
     try:
@@ -195,7 +195,7 @@ def function_of(fn: Callable[..., Any], arguments: int) -> Function:
 
 
 def check_takes(wanted: object, symbol: Symbol, where: str) -> None:
-    """See that the items of a stream may be given to a parameter of that type.
+    """Check that the items of a stream may be passed to a parameter of type *wanted*.
 
     Raises:
         GraphError: They provably do not fit.
@@ -209,7 +209,7 @@ def check_takes(wanted: object, symbol: Symbol, where: str) -> None:
 
 
 def _written(fn: object) -> object:
-    # The function that was written: inside of a partial, or of an object that can be called.
+    # The function in the source: inside a partial, or the __call__ of an object.
     while isinstance(fn, functools.partial):
         fn = fn.func
     if inspect.isfunction(fn) or inspect.ismethod(fn) or isinstance(fn, type):

@@ -1,4 +1,4 @@
-"""The bodies of the stages that choose, route and merge: a new function for each call."""
+"""Bodies of the stages that choose, route and merge: a new function for each call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alto.stream import Group
 __all__ = ("Routed", "branching", "keeping", "leaving", "lifting", "merging", "racing", "routing")
 
 _END: Final = object()
-"""What a read gives when its group is complete."""
+"""Result of a read from a complete group."""
 
 
 @attrs.frozen
@@ -29,7 +29,7 @@ class Routed:
 
 
 def keeping(predicate: Callable[[Any], Any]) -> Callable[[Any], AsyncIterator[Any]]:
-    """Give an item if *predicate* says so."""
+    """Make a body that yields an item if *predicate* is true for it."""
 
     async def body(item: Any) -> AsyncIterator[Any]:  # noqa: ANN401
         if await outcome(predicate(item)):
@@ -39,7 +39,7 @@ def keeping(predicate: Callable[[Any], Any]) -> Callable[[Any], AsyncIterator[An
 
 
 def leaving(n: int) -> Callable[[Group[Any]], AsyncIterator[Any]]:
-    """Give the first *n* pieces of a group, and leave it before the last of them is handed on."""
+    """Make a body that yields the first *n* pieces of a group, and leaves it before the last one."""
 
     async def body(items: Group[Any]) -> AsyncIterator[Any]:
         pieces = aiter(items)
@@ -48,7 +48,7 @@ def leaving(n: int) -> Callable[[Group[Any]], AsyncIterator[Any]]:
             if piece is _END:
                 return
             if not left:
-                await _close(pieces)  # Handing on may take long, and nobody needs more.
+                await _close(pieces)  # The yield may wait long; no more pieces are needed.
             yield piece
 
     return body
@@ -57,7 +57,7 @@ def leaving(n: int) -> Callable[[Group[Any]], AsyncIterator[Any]]:
 def routing(
     choose: Callable[[Any], Any], branches: Mapping[object, int], default: int | None
 ) -> Callable[[Any], Awaitable[Routed]]:
-    """Say which branch an item takes."""
+    """Make a body that returns an item with the number of its branch."""
 
     async def body(item: Any) -> Routed:  # noqa: ANN401
         case = await outcome(choose(item))
@@ -81,7 +81,7 @@ def routing(
 
 
 def branching(branch: int) -> Callable[[Routed], AsyncIterator[Any]]:
-    """Give the items that take one branch."""
+    """Make a body that yields the items of one branch."""
 
     async def body(routed: Routed) -> AsyncIterator[Any]:
         if routed.branch == branch:
@@ -91,7 +91,7 @@ def branching(branch: int) -> Callable[[Routed], AsyncIterator[Any]]:
 
 
 def lifting() -> Callable[[Any], AsyncIterator[Any]]:
-    """Give the one item of a request as a group of one."""
+    """Make a body that yields its item, so that there is a level to gather."""
 
     async def body(item: Any) -> AsyncIterator[Any]:  # noqa: ANN401
         yield item
@@ -100,7 +100,7 @@ def lifting() -> Callable[[Any], AsyncIterator[Any]]:
 
 
 def merging() -> Callable[..., AsyncIterator[Any]]:
-    """Give all pieces of one group, then those of the next."""
+    """Make a body that yields all pieces of one group, then those of the next."""
 
     async def body(*groups: Group[Any]) -> AsyncIterator[Any]:
         for group in groups:
@@ -113,11 +113,15 @@ def merging() -> Callable[..., AsyncIterator[Any]]:
 def racing(
     marks: Sequence[Callable[[Any], Any]] | None = None, /
 ) -> Callable[..., AsyncIterator[Any]]:
-    """Give the pieces of several groups as they come, as what *marks*, one per group, make of them.
+    """Make a body that yields the pieces of several groups as they come.
 
-    Each group has a task that reads one piece. It reads on when that piece has been handed on, so
-    no group is read ahead of the consumer. The tasks end with the call, which waits for them; a
-    task group would hold its cancel scope open across the `yield`.
+    Each group has a task that reads one piece. The next read starts when that piece has been
+    yielded, so no group is read ahead of the consumer. The tasks end with the call, which waits for
+    them; a task group would hold its cancel scope open across the `yield`.
+
+    Args:
+        marks: A function for each group, applied to its pieces; None: pieces are yielded as they
+            are.
     """
 
     async def body(*groups: Group[Any]) -> AsyncIterator[Any]:
@@ -154,7 +158,7 @@ async def _ended(reads: list[asyncio.Task[Any]]) -> None:
     await asyncio.wait(reads)
     for read in reads:
         if not read.cancelled():
-            read.exception()  # Nobody else asks for it: the call ends with an error of its own.
+            read.exception()  # Marks it as retrieved: the call ends with an error of its own.
 
 
 async def _close(pieces: AsyncIterator[Any]) -> None:

@@ -79,7 +79,7 @@ class OperatorCall:
         """Return the levels of a stream in words: ``one per item of claims > queries``."""
         return levels_in_words(symbol.levels, self._tracer.decls)
 
-    def stage(  # noqa: PLR0913  # what a decorated function and its call say together
+    def stage(  # noqa: PLR0913  # the options of a stage and of its call
         self,
         body: Callable[..., object],
         streams: Mapping[str, Stream[Any]],
@@ -98,9 +98,9 @@ class OperatorCall:
             streams: The stream for each parameter.
             output: The type of one result.
             group: Whether the parameters are groups.
-            by: As for a stage.
-            order: As for a stage.
-            suffix: What follows the operator's name in that of the stage.
+            by: The argument ``by=`` of the call.
+            order: Order in which groups hand out their pieces.
+            suffix: Text after the operator's name in the name of the stage.
 
         Raises:
             GraphError: The streams do not fit each other.

@@ -1,4 +1,4 @@
-"""What is kept while a group is gathered: a count, a sum, the largest, whatever a function makes."""
+"""State that is kept while a group is gathered: a count, a sum, the largest items, or any value."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ class Pane(Generic[T_co]):
     """
 
     value: T_co
-    """The result so far. It does not change later, whatever comes."""
+    """The result so far. It does not change later."""
     revision: int
-    """How many panes of the group came before: 0, 1, 2 …"""
+    """Number of panes of the group that came before: 0, 1, 2 …"""
     final: bool
-    """Whether the group is complete, so that no pane follows. True exactly once per group."""
+    """True for the last pane, when the group is complete; exactly once per group."""
 
 
 class Fold(Protocol):
-    """The state of one group. Items and values have the types of the user's stages: Any."""
+    """State of one group. Items and values are Any: they have the types of the user's stages."""
 
     async def add(self, item: Any, /) -> None:  # noqa: ANN401
-        """Take one more item."""
+        """Add one item."""
         ...
 
     def value(self) -> Any:  # noqa: ANN401
-        """The result; nothing is added any more."""
+        """Return the result; called once, after the last item."""
         ...
 
     def snapshot(self) -> Any:  # noqa: ANN401
-        """The result so far, as a value that does not change when more is added."""
+        """Return the result so far, as a value that does not change when more is added."""
         ...
 
 
 def fold(make: Callable[[], Fold]) -> Callable[[Group[Any]], Awaitable[Any]]:
-    """The body of a stage that gives the result of its group."""
+    """Make the body of a stage that returns the result of its group."""
 
     async def body(items: Group[Any]) -> Any:  # noqa: ANN401
         state = make()
@@ -65,7 +65,7 @@ def fold(make: Callable[[], Fold]) -> Callable[[Group[Any]], Awaitable[Any]]:
 
 
 def fold_in_panes(make: Callable[[], Fold]) -> Callable[[Group[Any]], AsyncIterator[Pane[Any]]]:
-    """The body of a stage that gives a pane after each item of its group, and one at the end."""
+    """Make the body of a stage that yields a pane after each item of its group, and one at the end."""
 
     async def body(items: Group[Any]) -> AsyncIterator[Pane[Any]]:
         state = make()
@@ -80,13 +80,13 @@ def fold_in_panes(make: Callable[[], Fold]) -> Callable[[Group[Any]], AsyncItera
 
 
 async def outcome(result: Any) -> Any:  # noqa: ANN401  # of any function
-    """What a function gave, or, where that is to be awaited, what it gave in the end."""
+    """Return the result of a sync or async function, awaited if need be."""
     return await result if isawaitable(result) else result
 
 
 @final
 class Counting:
-    """How many items there are."""
+    """Number of items."""
 
     __slots__ = ("_number",)
 
@@ -94,11 +94,11 @@ class Counting:
         self._number = 0
 
     async def add(self, _item: object, /) -> None:
-        """Count it."""
+        """Count the item."""
         self._number += 1
 
     def value(self) -> int:
-        """The number."""
+        """Return the number of items."""
         return self._number
 
     snapshot = value
@@ -106,17 +106,17 @@ class Counting:
 
 @final
 class Totalling:
-    """The sum of the items, or of what *key* makes of them."""
+    """Sum of the items, or of the results of *key* for them."""
 
     __slots__ = ("_key", "_number", "_sum")
 
     def __init__(self, key: Callable[[Any], Any] | None, start: object) -> None:
         self._key = key
         self._number = 0
-        self._sum: Any = copy.deepcopy(start)  # Else groups without items would share it.
+        self._sum: Any = copy.deepcopy(start)  # Groups without items would share it otherwise.
 
     async def add(self, item: Any, /) -> None:  # noqa: ANN401
-        """Add it.
+        """Add the item, or the result of *key* for it.
 
         Raises:
             TypeError: It cannot be added to the sum so far.
@@ -138,7 +138,7 @@ class Totalling:
         self._number += 1
 
     def value(self) -> Any:  # noqa: ANN401
-        """The sum."""
+        """Return the sum."""
         return self._sum
 
     snapshot = value
@@ -146,7 +146,7 @@ class Totalling:
 
 @final
 class Ranked:
-    """An item among the largest so far. The less it is worth keeping, the smaller it is."""
+    """An item among the largest so far; the smallest of them is dropped first."""
 
     __slots__ = ("item", "number", "rank")
 
@@ -189,11 +189,11 @@ class Largest:
         self._heap: list[Ranked] = []  # Invariant: the smallest, by Ranked, is the first.
 
     async def add(self, item: Any, /) -> None:  # noqa: ANN401
-        """Keep it, if it is large enough.
+        """Keep the item, if it is large enough.
 
         Raises:
             TypeError: It cannot be compared with another one.
-            ValueError: It is not a number, so that no order has a place for it.
+            ValueError: It is ranked by NaN, which has no place in any order.
         """
         key = self._key
         rank = item if key is None else await outcome(key(item))
@@ -211,7 +211,7 @@ class Largest:
             heapq.heapreplace(self._heap, ranked)
 
     def value(self) -> list[Any]:
-        """The largest first; of equals the one that came first."""
+        """Return the items, the largest first; of equals the one that came first."""
         return [ranked.item for ranked in sorted(self._heap, reverse=True)]
 
     snapshot = value
@@ -225,7 +225,7 @@ def _is_nan(rank: object) -> bool:
 
 @final
 class Reducing:
-    """What a function makes of the state so far and one more item."""
+    """State that a function makes of the state so far and one more item."""
 
     __slots__ = ("_fn", "_state")
 
@@ -234,15 +234,15 @@ class Reducing:
         self._state = start()
 
     async def add(self, item: Any, /) -> None:  # noqa: ANN401
-        """Let the function take it."""
+        """Call the function with the state and the item."""
         self._state = await outcome(self._fn(self._state, item))
 
     def value(self) -> Any:  # noqa: ANN401
-        """The state itself."""
+        """Return the state itself."""
         return self._state
 
     def snapshot(self) -> Any:  # noqa: ANN401
-        """A copy, since the function may change the state in place.
+        """Return a deep copy, since the function may change the state in place.
 
         Raises:
             TypeError: It cannot be copied.

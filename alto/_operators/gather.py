@@ -45,7 +45,7 @@ Emit: TypeAlias = Literal["final", "partial"]
 
 
 class _Addable(Protocol):
-    def __add__(self, other: Any, /) -> Any: ...  # noqa: ANN401  # its own business
+    def __add__(self, other: Any, /) -> Any: ...  # noqa: ANN401  # of any type
 
 
 class _Ordered(Protocol):
@@ -59,17 +59,17 @@ O = TypeVar("O", bound=_Ordered)  # noqa: E741  # as short as the others
 def collect(
     stream: Stream[T], /, *, by: Stream[object] | None = None, order: GroupOrder = "ancestry"
 ) -> Stream[list[T]]:
-    """The items of each group as a list: one list per parent, empty where there are no items.
+    """Gather the items of each group in a list: one list per parent, empty where there are no items.
 
     Args:
-        stream: What is gathered; it must be below something, so not one item per request.
+        stream: The items to gather; it must be below something, so not one item per request.
         by: The stream whose items the groups belong to, where that is not the direct parent.
         order: ``"ancestry"``: in the order of a sequential program; ``"arrival"``: as they come.
 
     Raises:
         GraphError: There is nothing to gather, or nothing to gather by.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("collect")
     check_choice(order, call.where, "order=", get_args(GroupOrder))
@@ -88,10 +88,10 @@ def count(
 def count(
     stream: Stream[object], /, *, by: Stream[object] | None = None, emit: Emit = "final"
 ) -> Stream[Any]:  # Any: the overloads say.
-    """How many items each group has: one number per parent, 0 where there are none.
+    """Count the items of each group: one number per parent, 0 where there are none.
 
     Args:
-        stream: What is counted; it must be below something, so not one item per request.
+        stream: The items to count; it must be below something, so not one item per request.
         by: The stream whose items the groups belong to, where that is not the direct parent. After
             :func:`where`, whose parent is the item itself, it is nearly always needed.
         emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
@@ -100,11 +100,11 @@ def count(
     Raises:
         GraphError: There is nothing to count, or nothing to gather by.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("count")
     call.gathered(stream)
-    # A number is the same in any order, and pieces that need not be in order are not kept.
+    # The number is the same in any order, and out of order no piece is held back.
     return _folded(call, stream, Counting, int, emit, by=by, order="arrival")
 
 
@@ -151,12 +151,12 @@ def total(
     stream: Stream[Any], /, *, key: Callable[[Any], Any] | None = None, start: Any = 0,
     by: Stream[object] | None = None, emit: Emit = "final",
 ) -> Stream[Any]:  # fmt: skip  # Any: the overloads say.
-    """The sum of the items of each group, added in ancestry order; *start* where there are none.
+    """Add the items of each group, in ancestry order; *start* where there are none.
 
     Args:
-        stream: What is added; it must be below something, so not one item per request.
+        stream: The items to add; it must be below something, so not one item per request.
         key: A function, sync or async, from an item to the number that is added for it.
-        start: What the first one is added to. Give it for numbers of other classes, ``Decimal(0)``
+        start: The value that the first one is added to. Give it for numbers of other classes, ``Decimal(0)``
             or ``timedelta()``, so that an empty group gives one as well.
         by: The stream whose items the groups belong to, where that is not the direct parent.
         emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
@@ -166,7 +166,7 @@ def total(
         GraphError: The items are provably no numbers, or there is nothing to gather or gather by.
         StageError: In a request, with a ``TypeError`` as its cause: an item that is no number.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("total")
     if isinstance(start, str | bytes | bytearray):
@@ -212,15 +212,15 @@ def top_k(
     stream: Stream[Any], /, k: int, *, key: Callable[[Any], Any] | None = None,
     by: Stream[object] | None = None, emit: Emit = "final",
 ) -> Stream[Any]:  # fmt: skip  # Any: the overloads say.
-    """The *k* largest items of each group as a list, the largest first; all, where there are fewer.
+    """Rank the items of each group: a list of the *k* largest, or all, the largest first.
 
     Of equals the one that is first in ancestry order counts as larger, so the result is the same
     under every schedule. With ``emit="partial"`` an early pane holds the best so far, in that order.
 
     Args:
-        stream: What is ranked; it must be below something, so not one item per request.
+        stream: The items to rank; it must be below something, so not one item per request.
         k: Most items that are kept.
-        key: A function, sync or async, from an item to what it is ranked by.
+        key: A function, sync or async, from an item to the value that it is ranked by.
         by: The stream whose items the groups belong to, where that is not the direct parent.
         emit: ``"final"``: when the group is complete; ``"partial"``: a :class:`Pane` after each
             item too.
@@ -233,7 +233,7 @@ def top_k(
 
     Cost: O(log k) per item, and *k* items of memory beside those that wait for their turn.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("top_k")
     check_whole(k, call.where, "k")
@@ -296,10 +296,10 @@ def reduce(
     stream: Stream[Any], /, fn: Callable[[Any, Any], Any], initial: Any, *,
     by: Stream[object] | None = None, order: GroupOrder = "ancestry", emit: Emit = "final",
 ) -> Stream[Any]:  # fmt: skip  # Any: the overloads say.
-    """What *fn* makes of each group, item by item: ``fn(fn(initial, first), second)`` and so on.
+    """Apply *fn* to each group, item by item: ``fn(fn(initial, first), second)`` and so on.
 
     Args:
-        stream: What is reduced; it must be below something, so not one item per request.
+        stream: The items to reduce; it must be below something, so not one item per request.
         fn: A function, sync or async, from the state so far and an item to the next state. It may
             change the state in place and return it.
         initial: The first state: a value, of which each group gets a deep copy, or a function
@@ -315,7 +315,7 @@ def reduce(
             does not fit, or there is nothing to gather or gather by.
         StageError: In a request: *fn* raised.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("reduce")
     check_function(fn, f"{call.where}: fn", 2)
@@ -342,7 +342,7 @@ def reduce(
     return _folded(call, stream, make, output, emit, by=by, order=order)
 
 
-def _folded(  # noqa: PLR0913  # what an operator over a group is
+def _folded(  # noqa: PLR0913  # the parts of an operator over a group
     call: OperatorCall,
     stream: Stream[object],
     make: Callable[[], Fold],
@@ -365,7 +365,7 @@ async def _listed(items: Group[Any]) -> list[Any]:
 
 
 def _keyed(call: OperatorCall, key: Callable[[Any], Any], symbol: Symbol) -> object:
-    # The type of what key= gives, which is checked.
+    # Check key=, and return the type of its result.
     where = f"{call.where}: key="
     check_function(key, where, 1)
     known = function_of(key, 1)

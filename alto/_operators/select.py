@@ -30,22 +30,22 @@ def first(
     stream: Stream[T], /, n: int = 1, *, by: Stream[object] | None = None,
     order: GroupOrder = "ancestry",
 ) -> Stream[T]:  # fmt: skip
-    """The first *n* items of each group, each handed on at once; all, where there are fewer.
+    """Pass on the first *n* items of each group, each at once; all, where there are fewer.
 
-    With the last of them the group is left: what only it was waiting for is cancelled, down to the
-    engines' generations. The result has a level of its own, with at most *n* items below a parent.
+    With the last of them the group is left: calls that only it was waiting for are cancelled, down
+    to the engines' generations. The result has a level of its own, with at most *n* items below a parent.
 
     Args:
-        stream: What is taken from; it must be below something, so not one item per request.
+        stream: The items to take from; it must be below something, so not one item per request.
         n: Most items per group.
         by: The stream whose items the groups belong to, where that is not the direct parent.
         order: ``"ancestry"``: those that a sequential program would make first, the same under
-            every schedule; ``"arrival"``: those that are there first, for a quorum or a race.
+            every schedule; ``"arrival"``: those that come first, for a quorum or a race.
 
     Raises:
         GraphError: *n* is no whole number from 1, or there is nothing to gather or gather by.
 
-    Cancellation: as in a stage, what only the group was waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the group was waiting for are cancelled.
     """
     call = OperatorCall("first")
     check_whole(n, call.where, "n")
@@ -59,10 +59,11 @@ def where(stream: Stream[T], /, predicate: Callable[[T], TypeGuard[U]]) -> Strea
 @overload
 def where(stream: Stream[T], /, predicate: Callable[[T], object]) -> Stream[T]: ...
 def where(stream: Stream[Any], /, predicate: Callable[[Any], object]) -> Stream[Any]:
-    """The items for which *predicate* is true.
+    """Pass on the items for which *predicate* is true.
 
     The result has a level of its own, with the item itself or nothing below each item. So it still
-    joins with what its items were made from, and what gathers it says by which ancestor:
+    joins with the streams that its items were made from, and a stage or operator that gathers it
+    names the ancestor:
     ``count(where(claims, is_checkable), by=question)``.
 
     Args:
@@ -74,7 +75,7 @@ def where(stream: Stream[Any], /, predicate: Callable[[Any], object]) -> Stream[
         GraphError: *predicate* is no such function, or provably takes other items.
         StageError: In a request: *predicate* raised.
 
-    Cancellation: a *predicate* that waits is cancelled when nobody needs its item any more.
+    Cancellation: a *predicate* that waits is cancelled when its item is no longer needed.
     """
     call = OperatorCall("where")
     symbol = call.symbol(stream, "stream")
@@ -117,7 +118,7 @@ def switch(
 def switch(
     stream: Stream[Any], choose: Callable[[Any], object], /, *cases: object, otherwise: bool = False
 ) -> tuple[Stream[Any], ...]:
-    """Several streams of which each item takes one: the one for the case that *choose* gives.
+    """Divide a stream: each item goes to the stream for the case that *choose* gives.
 
     ``hard, easy = alto.switch(claims, is_hard, True, False)``. Each result has a level of its own,
     with the item itself or nothing below each item, so that :func:`alto.merge` brings what was made in
@@ -126,9 +127,9 @@ def switch(
     Args:
         stream: The items to divide.
         choose: A function, sync or async, that is called once per item and gives its case.
-        *cases: What *choose* may give: values that can be hashed, compared with ``==``.
-        otherwise: Whether there is one more stream at the end, for items of no case. Without it
-            such an item fails its request.
+        *cases: The values that *choose* may give; they must be hashable, and are compared with ``==``.
+        otherwise: True adds one more stream at the end, for items of no case. Without it such an
+            item fails its request.
 
     Returns:
         A stream per case, in the order of *cases*. Each must be used; where one is not needed, use
@@ -139,7 +140,7 @@ def switch(
             gives a case.
         StageError: In a request: *choose* raised, or gave none of the cases.
 
-    Cancellation: a *choose* that waits is cancelled when nobody needs its item any more.
+    Cancellation: a *choose* that waits is cancelled when its item is no longer needed.
     """
     call = OperatorCall("switch")
     symbol = call.symbol(stream, "stream")
@@ -162,7 +163,7 @@ def switch(
 def _branches(
     cases: tuple[object, ...], gives: object, otherwise: object, where: str
 ) -> dict[object, int]:
-    # The number of each case, all of which are checked.
+    # Check the cases, and number them.
     if not isinstance(otherwise, bool):
         msg = f"{where}: otherwise= must be True or False, not {short(otherwise)}"
         raise GraphError(msg)
@@ -184,7 +185,7 @@ def _branches(
             raise GraphError(msg)
         if not accepts(case, gives):
             msg = (
-                f"{where}: case {short(case)} ({type(case).__name__}) is nothing that choose gives,"
+                f"{where}: case {short(case)} ({type(case).__name__}) cannot be a result of choose,"
                 f" which is annotated {show(gives)}; correct one of them"
             )
             raise GraphError(msg)

@@ -32,7 +32,7 @@ class Output(Generic[T_co]):
     """A result of a pipeline that has several outputs; made by :func:`alto.outputs`."""
 
     name: str
-    """Which output it belongs to."""
+    """Name of its output."""
     value: T_co
     """The result itself."""
 
@@ -70,12 +70,12 @@ def merge(
 def merge(
     *streams: Stream[Any], by: Stream[object] | None = None, order: GroupOrder = "ancestry"
 ) -> Stream[Any]:
-    """The items of several streams as one stream.
+    """Merge the items of several streams into one stream.
 
-    What is merged is what lies below one item of their nearest common ancestor, or of *by*; after
-    :func:`alto.switch` that is one item before the branches. The result has one level below it. A
-    stream is no ancestor of itself: where one of the streams lies above the others, that is what
-    lies above it too.
+    One call merges all items below one item of their nearest common ancestor, or of *by*; after
+    :func:`alto.switch` that ancestor is the stream before the branches. The result has one level
+    below it. A stream is no ancestor of itself: where one of the streams lies above the others, the
+    common ancestor lies above it too.
 
     Args:
         *streams: Two or more streams; of the same depth, unless they are merged by arrival.
@@ -90,7 +90,7 @@ def merge(
         GraphError: There are fewer than two streams, they differ in depth and are not merged by
             arrival, or *by* is no ancestor of all of them.
 
-    Cancellation: as in a stage, what only the groups were waiting for is cancelled.
+    Cancellation: as in a stage, calls that only the groups were waiting for are cancelled.
     """
     call = OperatorCall("merge")
     check_choice(order, call.where, "order=", get_args(GroupOrder))
@@ -108,7 +108,7 @@ def merge(
 
 
 def outputs(**streams: Stream[T]) -> Stream[Output[T]]:
-    """The results of several streams as one stream of named results, in order of arrival.
+    """Merge the results of several streams into one stream of named results, as they arrive.
 
     A pipeline returns it to have several outputs that one request serves::
 
@@ -122,16 +122,16 @@ def outputs(**streams: Stream[T]) -> Stream[Output[T]]:
                 case alto.Output("words", word): ...
                 case alto.Output("verdicts", verdict): ...
 
-    The streams may be of any depth. ``run`` gives the results in order of arrival as well: those of
-    one output may stand in another order each time.
+    The streams may be of any depth. ``run`` gives the results in order of arrival as well: the order within one output
+    may differ from run to run.
 
     Args:
-        **streams: One or more streams, under the names that their results are to have.
+        **streams: One or more streams; the keywords are the names of the outputs.
 
     Raises:
         GraphError: There is none, or one is no stream of the pipeline that is being read.
 
-    Cancellation: as in a stage, what only these results were waiting for is cancelled.
+    Cancellation: as in a stage, calls that only these results were waiting for are cancelled.
     """
     call = OperatorCall("outputs")
     if not streams:
@@ -147,7 +147,7 @@ def _union(symbols: Sequence[Symbol]) -> Any:  # noqa: ANN401  # a type
     return Union[tuple(symbol.type for symbol in symbols)]  # noqa: UP007  # built at run time
 
 
-def _together(  # what the two operators differ in
+def _together(  # the differences between the two operators
     call: OperatorCall,
     body: Callable[..., AsyncIterator[Any]],
     streams: Sequence[Stream[Any]],
@@ -156,7 +156,7 @@ def _together(  # what the two operators differ in
     by: Stream[object] | None = None,
     order: GroupOrder,
 ) -> Stream[Any]:
-    # One item per request becomes something that can be gathered, by a level of its own.
+    # A stream of one item per request has nothing to gather: give it a level.
     given = [
         stream
         if symbol_of(stream).levels

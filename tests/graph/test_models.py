@@ -61,7 +61,7 @@ def handed(value: object, annotation: object) -> Any:
         raise NotImplementedError
 
     ask.__annotations__["model"] = annotation
-    spec = alto.stage(ask)._source.resolve()
+    spec = alto.stage(ask)._spec.resolve()
     return with_handles(NodeSpec(name="ask", stage=spec, bound={}), {"model": value})["model"]
 
 

@@ -77,7 +77,7 @@ def test_a_local_type_that_the_function_closes_over_is_found() -> None:
     async def make(text: str) -> Closed:
         return Closed()
 
-    assert _decorated_elsewhere(make)._source.resolve().output is Closed
+    assert _decorated_elsewhere(make)._spec.resolve().output is Closed
 
 
 def _decorated_elsewhere(fn):

@@ -85,7 +85,7 @@ def test_a_pipeline_must_return_a_stream_of_its_type() -> None:
         return length(text)
 
     refused(nothing, "pipeline 'nothing' returns nothing", "`return`")
-    refused(other, "pipeline 'other': what it returns must be a Stream", "str ('text')")
+    refused(other, "pipeline 'other': its result must be a Stream", "str ('text')")
     refused(several, "returns a tuple", "alto.outputs(a=..., b=...)", "alto.merge")
     refused(wrong, "pipeline 'wrong'", "Stream[str]", "stage 'length', a Stream[int]")
 
@@ -138,7 +138,7 @@ def test_a_pipeline_is_annotated_with_streams() -> None:
         raise NotImplementedError
 
     refused(item, "pipeline 'item': parameter 'text' is annotated str", "Stream[str]")
-    refused(bare, "pipeline 'bare': parameter 'text'", "Stream of what")
+    refused(bare, "pipeline 'bare': parameter 'text'", "Stream without an item type")
     refused(result, "pipeline 'result': its result", "list[str]", "Stream[list[str]]")
 
 

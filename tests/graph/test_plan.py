@@ -138,7 +138,7 @@ def node_decls(draw: st.DrawFn, index: int, streams: int) -> NodeDecl:
 
 
 def rounded_off(inputs: int, nodes: list[NodeDecl]) -> list[NodeDecl]:
-    """*nodes*, and a last one that takes all streams that nobody takes."""
+    """*nodes*, and a last one that takes all streams that nothing takes."""
     scopes = Model(inputs, nodes).streams
     left = set(range(len(scopes))) - {source for node in nodes for source in node.sources}
     params = {("x" if scopes[s] == REQUEST else "X") + str(s): s for s in sorted(left)}
@@ -420,6 +420,6 @@ def test_a_group_is_refused_when_by_is_no_ancestor_of_it() -> None:
 def test_a_pipeline_is_refused_when_nobody_takes_a_result() -> None:
     """A call whose stream goes nowhere is a mistake; being named in ``by=`` is not taking it."""
     assert refusal(stage("lost", 0), stage("last", X1=2, X2=4, X3=5)) == (
-        "pipeline 'pipe': nobody takes the result of stage 'lost'; "
+        "pipeline 'pipe': nothing takes the result of stage 'lost'; "
         "return it, pass it on, or leave the call out"
     )

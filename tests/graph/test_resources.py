@@ -90,7 +90,7 @@ def test_a_resource_of_the_wrong_type_is_refused() -> None:
     with pytest.raises(ResourceError, match="stage 'search': resource 'limit' must be int, not st"):
         search.bind(limit="3")
     with pytest.raises(ResourceError, match=r"resource 'index' must be dict\[str, str\], not list"):
-        check_resource("search", search._source.resolve().resources[0], [])
+        check_resource("search", search._spec.resolve().resources[0], [])
 
 
 def test_an_unknown_resource_in_bind_is_refused() -> None:

@@ -23,7 +23,7 @@ def refused(fn: object, *said: str, **options: object) -> None:
 
 def spec_of(stage):
     """The record that a stage was read into."""
-    return stage._source.resolve()
+    return stage._spec.resolve()
 
 
 def test_a_coroutine_function_gives_what_it_returns() -> None:
@@ -310,7 +310,7 @@ def test_groups_and_streams_in_the_wrong_place_are_refused() -> None:
     async def gives_group(x: int) -> alto.Group[int]:
         raise NotImplementedError
 
-    refused(bare, "stage 'bare'", "parameter 'xs'", "Group of what", "Group[T]")
+    refused(bare, "stage 'bare'", "parameter 'xs'", "Group without an item type", "Group[T]")
     refused(nested, "stage 'nested'", "parameter 'xs'", "Group inside", "by=")
     refused(inside, "stage 'inside'", "parameter 'xs'", "Group inside")
     refused(resource, "stage 'resource'", "parameter 'xs'", "keyword-only", "before the `*`")
@@ -332,7 +332,7 @@ def test_a_result_that_is_not_what_the_function_does_is_refused() -> None:
 
     refused(generator, "stage 'generator'", "yield", "AsyncIterator[int]")
     refused(coroutine, "stage 'coroutine'", "no `yield`", "`-> int`")
-    refused(of_what, "stage 'of_what'", "of what", "AsyncIterator[T]")
+    refused(of_what, "stage 'of_what'", "without an item type", "AsyncIterator[T]")
 
 
 def test_a_resource_named_like_an_option_is_refused() -> None:

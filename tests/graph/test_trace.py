@@ -241,7 +241,7 @@ def test_a_result_that_nobody_takes_is_refused() -> None:
         split(text)
         return length(text)
 
-    refused(p, "pipeline 'p': nobody takes", "stage 'split'")
+    refused(p, "pipeline 'p': nothing takes", "stage 'split'")
 
 
 def test_a_stream_of_another_pipeline_is_refused() -> None:
@@ -262,7 +262,7 @@ def test_a_stream_of_another_pipeline_is_refused() -> None:
     def third(text: alto.Stream[str]) -> alto.Stream[str]:
         return kept[0]
 
-    refused(third, "pipeline 'third': what it returns", "pipeline 'first'")
+    refused(third, "pipeline 'third': its result", "pipeline 'first'")
 
 
 def test_a_stage_called_outside_a_pipeline_is_refused() -> None:

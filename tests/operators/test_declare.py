@@ -233,7 +233,7 @@ def test_an_operator_takes_a_stream(operator: Any) -> None:
         return kept[0]
 
     declared(keeping)
-    refused(lambda t: operator(kept[0]), "a stream is good only while its own pipeline")
+    refused(lambda t: operator(kept[0]), "a stream can be used only while its own pipeline")
     with pytest.raises(GraphError, match="outside a pipeline; call it on streams"):
         operator(kept[0])
 
@@ -434,7 +434,7 @@ def test_switch_says_what_is_wrong_with_its_cases() -> None:
     refused(made((True, False)), "write them one by one: `switch(stream, choose, *cases)`")
     refused(made(True, True), "case True is given twice")
     refused(made(True, [False]), "case [False] cannot be hashed")
-    refused(made(True, "no"), "case 'no' (str) is nothing that choose gives", "annotated bool")
+    refused(made(True, "no"), "case 'no' (str) cannot be a result of choose", "annotated bool")
     refused(made(True, otherwise="False"), "otherwise= must be True or False, not 'False'")
 
 
@@ -442,7 +442,7 @@ def test_each_branch_of_a_switch_is_used() -> None:
     """The message names the one that is not."""
     refused(
         lambda t: alto.switch(words(t), bool, True, False)[0],
-        "nobody takes the result of stage 'switch[False]'",
+        "nothing takes the result of stage 'switch[False]'",
     )
 
 
