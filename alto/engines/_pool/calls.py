@@ -36,7 +36,7 @@ from alto.model import (
     Usage,
 )
 from alto.protocols import Embedder
-from alto.sched import EngineBook, Scheduler, Ticket, Work
+from alto.sched import CallInfo, EngineLoad, Scheduler, Ticket
 
 __all__ = ("Calls", "Readers", "Run")
 
@@ -63,7 +63,7 @@ class Run:
         self.dispatched = self.first = asked
         self.granted: asyncio.Event | None = None
         self.seat: Seat | None = None
-        self.book: EngineBook | None = None
+        self.book: EngineLoad | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
         self.begun = False
         """Its engine has said something."""
@@ -126,7 +126,7 @@ class Readers:
         self._scheduler = scheduler
         self._runs = runs
         self._account = account
-        self.pressed: set[EngineBook] = set()
+        self.pressed: set[EngineLoad] = set()
         """Engines for which somebody may wait in vain. Invariant: a reader that is away from a
         generation on one of them is going to be looked at, or has a pump."""
 
@@ -136,7 +136,7 @@ class Readers:
         self.pressed = {
             book
             for book in self._scheduler.engines
-            if book.silent or (book.line.count and not book.has_room)
+            if book.silent or (book.queue.count and not book.has_room)
         }
         for book in self.pressed - before:
             for ticket in book.tickets:
@@ -345,7 +345,7 @@ class Calls:
         )  # fmt: skip
         return self._new_run(request, work, asked)
 
-    def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> Run:
+    def _new_run(self, request: GenerateRequest | None, work: CallInfo, asked: float) -> Run:
         if self._prompts.closed is not None:
             raise Closed(*self._prompts.closed.args)
         now = asyncio.get_running_loop().time()

@@ -20,7 +20,7 @@ import attrs
 from alto.errors import EngineDied, EngineError, PromptTooLong
 from alto.model import EngineCapacity, EngineStatistics
 from alto.protocols import Engine, Member
-from alto.sched import EngineBook, Scheduler
+from alto.sched import EngineLoad, Scheduler
 
 __all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "Seat")
 
@@ -76,7 +76,7 @@ class Seat:
     engine: Engine
     name: str
     state: EngineState = "stopped"
-    book: EngineBook | None = None
+    book: EngineLoad | None = None
     """Invariant: there while it runs, and only then."""
     since: float = 0.0
     cause: BaseException | None = None
@@ -151,7 +151,7 @@ class Members:
         """Whether some engine runs, or will again."""
         return any(seat.state in ("running", "starting", "dead") for seat in self.seats)
 
-    def seat_of(self, book: EngineBook) -> Seat | None:
+    def seat_of(self, book: EngineLoad) -> Seat | None:
         """Who has *book*."""
         return next((seat for seat in self.seats if seat.book is book), None)
 
