@@ -1,4 +1,4 @@
-"""Which replica of a stage gets an item: routers.
+"""Routers: rules that choose the replica of a stage for an item or a group.
 
 A stage with several replicas has one, ``@stage(replicas=4, router=alto.routing.PowerOfTwo())``.
 Items of a stage that gathers nothing are routed one by one, at the moment when a replica could
@@ -23,7 +23,7 @@ __all__ = (
     "PowerOfTwo",
     "RendezvousHash",
     "ReplicaLoad",
-    "RoundRobin",
+    "RoundRobinRouter",
     "RoutedItem",
     "Router",
     "expected_work",
@@ -31,32 +31,32 @@ __all__ = (
 
 
 def expected_work(load: ReplicaLoad, /, *, seconds: float = 1.0) -> float:
-    """Seconds until *load* would be done with what it has and one call more.
+    """Return the seconds until *load* would be done with the calls it has and one more.
 
-    ``(unfinished + 1) * seconds / slots``: the calls it has not ended, at the speed at which it
-    has ended the last ones, as many at once as it can run.
+    ``(unfinished + 1) * seconds / slots``: the calls that have not ended, at the speed at which it
+    ended the last ones, as many at once as it can run.
 
     Args:
         load: A replica.
-        seconds: What to take for a call where the replica has not ended any.
+        seconds: Time to assume for a call if the replica has not ended any.
     """
     each = seconds if load.seconds is None else load.seconds
     return (load.unfinished + 1) * each / load.slots
 
 
 class LeastWork:
-    """The replica that would be done first; the default.
+    """A router that takes the replica that would be done first; the default.
 
-    Replicas that could start a call now go before all others. Of those the one with the least
-    :func:`expected_work` is taken; of equal ones the one that was given least so far. A replica
-    that has ended nothing yet is taken to be as fast as the others on average.
+    Replicas that could start a call now go before all others. Among those it takes the one with the
+    least :func:`expected_work`; among equals the one that was given least so far. A replica that has
+    ended nothing yet counts as being as fast as the others on average.
     """
 
     def __repr__(self) -> str:
         return "LeastWork()"
 
     def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
-        """As the class says."""
+        """Return the index of the replica that would be done first."""
         mean = _mean_seconds(replicas)
         best, best_key = 0, (True, float("inf"), 0)
         for index, load in enumerate(replicas):
@@ -66,62 +66,66 @@ class LeastWork:
         return best
 
 
-class RoundRobin:
-    """One after the other, whatever they have to do."""
+class RoundRobinRouter:
+    """A router that takes one replica after the other, whatever their load."""
 
     def __init__(self) -> None:
         self._last = -1
 
     def __repr__(self) -> str:
-        return "RoundRobin()"
+        return "RoundRobinRouter()"
 
     def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
-        """The next replica by number after the last one, or the first again."""
+        """Return the index of the next replica by number after the last one, or the first again."""
+        # By number, since indices shift when replicas are added or removed.
         index = next((k for k, r in enumerate(replicas) if r.number > self._last), 0)
         self._last = replicas[index].number
         return index
 
 
 class PowerOfTwo:
-    """The better one of two that are picked at random.
+    """A router that takes the better one of two replicas picked at random.
 
-    Nearly as even as looking at all, without everybody's running to the same one
+    This is nearly as even as comparing all, and items do not crowd on one replica
     (Mitzenmacher, "The power of two choices in randomized load balancing", 1996).
 
     Args:
-        seed: Where the luck begins; the same seed makes the same choices.
+        seed: Seed of the random choices; the same seed makes the same choices.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
-        self._luck = random.Random(seed)  # noqa: S311  # no secret
+        self._random = random.Random(seed)  # noqa: S311  # not for secrets
 
     def __repr__(self) -> str:
         return f"PowerOfTwo(seed={self._seed})"
 
     def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:  # noqa: ARG002
-        """As the class says."""
+        """Return the index of the better one of two replicas picked at random."""
         if len(replicas) == 1:
             return 0
-        one = self._luck.randrange(len(replicas))
-        two = self._luck.randrange(len(replicas) - 1)
-        two += two >= one
+        one = self._random.randrange(len(replicas))
+        two = self._random.randrange(len(replicas) - 1)
+        two += two >= one  # skips the first one, so that the two differ
         mean = _mean_seconds(replicas)
         first = expected_work(replicas[one], seconds=mean)
         return one if first <= expected_work(replicas[two], seconds=mean) else two
 
 
 class RendezvousHash:
-    """By ancestry alone: the same call goes to the same replica, and few move when one comes or goes.
+    """A router that hashes ancestry: the same call goes to the same replica.
 
-    Every replica gives every call a pseudo-random weight; the heaviest wins. When a replica goes,
-    only its own calls move; when one comes, only those that move to it (Thaler and Ravishankar,
-    "Using name-based mappings to increase hit rates", 1998). Load is not looked at, so a replica
-    may have a queue while another has nothing to do.
+    Every replica gives every call a pseudo-random weight; the heaviest wins. When a replica is
+    removed, only its own calls move; when one is added, only those that move to it (Thaler and
+    Ravishankar, "Using name-based mappings to increase hit rates", 1998). It does not look at load,
+    so a replica may have a queue while another is idle.
 
     Args:
         levels: How many indices of the path count. 0: all calls of a request go together; 1: all
             below the same outermost item; None: all indices, so siblings spread.
+
+    Raises:
+        ValueError: *levels* is neither None nor a whole number >= 0.
     """
 
     def __init__(self, *, levels: int | None = None) -> None:
@@ -134,18 +138,19 @@ class RendezvousHash:
         return f"RendezvousHash(levels={self._levels})"
 
     def choose(self, item: RoutedItem, replicas: Sequence[ReplicaLoad], /) -> int:
-        """As the class says."""
+        """Return the index of the replica with the heaviest weight for the item's ancestry."""
         key = (item.request, *item.path[: self._levels])
         best, heaviest = 0, -1
         for index, load in enumerate(replicas):
-            weight = _mixed(hash((load.number, key)))  # Of whole numbers: the same in any process.
+            # The hash of a tuple of whole numbers is the same in every process.
+            weight = _mixed(hash((load.number, key)))
             if weight > heaviest:
                 best, heaviest = index, weight
         return best
 
 
 def _mean_seconds(replicas: Sequence[ReplicaLoad]) -> float:
-    # What to take for a call of a replica that has not ended any.
+    # The time to assume for a call of a replica that has not ended any.
     known = [load.seconds for load in replicas if load.seconds is not None]
     return sum(known) / len(known) if known else 1.0
 
@@ -159,11 +164,17 @@ def _mixed(value: int) -> int:
 
 
 def __getattr__(name: str) -> object:
+    # An ImportError, since the text of an AttributeError is lost in `from alto.routing import ...`.
     if name == "RequestHash":
-        # An AttributeError would be replaced by one without this text in `from ... import`.
         msg = (
             "alto.routing.RequestHash is not part of alto any more: RendezvousHash(levels=0) also "
             "keeps a request on one replica; the rule itself is in bench/_paper/configs.py"
+        )
+        raise ImportError(msg)
+    if name == "RoundRobin":
+        msg = (
+            "alto.routing.RoundRobin is called RoundRobinRouter now: alto.sched.RoundRobin is a "
+            "policy of a pool"
         )
         raise ImportError(msg)
     msg = f"module {__name__!r} has no attribute {name!r}"

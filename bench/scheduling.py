@@ -40,13 +40,13 @@ from alto._sched.prefix import chain
 from alto.engines.profiles import SCHEDULING_STUDY, EngineProfile
 from alto.model import EngineCapacity
 from alto.sched import (
+    CallInfo,
     LeastLoaded,
     Policy,
     PrefixThreshold,
     PromptAware,
     RoundRobin,
     Scheduler,
-    Work,
 )
 from bench._result import origin, write
 from bench._scheduling.baselines import BoundedLoadHash, LMetric, StaticPartition
@@ -189,7 +189,7 @@ def decision_cost(engines: int, waiting: int, *, calls: int = 3000, length: int 
         scheduler.add_engine(f"e{k}", capacity, now=0.0)
     heads = [[luck.getrandbits(15) for _ in range(length - 40)] for _ in range(50)]
     work = [
-        Work(
+        CallInfo(
             template=("t", k % 3), prompt_tokens=length, max_tokens=200, arrived=k / 8 * 0.01,
             group=k // 8, parent=k // 8,
             token_ids=[*heads[k // 8 % 50], *(luck.getrandbits(15) for _ in range(40))],

@@ -20,7 +20,7 @@ import attrs
 import alto
 from alto.engines import Pool, Simulated
 from alto.engines.profiles import SCHEDULING_STUDY
-from alto.sched import EngineBook, Policy, PromptAware, Ticket
+from alto.sched import EngineLoad, Policy, PromptAware, Ticket
 from alto.testing import run_virtual
 
 
@@ -35,7 +35,7 @@ class KeepOneFree:
     order: str = "request"
     """Who goes first: calls of older requests."""
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
         """Any engine for a short prompt, any but the first for a long one."""
         others = engines[1:]
         uncached = call.prompt_tokens - max(map(call.hit_on, engines))

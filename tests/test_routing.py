@@ -15,7 +15,7 @@ from alto.routing import (
     PowerOfTwo,
     RendezvousHash,
     ReplicaLoad,
-    RoundRobin,
+    RoundRobinRouter,
     RoutedItem,
     Router,
     expected_work,
@@ -32,7 +32,7 @@ def loads(*numbers: int, slots: int = 1, free: int = 1) -> list[ReplicaLoad]:
     return [ReplicaLoad(number=number, slots=slots, free=free) for number in numbers]
 
 
-EVERY = [LeastWork(), RoundRobin(), PowerOfTwo(), RendezvousHash()]
+EVERY = [LeastWork(), RoundRobinRouter(), PowerOfTwo(), RendezvousHash()]
 
 
 @pytest.mark.parametrize("router", EVERY, ids=repr)
@@ -105,12 +105,12 @@ class TestRoundRobin:
 
     def test_it_goes_round(self) -> None:
         """Each replica is taken once before one is taken again."""
-        router, replicas = RoundRobin(), loads(0, 1, 2)
+        router, replicas = RoundRobinRouter(), loads(0, 1, 2)
         assert [router.choose(item(), replicas) for _ in range(5)] == [0, 1, 2, 0, 1]
 
     def test_it_goes_on_where_it_was(self) -> None:
         """When replicas go or come, the next by number is taken."""
-        router = RoundRobin()
+        router = RoundRobinRouter()
         assert router.choose(item(), loads(0, 1, 2)) == 0
         assert router.choose(item(), loads(0, 2, 5)) == 1
         assert router.choose(item(), loads(0, 5, 6)) == 1
@@ -196,8 +196,10 @@ class TestRendezvousHash:
             RendezvousHash(levels=levels)
 
 
-def test_a_router_that_has_left_says_where_it_went() -> None:
-    """RequestHash is a baseline of the benchmarks; the error names the router to use instead."""
+def test_an_old_name_says_where_it_went() -> None:
+    """RequestHash is a baseline of the benchmarks; RoundRobin has a name of its own."""
     with pytest.raises(ImportError, match=r"RendezvousHash\(levels=0\)"):
         from alto.routing import RequestHash  # type: ignore[attr-defined]  # noqa: F401, PLC0415
+    with pytest.raises(ImportError, match="RoundRobinRouter"):
+        _ = routing.RoundRobin
     assert not hasattr(routing, "no_such_name")

@@ -365,7 +365,7 @@ def stage_options(
     if router is not None and (isinstance(router, type) or not isinstance(router, Router)):
         made = f", made: {router.__name__}()" if isinstance(router, type) else ""
         msg = (
-            f"@stage(router=...) must be a router{made}, such as alto.routing.RoundRobin(), or any "
+            f"@stage(router=...) must be a router{made}, such as alto.routing.RoundRobinRouter(), or any "
             f"object with a method choose(item, replicas), not {router!r}"
         )
         raise GraphError(msg)

@@ -1,8 +1,8 @@
-"""What a pool's engines have, hold and have done: the counters behind every choice.
+"""Accounting of a pool's engines: what each has been given, holds and has done.
 
 A call that was given to an engine is *prefilling* until its first token, then *decoding*. The engine
-is charged for what it must compute of the prompt until the first token, for KV memory and for a
-place until the end. KV memory of a document that several of its calls share is charged once.
+is charged for the part of the prompt that it must compute until the first token, and for KV memory and
+a slot until the end. KV memory of a document that several of its calls share is charged once.
 """
 
 from __future__ import annotations
@@ -11,92 +11,95 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import final
 
-from alto._sched.affinity import Homes
+from alto._sched.affinity import Affinity
 from alto._sched.estimate import Speed, Template
 from alto._sched.prefix import PrefixIndex, chain
-from alto._sched.state import EngineBook, Ticket
+from alto._sched.state import EngineLoad, Ticket
 from alto.model import EngineCapacity
 
-__all__ = ("Ledger",)
+__all__ = ("Accounting",)
 
 _PREFILL_STEPS = 4
-"""Budgets of prompt tokens that an engine is given ahead. One starves engines (measured)."""
+"""Budgets of prompt tokens that an engine is given ahead. With one, engines starve (measured)."""
 _BEGINNING = 256
 """Tokens behind the declared prefix by which documents are told apart."""
 _REMEMBERED = 20_000
-"""Beginnings and parents whose last engine is kept."""
+"""Beginnings and parents whose last engine is remembered, and templates."""
 
 
 @final
-class Ledger:
-    """Counts. Says nothing about who goes where."""
+class Accounting:
+    """Counters of engines and calls. It makes no choice."""
 
     def __init__(self) -> None:
         self.speed: Speed = Speed()
+        """How fast the pool's engines are."""
         self.templates: dict[Hashable, Template] = {}
-        self.homes: Homes = Homes()
-        self.books: list[EngineBook | None] = []
-        self._index: PrefixIndex | None = None
+        """Estimates, by key of the template."""
+        self.affinity: Affinity = Affinity()
+        self.engines: list[EngineLoad | None] = []
+        """The engines by number; None: the number is free."""
+        self._index: PrefixIndex | None = None  # made at the first engine, with its block size
         self._served: OrderedDict[Hashable, int] = OrderedDict()
 
-    def add_engine(self, name: str, capacity: EngineCapacity, now: float, /) -> EngineBook:
-        """An engine has come, and holds nothing."""
-        for other in self.books:
+    def add_engine(self, name: str, capacity: EngineCapacity, now: float, /) -> EngineLoad:
+        """Add an engine that holds nothing."""
+        for other in self.engines:
             if other is not None and other.capacity == capacity:
-                capacity = other.capacity  # one object for equals, so that policies see it at once
-        seats = capacity.max_num_seqs
-        free = [k for k, book in enumerate(self.books) if book is None]
-        index = free[0] if free else len(self.books)
-        book = EngineBook(
+                capacity = other.capacity  # one object, so that policies can compare by identity
+        slots = capacity.max_num_seqs
+        free = [k for k, engine in enumerate(self.engines) if engine is None]
+        index = free[0] if free else len(self.engines)
+        engine = EngineLoad(
             index=index,
             name=name,
             capacity=capacity,
             speed=self.speed,
-            most=seats + max(1, min(4, seats // 16)) if seats > 1 else seats,
-            most_prefill=_PREFILL_STEPS * capacity.max_num_batched_tokens,
+            max_outstanding=slots + max(1, min(4, slots // 16)) if slots > 1 else slots,
+            max_prefill=_PREFILL_STEPS * capacity.max_num_batched_tokens,
             heard=now,
         )
         if free:
-            self.books[index] = book
+            self.engines[index] = engine
         else:
-            self.books.append(book)
+            self.engines.append(engine)
         if self._index is None:
             self._index = PrefixIndex(capacity.block_size)
         kv, size = capacity.kv_tokens, self._index.block_size
         self._index.add(index, None if kv is None else kv // size)
-        return book
+        return engine
 
-    def remove_engine(self, book: EngineBook, /) -> None:
-        """An engine has gone. Calls that it had are taken off one by one."""
-        book.alive = False
-        self.books[book.index] = None
+    def remove_engine(self, engine: EngineLoad, /) -> None:
+        """Remove an engine. The calls that it was given are taken off one by one later."""
+        engine.alive = False
+        self.engines[engine.index] = None
         assert self._index is not None
-        self._index.remove(book.index)
-        self.homes.forget(book.index, self.templates.values())
-        for key in [key for key, index in self._served.items() if index == book.index]:
+        self._index.remove(engine.index)
+        self.affinity.forget(engine.index, self.templates.values())
+        for key in [key for key, index in self._served.items() if index == engine.index]:
             del self._served[key]
 
-    def stored(self, book: EngineBook, parent: int | None, token_ids: Sequence[int],
+    def stored(self, engine: EngineLoad, parent: int | None, token_ids: Sequence[int],
                keys: Sequence[int], salt: int = 0, /) -> None:  # fmt: skip
-        """An engine holds more blocks; see :class:`alto.protocols.CacheListener`."""
-        if self._knows(book):
+        """Note that *engine* holds more blocks; see :class:`alto.protocols.CacheListener`."""
+        if self._is_indexed(engine):
             assert self._index is not None
-            self._index.stored(book.index, parent, token_ids, keys, salt)
+            self._index.stored(engine.index, parent, token_ids, keys, salt)
 
-    def removed(self, book: EngineBook, keys: Sequence[int], /) -> None:
-        """An engine has thrown blocks out."""
-        if self._knows(book):
+    def removed(self, engine: EngineLoad, keys: Sequence[int], /) -> None:
+        """Note that *engine* has evicted blocks."""
+        if self._is_indexed(engine):
             assert self._index is not None
-            self._index.removed(book.index, keys)
+            self._index.removed(engine.index, keys)
 
-    def cleared(self, book: EngineBook, /) -> None:
-        """Nobody knows any more what an engine holds."""
-        if self._knows(book):
+    def cleared(self, engine: EngineLoad, /) -> None:
+        """Note that *engine* holds nothing, or that it is no longer known what it holds."""
+        if self._is_indexed(engine):
             assert self._index is not None
-            self._index.cleared(book.index)
+            self._index.cleared(engine.index)
 
     def template(self, key: Hashable, /) -> Template:
-        """What is known of calls of a template."""
+        """Return the estimates of a template, new ones at its first call."""
         template = self.templates.get(key)
         if template is None:
             if len(self.templates) >= _REMEMBERED:  # a prefix of each request's own makes many
@@ -105,104 +108,109 @@ class Ledger:
         return template
 
     def _name_blocks(self, ticket: Ticket, index: PrefixIndex) -> None:
-        work = ticket.work
-        if work.token_ids is None:
+        info = ticket.info
+        if info.token_ids is None:
             return
-        ticket.names = index.thin(chain(work.token_ids, index.block_size, salt=work.salt))
-        skipped = work.prefix_tokens // index.tokens
+        ticket.names = index.thin(chain(info.token_ids, index.block_size, salt=info.salt))
+        skipped = info.prefix_tokens // index.tokens
         if len(ticket.names) > skipped:
-            at = (work.prefix_tokens + _BEGINNING) // index.tokens - 1
+            at = (info.prefix_tokens + _BEGINNING) // index.tokens - 1
             ticket.beginning = ticket.names[max(skipped, min(at, len(ticket.names) - 1))]
 
     def look_up(self, ticket: Ticket, /) -> None:
-        """Find out what each engine holds of a call's prompt, and who served its like.
+        """Find out how much of a call's prompt each engine holds, and which served one like it.
 
-        What the engine that it is bound to holds, or will, for this call alone does not count.
+        Blocks that the engine to which the call is bound holds, or will hold, for this call alone do
+        not count.
         """
         index = self._index
         if index is not None and not ticket.named:
             ticket.named = True
             self._name_blocks(ticket, index)
         if index is not None and ticket.names:
-            ticket.hits = index.hits(ticket.names, len(self.books))
-            if (
-                ticket.engine is not None and ticket.engine.alive
-            ):  # what it holds for this call only
-                own = ticket.engine.index
+            ticket.hits = index.hits(ticket.names, len(self.engines))
+            if ticket.engine is not None and ticket.engine.alive:
+                own = ticket.engine.index  # where this call itself is pending
                 ticket.hits[own] = index.hit(own, ticket.names)
         served = self._served.get(ticket.beginning, -1) if ticket.beginning is not None else -1
-        if served < 0 and not ticket.names and ticket.work.parent is not None:
-            served = self._served.get(("parent", ticket.work.parent), -1)
+        if served < 0 and not ticket.names and ticket.info.parent is not None:
+            served = self._served.get(("parent", ticket.info.parent), -1)
         ticket.served = served
 
-    def bind(self, ticket: Ticket, book: EngineBook, /) -> None:
-        """*ticket* is to run on *book*, which counts as holding its prompt from now on."""
-        ticket.engine = book
+    def bind(self, ticket: Ticket, engine: EngineLoad, /) -> None:
+        """Bind *ticket* to *engine*, which counts as holding its prompt from now on."""
+        ticket.engine = engine
         if self._index is not None:
-            self._index.sent(book.index, ticket.names)
-        self.charge(ticket, book)
+            self._index.sent(engine.index, ticket.names)
+        self.charge(ticket, engine)
 
-    def charge(self, ticket: Ticket, book: EngineBook, /) -> None:
-        """What *ticket* costs *book*, to which it is bound, is as :meth:`look_up` has found."""
-        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(book))
-        if ticket.served != book.index:
+    def charge(self, ticket: Ticket, engine: EngineLoad, /) -> None:
+        """Set what *ticket* costs *engine*, to which it is bound, by what :meth:`look_up` found."""
+        ticket.uncached = max(1, ticket.prompt_tokens - ticket.hit_on(engine))
+        if ticket.served != engine.index:
             if ticket.names:
-                self._remember(ticket.beginning, book.index)
-            elif ticket.work.parent is not None:
-                self._remember(("parent", ticket.work.parent), book.index)
+                self._remember(ticket.beginning, engine.index)
+            elif ticket.info.parent is not None:
+                self._remember(("parent", ticket.info.parent), engine.index)
 
     def unbind(self, ticket: Ticket, /) -> None:
-        """*ticket*, which has not started, is to run elsewhere, or not at all."""
-        book, ticket.engine = ticket.engine, None
-        if book is not None and book.alive:
-            self._settle(ticket, book, computed=False)
+        """Unbind *ticket*, which has not started, from its engine."""
+        engine, ticket.engine = ticket.engine, None
+        if engine is not None and engine.alive:
+            self._settle(ticket, engine, computed=False)
 
-    def start(self, ticket: Ticket, book: EngineBook, now: float, /) -> None:
-        """*book* gets *ticket*, which is bound to it."""
-        if book.outstanding == book.streamed:
-            book.heard = now  # it had no reason to speak
+    def start(self, ticket: Ticket, engine: EngineLoad, now: float, /) -> None:
+        """Charge *engine* for *ticket*, which is bound to it and is given to it now."""
+        if engine.outstanding == engine.streamed:
+            engine.heard = now  # it had no work, so its silence meant nothing
         ticket.state = "prefilling"
         ticket.dispatched = now
-        book.tickets[ticket] = None
-        book.outstanding += ticket.work.n
-        book.streamed += ticket.work.streamed
-        book.prefill += ticket.uncached
-        ticket.queued = book.prefill
-        book.outputs += ticket.expected_output
+        engine.tickets[ticket] = None
+        engine.outstanding += ticket.info.n
+        engine.streamed += ticket.info.streamed
+        engine.prefill += ticket.uncached
+        ticket.queued = engine.prefill
+        engine.outputs += ticket.expected_output
         shared, hit = 0, ticket.prompt_tokens - ticket.uncached
         if ticket.beginning is not None:
-            entry = book.shared.get(ticket.beginning)
+            entry = engine.shared.get(ticket.beginning)
             if entry is None:
-                book.shared[ticket.beginning] = [1, hit]
-                shared = hit
+                engine.shared[ticket.beginning] = [1, hit]
+                shared = hit  # the first of its document is charged for the shared part
             else:
                 entry[0] += 1
         ticket.charged_kv = int(ticket.uncached + ticket.expected_output)
-        book.kv += ticket.charged_kv + shared
+        engine.kv += ticket.charged_kv + shared
 
     def take_off(self, ticket: Ticket, /, *, computed: bool) -> None:
-        """The engine of *ticket* has it no more. *computed*: whether its prompt was."""
-        book = ticket.engine
-        assert book is not None
-        book.tickets.pop(ticket, None)
-        book.outstanding -= ticket.work.n
-        book.outputs = book.outputs - ticket.expected_output if book.outstanding else 0.0
+        """Undo the charges of *ticket*, which its engine no longer has.
+
+        Args:
+            ticket: The call.
+            computed: Whether its prompt was computed.
+        """
+        engine = ticket.engine
+        assert engine is not None
+        engine.tickets.pop(ticket, None)
+        engine.outstanding -= ticket.info.n
+        # An idle engine has exactly nothing to generate: no rounding error is carried over.
+        engine.outputs = engine.outputs - ticket.expected_output if engine.outstanding else 0.0
         if ticket.state == "prefilling":
-            book.streamed -= ticket.work.streamed
-            book.prefill -= ticket.uncached
-            if book.alive:
-                self._settle(ticket, book, computed=computed)
-        book.kv -= ticket.charged_kv
+            engine.streamed -= ticket.info.streamed
+            engine.prefill -= ticket.uncached
+            if engine.alive:
+                self._settle(ticket, engine, computed=computed)
+        engine.kv -= ticket.charged_kv
         if ticket.beginning is not None:
-            entry = book.shared[ticket.beginning]
+            entry = engine.shared[ticket.beginning]
             entry[0] -= 1
             if not entry[0]:
-                book.kv -= entry[1]
-                del book.shared[ticket.beginning]
+                engine.kv -= entry[1]
+                del engine.shared[ticket.beginning]
 
-    def _settle(self, ticket: Ticket, book: EngineBook, *, computed: bool) -> None:
+    def _settle(self, ticket: Ticket, engine: EngineLoad, *, computed: bool) -> None:
         if self._index is not None:
-            self._index.settled(book.index, ticket.names, computed=computed)
+            self._index.settled(engine.index, ticket.names, computed=computed)
 
     def _remember(self, key: Hashable | None, index: int) -> None:
         if key is None:
@@ -213,54 +221,56 @@ class Ledger:
             self._served.popitem(last=False)
 
     def first_token(self, ticket: Ticket, now: float, cached_tokens: int | None, /) -> None:
-        """The first token of a call that was prefilling has come."""
-        book = ticket.engine
-        assert book is not None
+        """Count a call that was prefilling as decoding, and learn from the time that it took."""
+        engine = ticket.engine
+        assert engine is not None
         ticket.state = "decoding"
-        book.streamed -= ticket.work.streamed
+        engine.streamed -= ticket.info.streamed
         ticket.first = now
-        ticket.among = book.outstanding
-        if book.alive:
-            book.prefill -= ticket.uncached
-            self._settle(ticket, book, computed=True)
-            steps = -(-ticket.queued // book.capacity.max_num_batched_tokens)
+        ticket.among = engine.outstanding
+        if engine.alive:
+            engine.prefill -= ticket.uncached
+            self._settle(ticket, engine, computed=True)
+            steps = -(-ticket.queued // engine.capacity.max_num_batched_tokens)
             seconds = now - ticket.dispatched
-            waited = book.outstanding > book.capacity.max_num_seqs or ticket.work.streamed
-            if not waited:  # for a place, or for text
-                self.speed.saw_prefill(ticket.queued, steps, book.outstanding, seconds)
+            # A call that waited for a slot, or for its prompt to be written, says nothing of speed.
+            waited = engine.outstanding > engine.capacity.max_num_seqs or ticket.info.streamed
+            if not waited:
+                self.speed.saw_prefill(ticket.queued, steps, engine.outstanding, seconds)
         cached = ticket.prompt_tokens - ticket.uncached if cached_tokens is None else cached_tokens
         ticket.template.prompt.add(ticket.prompt_tokens)
         ticket.template.uncached.add(max(0, ticket.prompt_tokens - cached))
 
     def completed(self, ticket: Ticket, now: float, output_tokens: int, /) -> None:
-        """A call that an engine still has has ended by itself: learn from it."""
-        book, template = ticket.engine, ticket.template
-        assert book is not None
-        template.output.add(output_tokens / ticket.work.n)
+        """Learn from a call that has ended by itself. It is not taken off yet."""
+        engine, template = ticket.engine, ticket.template
+        assert engine is not None
+        template.output.add(output_tokens / ticket.info.n)
         service = now - ticket.dispatched
         template.service.add(service)
-        self.homes.worked(template, book.index, now, service / max(1, book.outstanding))
+        share = service / max(1, engine.outstanding)
+        self.affinity.add_work(template, engine.index, now, share)
         if ticket.state == "decoding":
-            among = (ticket.among + book.outstanding) / 2
-            among = min(among, float(book.capacity.max_num_seqs))
-            each = output_tokens // ticket.work.n - 1
+            among = (ticket.among + engine.outstanding) / 2
+            among = min(among, float(engine.capacity.max_num_seqs))
+            each = output_tokens // ticket.info.n - 1
             self.speed.saw_decode(among, each, now - ticket.first)
 
-    def _knows(self, book: EngineBook) -> bool:
-        """Whether *book* lives and the blocks of its engine are as long as the index has them."""
+    def _is_indexed(self, engine: EngineLoad) -> bool:
+        # Blocks of another length than the index has cannot be compared with its names.
         index = self._index
-        return book.alive and index is not None and book.capacity.block_size == index.block_size
+        return engine.alive and index is not None and engine.capacity.block_size == index.block_size
 
     def check(self) -> None:
-        """Assert the invariants. Slow."""
-        for book in self.books:
-            if book is None:
+        """Assert the invariants. Slow; for tests."""
+        for engine in self.engines:
+            if engine is None:
                 continue
-            tickets = list(book.tickets)
-            assert all(t.engine is book for t in tickets)
-            assert book.outstanding == sum(t.work.n for t in tickets)
-            assert book.prefill == sum(t.uncached for t in tickets if t.state == "prefilling")
-            shared = sum(tokens for _, tokens in book.shared.values())
-            assert book.kv == shared + sum(t.charged_kv for t in tickets)
+            tickets = list(engine.tickets)
+            assert all(t.engine is engine for t in tickets)
+            assert engine.outstanding == sum(t.info.n for t in tickets)
+            assert engine.prefill == sum(t.uncached for t in tickets if t.state == "prefilling")
+            shared = sum(tokens for _, tokens in engine.shared.values())
+            assert engine.kv == shared + sum(t.charged_kv for t in tickets)
         if self._index is not None:
             self._index.check()

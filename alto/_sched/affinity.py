@@ -1,9 +1,9 @@
-"""How many engines a template is drawn to, and which: its *homes*.
+"""Affinity of templates to engines: how many engines each template prefers, and which.
 
-A template gets engines in proportion to the work that its calls have been, over about the last
-minute. The number changes only when what is wanted differs from what there is by more than three
-quarters of an engine, so that it does not swing; and the engines are those where most of the work
-was done, so that a home stays where the template's blocks are.
+A template prefers engines in proportion to the work that its calls have been, over about the last
+minute. The number changes only when the wanted number differs from the present one by more than three
+quarters of an engine, so that it does not swing. The preferred engines are those where most of the
+work was done, so that they stay where the template's blocks are cached.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import final
 
 from alto._sched.estimate import Template
 
-__all__ = ("Homes",)
+__all__ = ("Affinity",)
 
 _PERIOD = 5.0
 """Seconds between counts."""
@@ -24,8 +24,8 @@ _SLACK = 0.75
 
 
 @final
-class Homes:
-    """Counts work and assigns homes."""
+class Affinity:
+    """Work done per template and engine, from which each template gets its preferred engines."""
 
     __slots__ = ("_due", "_engines", "_templates")
 
@@ -34,41 +34,41 @@ class Homes:
         self._templates: dict[Template, None] = {}
         self._engines: set[int] = set()
 
-    def worked(self, template: Template, engine: int, now: float, seconds: float, /) -> None:
-        """A call of *template* took *seconds* of *engine*, its share of the batch."""
+    def add_work(self, template: Template, engine: int, now: float, seconds: float, /) -> None:
+        """Count *seconds* of *engine*, a call's share of the batch, as work of *template*."""
         template.work[engine] = template.work.get(engine, 0.0) + seconds
         self._templates[template] = None
         self._engines.add(engine)
         if now >= self._due:
             self._due = now + _PERIOD
-            self.count()
+            self.update()
 
     def forget(self, engine: int, templates: Iterable[Template], /) -> None:
-        """An engine has gone."""
+        """Forget an engine that was removed."""
         self._engines.discard(engine)
         for template in templates:
             template.work.pop(engine, None)
-            template.homes = tuple(home for home in template.homes if home != engine)
+            template.preferred = tuple(one for one in template.preferred if one != engine)
 
-    def count(self) -> None:
-        """Assign homes by the work done, and let it fade."""
+    def update(self) -> None:
+        """Choose preferred engines by the work done, and decay that work."""
         total = sum(sum(template.work.values()) for template in self._templates)
         if total <= 0:
             return
         for template in list(self._templates):
             work = template.work
             wanted = len(self._engines) * sum(work.values()) / total
-            have = len(template.homes)
+            have = len(template.preferred)
             if not have or abs(wanted - have) > _SLACK:
                 have = max(1, round(wanted))
             best = sorted(work, key=lambda engine: (-work[engine], engine))
-            # A home stays unless another engine has done clearly more.
-            kept = [home for home in template.homes if home in best[: have + 1]][:have]
+            # A preferred engine stays unless another one has clearly done more: hence `have + 1`.
+            kept = [engine for engine in template.preferred if engine in best[: have + 1]][:have]
             kept += [engine for engine in best if engine not in kept][: have - len(kept)]
-            template.homes = tuple(kept)
+            template.preferred = tuple(kept)
             for engine in work:
                 work[engine] *= _KEEP
             if sum(work.values()) < 1e-6 * total:
                 del self._templates[template]
-                template.homes = ()
+                template.preferred = ()
                 template.work.clear()

@@ -1,9 +1,9 @@
-"""What has been seen of calls and engines, as far as placing the next call needs it.
+"""Estimates from earlier calls, which the placement of the next one needs.
 
-Everything is an average that forgets: loads change, and what held an hour ago does not matter. Three
-things are estimated: per *template* (a stage and its declared prefix) how long its prompts and
-outputs are; per pool how fast its engines prefill and decode; per template how much of the pool's
-time it takes, which decides how many *homes* it has.
+Every estimate is an average that forgets, since loads change. Three things are estimated: for each
+*template* (a stage and its declared prefix) how long its prompts and outputs are; for the pool how
+fast its engines prefill and decode; for each template how much of the pool's time it takes, which
+decides how many engines it prefers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Average:
         self.mean: float = 0.0
 
     def add(self, value: float, /) -> None:
-        """One more."""
+        """Add a value."""
         self.count += 1
         self.mean += (value - self.mean) / min(self.count, self.window)
 
@@ -35,17 +35,17 @@ class Average:
 
 
 class Template:
-    """What is known of the calls of one stage with one declared prefix.
+    """Estimates for the calls of one stage with one declared prefix.
 
     Attributes:
         prompt: Tokens of a prompt.
-        uncached: Those of them that the engine had to compute.
-        output: Tokens that were generated.
+        uncached: Tokens of a prompt that the engine had to compute.
+        output: Tokens generated per sample.
         service: Seconds on an engine.
-        homes: Numbers of the engines that its calls are drawn to, the most used first.
+        preferred: Numbers of the engines that its calls prefer, the most used first.
     """
 
-    __slots__ = ("homes", "key", "output", "prompt", "service", "uncached", "work")
+    __slots__ = ("key", "output", "preferred", "prompt", "service", "uncached", "work")
 
     def __init__(self, key: object, /) -> None:
         self.key: object = key
@@ -53,14 +53,14 @@ class Template:
         self.uncached: Average = Average()
         self.output: Average = Average()
         self.service: Average = Average()
-        self.homes: tuple[int, ...] = ()
+        self.preferred: tuple[int, ...] = ()
         self.work: dict[int, float] = {}
-        """Seconds of work per engine since the last count of homes, decayed."""
+        """Seconds of work per engine of the last minute or so, decayed."""
 
     def expected_output(self, max_tokens: int | None, /) -> float:
-        """Tokens that a call will probably generate.
+        """Return the tokens per sample that a call will probably generate.
 
-        A new template is taken to use half of what it may, and at most 128; that guess has the
+        A new template is assumed to use half of its limit, and at most 128; that guess has the
         weight of two calls. Guesses, moving averages and the truth lead to placements that differ
         by less than 1 % (a study with 128 slots per engine).
         """
@@ -71,16 +71,16 @@ class Template:
 
 
 class Speed:
-    """How fast the engines of a pool are, from what their calls took.
+    """Speed of the engines of a pool, estimated from the times that calls took.
 
     A step with *n* generations in it takes ``base + per_sequence * n`` seconds, and ``prefill``
-    seconds more for each prompt token that is computed in it. The first two are fitted by least
-    squares over about the last 300 generations, the third is a ratio of sums.
+    seconds more for each prompt token that is computed in it. ``base`` and ``per_sequence`` are fitted by least
+    squares over about the last 300 generations, ``prefill`` is a ratio of sums.
 
     Args:
-        prefill: Seconds per prompt token, until something has been seen.
-        base: Seconds per step, until something has been seen.
-        per_sequence: Seconds per step and generation, until something has been seen.
+        prefill: Seconds per prompt token, before the first observation.
+        base: Seconds per step, before the first observation.
+        per_sequence: Seconds per step and generation, before the first observation.
     """
 
     __slots__ = ("_fresh", "_n", "_nn", "_s", "_sn", "_time", "_tokens", "_w", "base",
@@ -102,11 +102,11 @@ class Speed:
             self._add_step(n, base + per_sequence * n, 2.0)
 
     def step(self, n: float, /) -> float:
-        """Seconds of a step with *n* generations."""
+        """Return the seconds of a step with *n* generations."""
         return self.base + self.per_sequence * n
 
     def saw_decode(self, n: float, tokens: int, seconds: float, /) -> None:
-        """A generation took *seconds* for *tokens* after its first, among *n* on the average."""
+        """Learn from a generation: *seconds* for *tokens* after its first, among *n* on average."""
         if tokens < 1 or seconds <= 0:
             return
         keep = self._KEEP
@@ -122,7 +122,7 @@ class Speed:
             self._fit()
 
     def saw_prefill(self, tokens: float, steps: float, n: float, seconds: float, /) -> None:
-        """*seconds* went by until a first token, with *tokens* to compute in *steps* among *n*."""
+        """Learn from a first token after *seconds*, with *tokens* to compute in *steps* among *n*."""
         if tokens <= 0 or seconds <= 0:
             return
         spent = max(seconds - steps * (self.base + self.per_sequence * n), 0.1 * seconds)

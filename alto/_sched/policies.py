@@ -1,11 +1,12 @@
-"""Which engine a call should run on: rules, each a small class with one method.
+"""Policies: rules that choose the engine of a call, each a small class with one method.
 
-A policy gets the call and the engines that live, and returns one of them, whether or not it has
-room now: a call then waits for it. It reads the books and changes nothing but its own state. What
-a policy may carry besides ``choose``:
+A policy gets the call and the engines, and returns one of them, with or without room; the call then
+waits for it. It reads their state and changes nothing but its own. Besides ``choose`` a policy may
+have:
 
-* ``rebinds``: ask again when the call's turn comes, and when another engine would stand idle;
-* ``order``: ``"request"``, as :mod:`alto._sched.queue` says, or ``"arrival"``, first come first served;
+* ``rebinds``: True to be asked again when the call's turn comes, and when an engine would be idle;
+* ``order``: ``"request"``, the order of :mod:`alto._sched.queue`, or ``"arrival"``, first come, first
+  served;
 * ``score(call, engine)``, or ``scores(call, engines)`` where they depend on each other: the numbers
   by which it chose, lower is better, for records.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol, TypeAlias, final, runtime_checkable
 
-from alto._sched.state import EngineBook, Ticket
+from alto._sched.state import EngineLoad, Ticket
 
 __all__ = (
     "CallOrder",
@@ -29,29 +30,32 @@ __all__ = (
 )
 
 CallOrder: TypeAlias = Literal["request", "arrival"]
+"""Order in which waiting calls start: by the age of their request, or first come, first served."""
 
 
 @runtime_checkable
 class Policy(Protocol):
     """Chooses an engine for a call."""
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
-        """Where *call* should run, now or when there is room.
-
-        One of *engines*. Anything else, None too, is a fault: it is reported once, and the call is
-        placed by `LeastLoaded`.
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
+        """Return the engine where *call* should run, now or when there is room.
 
         Args:
-            call: What is to be placed; ``call.hit_on(engine)`` tells what is cached where.
-            engines: Those that may be chosen, at least one: all that live, and at the turn of a call
-                only those that have room or hold more of it than the one that it waited for.
+            call: The call to place; ``call.hit_on(engine)`` is the number of tokens that an engine
+                has cached.
+            engines: Those that may be chosen, at least one: all that are not silent, and at the turn
+                of a call only those that have room or hold more of it than the one that it waited for.
+
+        Returns:
+            One of *engines*. Anything else, such as None, is a fault: it is reported once, and the
+            call is placed by `LeastLoaded`.
         """
         ...
 
 
 @final
 class PromptAware:
-    """The engine where a call would finish first, counting the delay that it gives to others.
+    """A policy that takes the engine where a call ends first, counting the delay it gives to others.
 
     For each engine, in seconds::
 
@@ -59,18 +63,22 @@ class PromptAware:
 
     where ``u`` is what the engine must compute of the prompt, ``least`` what the best must, ``Q``
     what it has to compute before that, ``p`` seconds per prompt token, ``s`` seconds per step, ``o``
-    the expected output, ``slots`` and ``memory`` the wait for a place in the batch and in the KV
-    cache, and ``n`` the generations that the prefill would hold up: the last term is the delay to
-    others that could be avoided. The declared prefix counts as held by all; else the calls of a
-    template would crowd where one of them has been (P99 on *pipeline* was 16 % worse). The engine
-    that last served the same document or parent costs 3 % less, the homes of the call's template 1 %:
-    enough to decide between equals. More made P99 worse (``bench.scheduling``).
+    the expected output, ``slots`` and ``memory`` the wait for a slot in the batch and for KV memory,
+    and ``n`` the generations that the prefill would hold up: the last term is the delay to others
+    that could be avoided. The declared prefix counts as held by all; otherwise the calls of a
+    template would crowd on the engine that ran one of them (P99 on *pipeline* was 16 % worse). The
+    engine that last served the same document or parent costs 3 % less, the engines that the call's
+    template prefers 1 % less: enough to decide between equals. Larger factors made P99 worse
+    (``bench.scheduling``).
 
     Args:
         inflicted: ``w``, how much a second of delay to another generation counts.
         affinity: Factor for the engine that last served the same document or parent.
-        home: Factor for the template's homes.
-        order: Who goes first.
+        preferred: Factor for the engines that the template prefers.
+        order: Order in which waiting calls start.
+
+    Raises:
+        ValueError: A factor is out of range.
     """
 
     rebinds: ClassVar[bool] = True
@@ -80,22 +88,22 @@ class PromptAware:
         *,
         inflicted: float = 1.0,
         affinity: float = 0.97,
-        home: float = 0.99,
+        preferred: float = 0.99,
         order: CallOrder = "request",
     ) -> None:
-        if inflicted < 0 or not 0 < affinity <= 1 or not 0 < home <= 1:
+        if inflicted < 0 or not 0 < affinity <= 1 or not 0 < preferred <= 1:
             msg = (
-                f"inflicted must be at least 0, affinity and home above 0 and at most 1, not "
-                f"{inflicted!r}, {affinity!r} and {home!r}"
+                f"inflicted must be at least 0, affinity and preferred above 0 and at most 1, not "
+                f"{inflicted!r}, {affinity!r} and {preferred!r}"
             )
             raise ValueError(msg)
         self.inflicted = inflicted
         self.affinity = affinity
-        self.home = home
+        self.preferred = preferred
         self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
-        """The cheapest; of equals the least loaded."""
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
+        """Return the engine of least cost; among equals the least loaded."""
         costs = self.scores(call, engines)
         lowest = min(costs)
         if costs.count(lowest) == 1:
@@ -103,75 +111,81 @@ class PromptAware:
         equal = [e for e, cost in zip(engines, costs, strict=True) if cost == lowest]
         return min(equal, key=_load)
 
-    def scores(self, call: Ticket, engines: Sequence[EngineBook], /) -> list[float]:
-        """Seconds, weighted as the class says, for each engine beside the others."""
-        # On the path of every call, once per engine: hence one loop and local names.
+    def scores(self, call: Ticket, engines: Sequence[EngineLoad], /) -> list[float]:
+        """Return the cost of each engine, in weighted seconds: the formula of the class."""
+        # This runs for every call and engine: hence one loop, local names and no min() or max().
         hits, length, output = call.hits, call.prompt_tokens, call.expected_output
-        known, samples, served, homes = len(hits), call.work.n, call.served, call.template.homes
+        known, samples, served, preferred = (
+            len(hits),
+            call.info.n,
+            call.served,
+            call.template.preferred,
+        )
         inflicted, due, costs = self.inflicted, call.key[0], []
-        speed, capacity = engines[0].speed, None
-        base, each, prefill = speed.base, speed.per_sequence, speed.prefill  # a pool's, for all
+        speed, capacity = engines[0].speed, None  # all engines of a pool share one speed
+        base, each, prefill = speed.base, speed.per_sequence, speed.prefill
         slots = budget = 1
         limit: int | None = None
-        # Every engine is taken to hold the head of the template, as each will after its first call.
-        head = call.work.prefix_tokens
+        # Every engine counts as holding the template's prefix, as each will after its first call.
+        head = call.info.prefix_tokens
         least = length - max(_best_hit(hits, engines), head)
         for engine in engines:
             if engine.capacity is not capacity:
                 capacity = engine.capacity
                 slots, limit = capacity.max_num_seqs, capacity.kv_tokens
                 budget = capacity.max_num_batched_tokens
-            index, line = engine.index, engine.line
+            index, waiting = engine.index, engine.queue
             hit = hits[index] if index < known else 0
             uncached = length - (hit if hit > head else head)  # noqa: FURB136
-            queue: float = engine.prefill
+            ahead_tokens: float = engine.prefill
             n: float = engine.outstanding
             outputs = engine.outputs
-            if line.count:
-                if due >= line.last:
-                    queue += line.prefill
-                    n += line.count
-                    outputs += line.outputs
-                elif due > line.begin:  # as `Line.ahead` guesses
-                    ahead = (due - line.begin) / (line.last - line.begin)
-                    queue += ahead * line.prefill
-                    n += ahead * line.count
-                    outputs += ahead * line.outputs
-            running = n if n < slots else slots  # noqa: FURB136  # min() costs thrice
+            if waiting.count:
+                if due >= waiting.latest:
+                    ahead_tokens += waiting.prefill
+                    n += waiting.count
+                    outputs += waiting.outputs
+                elif due > waiting.earliest:
+                    # The part of the queue that goes first, if its keys are spread evenly.
+                    part = (due - waiting.earliest) / (waiting.latest - waiting.earliest)
+                    ahead_tokens += part * waiting.prefill
+                    n += part * waiting.count
+                    outputs += part * waiting.outputs
+            running = n if n < slots else slots  # noqa: FURB136  # min() takes three times as long
             step = base + each * (running + 1)
-            work = queue + uncached
-            cost = step * (work // budget + 1 + output)
-            cost += prefill * (work + inflicted * running * (uncached - least))
+            to_compute = ahead_tokens + uncached
+            cost = step * (to_compute // budget + 1 + output)
+            cost += prefill * (to_compute + inflicted * running * (uncached - least))
             if n:
                 over = n + samples - slots
-                if over > 0:  # places come free at the rate at which those that are there end
+                if over > 0:  # slots become free at the rate at which running generations end
                     cost += over * step * outputs / (n * slots)
                 if limit is not None:
                     missing = engine.kv + uncached + output - limit
-                    if missing > 0:  # and so does their memory
+                    if missing > 0:  # and so does memory
                         cost += missing * step * outputs / (n * limit)
             if index == served:
                 cost *= self.affinity
-            if homes and index in homes:
-                cost *= self.home
+            if preferred and index in preferred:
+                cost *= self.preferred
             costs.append(cost)
         return costs
 
 
 @final
 class RoundRobin:
-    """One engine after the other.
+    """A policy that takes one engine after the other.
 
     Args:
-        order: Who goes first.
+        order: Order in which waiting calls start.
     """
 
     def __init__(self, *, order: CallOrder = "arrival") -> None:
         self.order: CallOrder = _checked(order)
         self._last = -1
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:  # noqa: ARG002
-        """The next by number."""
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:  # noqa: ARG002
+        """Return the next engine by number, or the first again."""
         following = [engine for engine in engines if engine.index > self._last]
         chosen = min(following or engines, key=_index)
         self._last = chosen.index
@@ -180,21 +194,23 @@ class RoundRobin:
 
 @final
 class LeastLoaded:
-    """The engine with the fewest generations, given or waiting; blind to prefixes.
+    """A policy that takes the engine with the fewest generations, given or waiting.
+
+    It does not look at prefixes.
 
     Args:
-        order: Who goes first.
+        order: Order in which waiting calls start.
     """
 
     def __init__(self, *, order: CallOrder = "arrival") -> None:
         self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:  # noqa: ARG002
-        """The least loaded; of equals the first."""
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:  # noqa: ARG002
+        """Return the least loaded engine; among equals the first."""
         return min(engines, key=_load)
 
-    def score(self, call: Ticket, engine: EngineBook, /) -> float:  # noqa: ARG002
-        """Its load, in generations."""
+    def score(self, call: Ticket, engine: EngineLoad, /) -> float:  # noqa: ARG002
+        """Return the load of an engine, in generations."""
         return engine.load
 
 
@@ -202,15 +218,15 @@ class LeastLoaded:
 class PrefixThreshold:
     """The cache-aware rule of common gateways: the best match, if it is good and loads are even.
 
-    Where loads differ by more than *most* and by more than a factor *ratio*, the least loaded
-    engine. Else the engine that holds most of the prompt, if that is more than *match* of it; else
-    the least loaded. The declared prefix is left out of the match.
+    If loads differ by more than *most* and by more than a factor *ratio*, it takes the least loaded
+    engine; otherwise the engine that holds most of the prompt, if that is more than *match* of it;
+    otherwise the least loaded. The declared prefix is left out of the match.
 
     Args:
         match: Part of the prompt, 0 to 1.
         most: Difference of loads, in generations.
-        ratio: Of the highest load to the lowest.
-        order: Who goes first.
+        ratio: Ratio of the highest load to the lowest.
+        order: Order in which waiting calls start.
     """
 
     def __init__(
@@ -228,19 +244,19 @@ class PrefixThreshold:
         self.ratio = ratio
         self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
-        """As the class says."""
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
+        """Return the engine with the best match, or the least loaded one."""
         least = min(engines, key=_load)
         highest = max(engine.load for engine in engines)
         if highest - least.load > self.most and highest > self.ratio * least.load:
             return least
-        own = call.prompt_tokens - call.work.prefix_tokens
+        own = call.prompt_tokens - call.info.prefix_tokens
         best = min(engines, key=lambda engine: (-call.own_hit_on(engine), engine.load))
         return best if own > 0 and call.own_hit_on(best) > self.match * own else least
 
-    def score(self, call: Ticket, engine: EngineBook, /) -> float:
-        """What the engine lacks of the prompt behind the prefix, in tokens."""
-        return call.prompt_tokens - call.work.prefix_tokens - call.own_hit_on(engine)
+    def score(self, call: Ticket, engine: EngineLoad, /) -> float:
+        """Return how much of the prompt behind the prefix the engine lacks, in tokens."""
+        return call.prompt_tokens - call.info.prefix_tokens - call.own_hit_on(engine)
 
 
 def _checked(order: CallOrder) -> CallOrder:
@@ -250,16 +266,16 @@ def _checked(order: CallOrder) -> CallOrder:
     return order
 
 
-def _index(engine: EngineBook) -> int:
+def _index(engine: EngineLoad) -> int:
     return engine.index
 
 
-def _load(engine: EngineBook) -> int:
+def _load(engine: EngineLoad) -> int:
     return engine.load
 
 
-def _best_hit(hits: Sequence[int], engines: Sequence[EngineBook]) -> int:
-    """The most tokens that one of *engines* holds."""
-    if len(hits) == len(engines):  # all that there are
+def _best_hit(hits: Sequence[int], engines: Sequence[EngineLoad]) -> int:
+    """Return the most tokens of the prompt that one of *engines* holds."""
+    if len(hits) == len(engines):  # every engine may be chosen
         return max(hits)
     return max((hits[e.index] for e in engines if e.index < len(hits)), default=0)

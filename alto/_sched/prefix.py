@@ -1,8 +1,8 @@
-"""Names for the blocks of a prompt, so that equal beginnings have equal names.
+"""Names for the blocks of a prompt, so that equal prefixes have equal names, and an index of them.
 
 An engine keeps prompts in blocks of a fixed number of tokens, and can use a block again for another
-prompt that is equal up to its end. So a block is named by a chain of hashes: of its tokens and of
-the name of the block before it. Only full blocks have names, as only they are kept.
+prompt that is equal up to the end of the block. So a block is named by a chain of hashes: of its tokens
+and of the name of the block before it. Only full blocks have names, since only they are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ROOT = 0x616C746F
 
 
 def chain(token_ids: Sequence[int], block_size: int, /, *, salt: int = 0) -> tuple[int, ...]:
-    """The names of a prompt's full blocks, in order.
+    """Return the names of a prompt's full blocks, in order.
 
     Args:
         token_ids: The prompt, each id from 0 to 2**32 - 1.
@@ -24,8 +24,8 @@ def chain(token_ids: Sequence[int], block_size: int, /, *, salt: int = 0) -> tup
         salt: What else must be equal for blocks to be shared, such as an adapter.
 
     Returns:
-        One number per full block. Equal names mean equal tokens up to there, but for a chance of
-        2**-64 or so. They are not the same in another process.
+        One number per full block. Equal names mean equal tokens up to there, except for a collision
+        with a probability of about 2**-64. Names differ between processes.
 
     Cost: about 0.4 us per block of 16 tokens.
     """
@@ -33,7 +33,7 @@ def chain(token_ids: Sequence[int], block_size: int, /, *, salt: int = 0) -> tup
 
 
 def extend(parent: int, token_ids: Sequence[int], block_size: int, /) -> tuple[int, ...]:
-    """The names of the full blocks of *token_ids* behind the block named *parent*."""
+    """Return the names of the full blocks of *token_ids* behind the block named *parent*."""
     data = array("I", token_ids).tobytes()
     size = 4 * block_size
     names = []
@@ -44,24 +44,24 @@ def extend(parent: int, token_ids: Sequence[int], block_size: int, /) -> tuple[i
 
 
 def salt_of(adapter: str | None, /) -> int:
-    """What keeps the blocks of an adapter's prompts apart from those of others; 0: no adapter."""
+    """Return the salt that tells the blocks of an adapter's prompts from others; 0: no adapter."""
     return 0 if adapter is None else hash(("adapter", adapter)) or 1
 
 
 class PrefixIndex:
-    """Which blocks each engine of a pool probably holds.
+    """An index of the blocks that each engine of a pool probably holds.
 
-    Theory of operation. A block name maps to a set of engines, kept as the bits of a number. What
-    an engine holds is *known*, from its own events or from prompts that it has computed, or
-    *pending*: it was given a prompt and has not computed it yet. Both count as held, or the second
-    of two siblings would be sent elsewhere. An engine whose events are heard (*exact*) holds what
-    they say; of any other the least recently used blocks are forgotten beyond its capacity, deepest
-    first, as engines do. A lookup walks all engines at once by bisection, for an engine that holds
-    a block holds those before it; where one does not (its events say so), it is taken to hold none
-    behind the gap that the walk happens to meet.
+    Theory of operation. A block name maps to a set of engines, kept as the bits of a number. A block
+    of an engine is *known*, from the engine's own events or from prompts that it has computed, or
+    *pending*: the engine was given a prompt and has not computed it yet. Both count as held; otherwise
+    the second of two siblings would be sent elsewhere. An engine that reports events (*exact*) holds
+    what they say. For any other engine the least recently used blocks beyond its capacity are
+    forgotten, deepest first, as engines do. A lookup walks all engines at once by bisection, since an
+    engine that holds a block holds those before it. If one does not (its events say so), it counts as
+    holding nothing behind the gap that the walk happens to meet.
 
-    Every block would be too many: it keeps one name every 64 tokens or so. :meth:`thin` gives those
-    of a prompt, and all other methods take only such.
+    An index of every block would be too large: it keeps one name about every 64 tokens. :meth:`thin`
+    selects those of a prompt, and all other methods take only them.
 
     Args:
         block_size: Tokens per block.
@@ -84,11 +84,11 @@ class PrefixIndex:
         self._exact: set[int] = set()
 
     def add(self, engine: int, capacity: int | None, /) -> None:
-        """An engine that holds nothing yet has come.
+        """Add an engine that holds nothing yet.
 
         Args:
             engine: Its number, >= 0.
-            capacity: Blocks that it can hold; None: all.
+            capacity: Blocks that it can hold; None: no limit.
         """
         self._known[engine] = {}
         self._pending[engine] = {}
@@ -97,25 +97,25 @@ class PrefixIndex:
         self._exact.discard(engine)
 
     def remove(self, engine: int, /) -> None:
-        """An engine has gone."""
+        """Remove an engine."""
         for name in (*self._known.pop(engine), *self._pending.pop(engine)):
             self._unset(engine, name)
         del self._capacity[engine], self._keys[engine]
         self._exact.discard(engine)
 
     def thin(self, names: Sequence[int], /) -> tuple[int, ...]:
-        """Those of a prompt's chain that the index keeps."""
+        """Return the names of a prompt's chain that the index keeps."""
         return tuple(names[self.every - 1 :: self.every])
 
     def hits(self, names: Sequence[int], engines: int, /) -> list[int]:
-        """How many tokens of a prompt each engine holds, or will, as far as names tell.
+        """Return how many tokens of a prompt each engine holds or soon will, by its thinned names.
 
         Args:
             names: The prompt's chain, thinned.
-            engines: How many numbers of engines there are.
+            engines: Highest number of an engine, plus 1.
 
         Returns:
-            By number of the engine; 0 for one that is not there.
+            Tokens by number of the engine; 0 for a number that is free.
 
         Cost: logarithmic in the prompt for each different answer, linear in engines.
         """
@@ -126,7 +126,13 @@ class PrefixIndex:
         return depths
 
     def hit(self, engine: int, names: Sequence[int], /, *, without: int = 1) -> int:
-        """Tokens of a prompt that one engine would hold if it had not been sent it so many times."""
+        """Return the tokens of a prompt that one engine would hold if it had not been sent it.
+
+        Args:
+            engine: Its number.
+            names: The prompt's chain, thinned.
+            without: How many times the prompt was sent to it; these do not count.
+        """
         known, pending = self._known[engine], self._pending[engine]
         low, high = 0, len(names)
         while low < high:
@@ -158,7 +164,7 @@ class PrefixIndex:
             left ^= bit
 
     def sent(self, engine: int, names: Sequence[int], /) -> None:
-        """A prompt was given to an engine, which will compute what it does not hold."""
+        """Note that a prompt was given to an engine, which will compute what it does not hold."""
         pending, known = self._pending[engine], self._known[engine]
         bit = 1 << engine
         holders = self._holders
@@ -168,12 +174,12 @@ class PrefixIndex:
                 holders[name] = holders.get(name, 0) | bit
 
     def settled(self, engine: int, names: Sequence[int], /, *, computed: bool) -> None:
-        """A prompt that was sent is pending no more.
+        """Note that a prompt that was sent is no longer pending.
 
         Args:
-            engine: Where it was sent.
+            engine: The engine to which it was sent.
             names: As in :meth:`sent`.
-            computed: Whether the engine has computed it; else it was given up before that.
+            computed: Whether the engine has computed it; if not, it was given up before.
         """
         pending, known = self._pending[engine], self._known[engine]
         approximate = computed and engine not in self._exact
@@ -190,7 +196,7 @@ class PrefixIndex:
                         self._unset(engine, name)
         if approximate:
             bit, holders = 1 << engine, self._holders
-            for name in reversed(names):  # the deepest first: it is forgotten first
+            for name in reversed(names):  # deepest first, since it is forgotten first
                 if name in known:
                     del known[name]
                 else:
@@ -201,7 +207,7 @@ class PrefixIndex:
 
     def stored(self, engine: int, parent: int | None, token_ids: Sequence[int],
                keys: Sequence[int], salt: int = 0, /) -> None:  # fmt: skip
-        """An engine says that it holds more blocks; see :class:`alto.protocols.CacheListener`."""
+        """Note that an engine reports more blocks; see :class:`alto.protocols.CacheListener`."""
         own = self._keys[engine]
         self._listen(engine)
         if len(token_ids) != len(keys) * self.block_size:
@@ -212,7 +218,7 @@ class PrefixIndex:
             name, depth = own[parent]
             names = extend(name, token_ids, self.block_size)
         else:
-            return  # what it hangs on was never heard of, so nobody can name it
+            return  # its parent was never reported, so it cannot be named
         known, bit = self._known[engine], 1 << engine
         for key, name in zip(keys, names, strict=False):
             depth += 1
@@ -222,7 +228,7 @@ class PrefixIndex:
                 self._holders[name] = self._holders.get(name, 0) | bit
 
     def removed(self, engine: int, keys: Sequence[int], /) -> None:
-        """An engine says that it has thrown blocks out."""
+        """Note that an engine reports evicted blocks."""
         self._listen(engine)
         for key in keys:
             name, _ = self._keys[engine].pop(key, (None, 0))
@@ -230,7 +236,7 @@ class PrefixIndex:
                 self._drop(engine, name)
 
     def cleared(self, engine: int, /) -> None:
-        """An engine says that it holds nothing, or nobody knows what it holds."""
+        """Note that an engine holds nothing, or that it is no longer known what it holds."""
         self._listen(engine)
         self._keys[engine].clear()
         names, self._known[engine] = self._known[engine], {}
@@ -238,7 +244,7 @@ class PrefixIndex:
             self._drop(engine, name)
 
     def held(self, engine: int, /) -> int:
-        """How many names an engine holds or will."""
+        """Return how many names an engine holds or soon will."""
         return len(self._known[engine].keys() | self._pending[engine].keys())
 
     def _listen(self, engine: int) -> None:
@@ -267,7 +273,7 @@ class PrefixIndex:
             self._holders.pop(name, None)
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Assert the invariants. Slow; for tests."""
         for name, holders in self._holders.items():
             assert holders, name
         for engine, known in self._known.items():

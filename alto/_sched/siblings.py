@@ -1,9 +1,9 @@
-"""Which calls belong together, and whose place in a line their number decides.
+"""Groups of sibling calls, whose size decides the place of each in its queue.
 
-A group is the calls that one join waits for. Its calls come one by one or together, and end one by one.
-When several have come, those that wait get the place that the size of the group is worth: else the
-first of a large group would go before a small one and its last behind it, and groups of all sizes would
-end late. When few are left, these go ahead.
+A group is the calls that one join waits for. They are submitted one by one or together, and end one by
+one. When several were submitted, those that wait are placed by the size of the group: otherwise the
+first call of a large group would go before a small group and its last behind it, and groups of all
+sizes would end late. When few are left, they are moved forward.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from alto._sched.state import Ticket
 __all__ = ("Siblings",)
 
 FEW = 3
-"""Open siblings from which on those that wait go ahead."""
+"""Number of open siblings at and below which those that wait are moved forward."""
 
 
 @final
 class Siblings:
-    """The open calls of every group. It says who is to be placed anew, and does not do it."""
+    """The open calls of every group. It returns the calls whose keys must change, and changes none."""
 
     __slots__ = ("_groups", "_grown")
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, dict[Ticket, None]] = {}
-        self._grown: dict[Hashable, int] = {}  # by how many calls, since somebody asked
+        self._grown: dict[Hashable, int] = {}  # by how many calls since the last `grown()`
 
     def __len__(self) -> int:
-        """Groups with open calls."""
+        """Return the number of groups with open calls."""
         return len(self._groups)
 
     def of(self, ticket: Ticket, /) -> int:
-        """How many open calls its group has, itself included; 1 where it has no group."""
-        group = ticket.work.group
+        """Return how many open calls its group has, itself included; 1 if it has no group."""
+        group = ticket.info.group
         return 1 if group is None else len(self._groups[group])
 
     def join(self, ticket: Ticket, /) -> None:
-        """A call has come."""
-        group = ticket.work.group
+        """Add a call to its group."""
+        group = ticket.info.group
         if group is None:
             return
         members = self._groups.setdefault(group, {})
@@ -50,12 +50,12 @@ class Siblings:
             self._grown[group] = self._grown.get(group, 0) + 1
 
     def leave(self, ticket: Ticket, /) -> list[Ticket]:
-        """A call has ended; once more is ignored.
+        """Remove a call that has ended from its group. Ignored if it was removed before.
 
         Returns:
-            Those of its siblings that are left, if they are few now.
+            The siblings that are left, if they are few now.
         """
-        group = ticket.work.group
+        group = ticket.info.group
         members = self._groups.get(group) if group is not None else None
         if members is None or ticket not in members:
             return []
@@ -66,16 +66,16 @@ class Siblings:
         return list(members) if len(members) <= FEW else []
 
     def grown(self) -> Iterator[Ticket]:
-        """The calls of groups that have grown since the last time.
+        """Yield the calls of groups that have grown since the last time.
 
-        Where they come one by one, that is once no more come, or every call would be placed anew with
-        every other.
+        A group whose calls are submitted one by one is yielded once no more are submitted; otherwise
+        every call would be placed again with every other.
         """
         if not self._grown:
             return
         grown, self._grown = self._grown, {}
         for group, by in grown.items():
-            if by == 1:  # see next time whether it was the last
+            if by == 1:  # the next call of this method shows whether it was the last
                 self._grown[group] = 0
             else:
                 yield from self._groups[group]

@@ -1,30 +1,27 @@
-"""What a scheduler knows of calls and engines: the records that policies decide by.
+"""State of calls and engines as a scheduler sees them: the records that policies decide by.
 
-They are mutable, for counters change in the step that decides, and cheap to copy, for a decision
-can be recorded with what it was made on.
+The records are mutable, since counters change in the step that decides, and cheap to copy, since a
+decision can be recorded with the state that it was made on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 
 from alto._sched.estimate import Speed, Template
-from alto._sched.queue import Line, OrderKey
+from alto._sched.queue import OrderKey, WaitQueue
 from alto.model import EngineCapacity
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ("EngineBook", "Ticket", "TicketState", "Work", "rivals")
+__all__ = ("CallInfo", "EngineLoad", "Ticket", "TicketState", "candidates")
 
 TicketState: TypeAlias = Literal["waiting", "prefilling", "decoding", "ended"]
 
 
 @attrs.frozen(kw_only=True)
-class Work:
+class CallInfo:
     """A call to be placed: what is known of it before an engine has seen it."""
 
     template: Hashable
@@ -32,7 +29,7 @@ class Work:
     prompt_tokens: int
     """Length of the prompt."""
     token_ids: Sequence[int] | None = None
-    """The prompt, to see what of it an engine holds; None: nobody can tell."""
+    """The prompt, to find out how much of it an engine holds; None: not known."""
     prefix_tokens: int = 0
     """Length of the declared prefix, which all calls of the template share."""
     max_tokens: int | None = None
@@ -54,10 +51,14 @@ class Work:
     salt: int = 0
     """What else must be equal for cached blocks to be shared, such as an adapter."""
     streamed: bool = False
-    """Whether its prompt is still being written: until its first token its engine waits for others."""
+    """Whether its prompt is still being written. Until its first token, its engine waits for input."""
 
     def __attrs_post_init__(self) -> None:
-        """Refuse numbers that nobody can count with."""
+        """Check the numbers.
+
+        Raises:
+            ValueError: There is no sample, or a length is negative.
+        """
         if self.n < 1 or self.prompt_tokens < 0 or self.prefix_tokens < 0:
             msg = (
                 f"a call has at least one sample and no negative lengths, not n={self.n!r}, "
@@ -68,39 +69,41 @@ class Work:
 
 @attrs.define(eq=False, kw_only=True)
 class Ticket:
-    """A call in a scheduler's books. Policies read it and change nothing."""
+    """A call in a scheduler. Policies read it and change nothing."""
 
     number: int
     """Unique in its scheduler, in order of submission."""
-    work: Work
+    info: CallInfo
+    """The call as it was submitted."""
     prompt_tokens: int
     """Length of the prompt."""
     template: Template
-    """What is known of calls like it."""
+    """Estimates from earlier calls of its template."""
     expected_output: float
     """Tokens that it will probably generate, all samples together."""
     names: tuple[int, ...] = ()
     """The blocks of its prompt that an index can know, in order."""
     named: bool = False
-    """Whether they have been looked for: not before there is an engine."""
+    """Whether the blocks were named: not before there is an engine."""
     beginning: int | None = None
     """The name of the block 256 tokens behind its declared prefix, or of its last block, if it is not
     within the prefix: calls with the same document have the same."""
     served: int = -1
-    """Number of the engine that last served the same beginning; where nobody knows the prompt's
-    tokens, that last served a child of the same parent; -1: none."""
+    """Number of the engine that last served the same beginning; where the prompt's tokens are not
+    known, that last served a child of the same parent; -1: none."""
     hits: Sequence[int] = ()
-    """Tokens that each engine holds of it or soon will, by number of the engine."""
+    """Tokens of it that each engine holds or soon will, by number of the engine."""
     key: OrderKey = (0.0, 0, 0)
-    """Its place in a line; smaller goes first."""
+    """Its place in a queue; smaller goes first."""
     state: TicketState = "waiting"
-    engine: EngineBook | None = None
-    """Where it waits, or runs."""
+    engine: EngineLoad | None = None
+    """The engine where it waits or runs."""
     uncached: int = 0
     """Prompt tokens that its engine was charged for."""
     charged_kv: int = 0
     """KV tokens that its engine was charged for."""
     submitted: float = 0.0
+    """When it was submitted, in seconds."""
     chosen: float = -1.0
     """When its engine was chosen."""
     dispatched: float = 0.0
@@ -110,92 +113,87 @@ class Ticket:
     among: int = 0
     """Generations on its engine at that time."""
     queued: float = 0.0
-    """Prompt tokens that its engine had to compute when it got this, its own included."""
+    """Prompt tokens that its engine had to compute when it got this call, its own included."""
     version: int = 0
-    """Entries of a line with an older one are void."""
+    """Entries of a queue with an older version are void."""
 
-    def hit_on(self, engine: EngineBook, /) -> int:
-        """Tokens of the prompt that *engine* holds or soon will."""
+    def hit_on(self, engine: EngineLoad, /) -> int:
+        """Return the tokens of the prompt that *engine* holds or soon will."""
         return self.hits[engine.index] if engine.index < len(self.hits) else 0
 
-    def own_hit_on(self, engine: EngineBook, /) -> int:
-        """The same without the prefix that all calls of the template share."""
-        return max(0, self.hit_on(engine) - self.work.prefix_tokens)
+    def own_hit_on(self, engine: EngineLoad, /) -> int:
+        """Return `hit_on` less the declared prefix, which all calls of the template share."""
+        return max(0, self.hit_on(engine) - self.info.prefix_tokens)
 
 
 @attrs.define(eq=False, kw_only=True)
-class EngineBook:
-    """An engine in a scheduler's books. Policies read it and change nothing."""
+class EngineLoad:
+    """An engine in a scheduler: its limits, its load and its queue. Policies read it only."""
 
     index: int
-    """Its number; numbers of engines that have gone are used again."""
+    """Its number; numbers of removed engines are used again."""
     name: str
+    """Its name, as in statistics."""
     capacity: EngineCapacity
+    """Its limits."""
     speed: Speed
     """How fast it is."""
-    most: int
+    max_outstanding: int
     """Generations that it is given at once: as many as run, and a few that are ready to follow."""
-    most_prefill: int
+    max_prefill: int
     """Prompt tokens that it is given before it has computed earlier ones."""
     alive: bool = True
+    """False once it was removed."""
     outstanding: int = 0
     """Generations that it was given and that have not ended."""
     prefill: int = 0
-    """Prompt tokens that it was given, holds no cache of, and has not computed."""
+    """Prompt tokens that it was given, does not hold in its cache, and has not computed."""
     kv: int = 0
     """KV tokens that its generations will need, together."""
     outputs: float = 0.0
     """Tokens that its generations will probably generate, together."""
-    line: Line = attrs.Factory(Line)
+    queue: WaitQueue = attrs.Factory(WaitQueue)
     """Calls that wait for it."""
     tickets: dict[Ticket, None] = attrs.Factory(dict)
     """Calls that it was given and that have not ended."""
     shared: dict[Hashable, list[int]] = attrs.Factory(dict)
     """Per beginning: how many of its generations have it, and the KV tokens that they share."""
     streamed: int = 0
-    """Calls whose prompts are still being written, as far as is known."""
+    """Calls that it was given whose prompts may still be being written."""
     heard: float = 0.0
-    """When it last said anything."""
+    """When it last gave a sign of life, in seconds."""
     silent: bool = False
-    """It has work and has said nothing for too long; it gets no more until it speaks."""
+    """Whether it has work and has given no sign of life for too long. It gets no more until it does."""
 
     @property
     def load(self) -> int:
-        """Generations that it was given and that wait for it."""
-        return self.outstanding + self.line.count
+        """Generations that it was given or that wait for it."""
+        return self.outstanding + self.queue.count
 
     @property
     def has_room(self) -> bool:
         """Whether it should be given another call now."""
         if not self.alive or self.silent:
             return False
-        if self.outstanding >= self.most or self.prefill >= self.most_prefill:
+        if self.outstanding >= self.max_outstanding or self.prefill >= self.max_prefill:
             return False
         limit = self.capacity.kv_tokens
         return limit is None or self.outstanding == 0 or self.kv < limit
 
-    def facts(self) -> Mapping[str, float]:
-        """The numbers that policies look at, for a record."""
-        return {
-            "outstanding": self.outstanding,
-            "prefill": self.prefill,
-            "kv": self.kv,
-            "outputs": self.outputs,
-            "line": self.line.count,
-            "line_prefill": self.line.prefill,
-        }
 
+def candidates(
+    ticket: Ticket, own: EngineLoad, engines: Sequence[EngineLoad], /
+) -> list[EngineLoad]:
+    """Return the engines that may be better for *ticket* than *own*, which has room, and *own*.
 
-def rivals(ticket: Ticket, book: EngineBook, engines: Sequence[EngineBook], /) -> list[EngineBook]:
-    """Those of *engines* that may be better for *ticket* than *book*, which has room; it is among them.
-
-    One that is full, and holds no more of the prompt, would be later.
+    An engine that is full and holds no more of the prompt than *own* would be later, so it is left
+    out.
     """
-    hits, known, own = ticket.hits, len(ticket.hits), ticket.hit_on(book)
+    hits, known, hit = ticket.hits, len(ticket.hits), ticket.hit_on(own)
     return [
         e
         for e in engines
-        if e is book
-        or (e.outstanding < e.most and e.has_room)
-        or (e.index < known and hits[e.index] > own)
+        if e is own
+        or (e.outstanding < e.max_outstanding and e.has_room)
+        or (e.index < known and hits[e.index] > hit)
     ]

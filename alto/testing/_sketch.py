@@ -195,7 +195,7 @@ _FANS: Final = (
     (2,), (1,), (0, 1), (2, 0), (3, 1), (1, 2, 0), (3,), (0, 0, 3), (4, 0, 1), (5, 2), (5,), (0,),
 )  # fmt: skip
 _REPLICAS: Final = (1, 1, 1, 2, 3)
-_ROUTERS: Final = ("LeastWork", "RoundRobin", "PowerOfTwo", "RendezvousHash")
+_ROUTERS: Final = ("LeastWork", "RoundRobinRouter", "PowerOfTwo", "RendezvousHash")
 _DELAYS: Final[tuple[tuple[float | None, ...], ...]] = (
     (None,), (0.0,), (0.01,), (None, 0.01), (0.1, 0.0), (None, 0.1), (0.03,), (0.1, 0.03, 0.01),
     (0.1,), (None, None, 0.1), (0.03, None), (0.0, None),

@@ -8,7 +8,7 @@ from typing import Literal
 
 from alto.protocols import ReplicaLoad, RoutedItem
 from alto.routing import LeastWork, Router
-from alto.sched import EngineBook, LeastLoaded, Policy, PromptAware, RoundRobin, Ticket
+from alto.sched import EngineLoad, LeastLoaded, Policy, PromptAware, RoundRobin, Ticket
 
 SHARES = {"answer": 2, "extract": 2, "queries": 3}
 """LM engines per prompt where they are partitioned (Table 1)."""
@@ -31,16 +31,16 @@ class HashedPartition:
         self.order = order
         self._turn = 0
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
         """As the class says."""
-        template = call.work.template
+        template = call.info.template
         name = template[0].rsplit(".", 1)[-1]  # type: ignore[index]  # as a pool makes them
         begin = 0
         for stage, share in SHARES.items():
             if stage == name:
                 break
             begin += share
-        parent = call.work.parent
+        parent = call.info.parent
         request = self._turn if parent is None else parent[0]  # type: ignore[index]  # the same
         self._turn += parent is None
         index = begin + hash(request) % SHARES[name]

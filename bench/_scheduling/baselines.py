@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from hashlib import blake2b
 from typing import final
 
-from alto.sched import CallOrder, EngineBook, Ticket
+from alto.sched import CallOrder, EngineLoad, Ticket
 
 __all__ = ("BoundedLoadHash", "LMetric", "StaticPartition")
 
@@ -34,7 +34,7 @@ class StaticPartition:
         self._seen: dict[object, int] = {}
         self._turns: dict[object, int] = {}
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
         """The next of its template's own engines."""
         key = call.template.key
         own = self._own(key, sorted(engines, key=_index))
@@ -42,7 +42,7 @@ class StaticPartition:
         self._turns[key] = turn + 1
         return own[turn % len(own)]
 
-    def _own(self, key: object, engines: Sequence[EngineBook]) -> Sequence[EngineBook]:
+    def _own(self, key: object, engines: Sequence[EngineLoad]) -> Sequence[EngineLoad]:
         if self._shares is not None:
             start, name = 0, key[0] if isinstance(key, tuple) else key
             total = sum(self._shares.values())
@@ -79,7 +79,7 @@ class BoundedLoadHash:
         self._ring: list[tuple[int, int]] = []
         self._members: frozenset[tuple[int, str]] = frozenset()
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
         """The owner, or the next that is not too full."""
         self._refresh(engines)
         by_index = {engine.index: engine for engine in engines}
@@ -91,7 +91,7 @@ class BoundedLoadHash:
                 return engine
         return min(engines, key=_load)
 
-    def _refresh(self, engines: Sequence[EngineBook]) -> None:
+    def _refresh(self, engines: Sequence[EngineLoad]) -> None:
         members = frozenset((engine.index, engine.name) for engine in engines)
         if members != self._members:
             self._members = members
@@ -113,11 +113,11 @@ class LMetric:
     def __init__(self, *, order: CallOrder = "arrival") -> None:
         self.order: CallOrder = _checked(order)
 
-    def choose(self, call: Ticket, engines: Sequence[EngineBook], /) -> EngineBook:
+    def choose(self, call: Ticket, engines: Sequence[EngineLoad], /) -> EngineLoad:
         """The least product; of equals the least loaded."""
         return min(engines, key=lambda engine: (self.score(call, engine), engine.load))
 
-    def score(self, call: Ticket, engine: EngineBook, /) -> float:
+    def score(self, call: Ticket, engine: EngineLoad, /) -> float:
         """Uncached tokens times (load + 1)."""
         return (call.prompt_tokens - call.hit_on(engine)) * (engine.load + 1)
 
@@ -129,15 +129,15 @@ def _checked(order: CallOrder) -> CallOrder:
     return order
 
 
-def _index(engine: EngineBook) -> int:
+def _index(engine: EngineLoad) -> int:
     return engine.index
 
 
-def _load(engine: EngineBook) -> int:
+def _load(engine: EngineLoad) -> int:
     return engine.load
 
 
-def _slice(engines: Sequence[EngineBook], begin: float, end: float) -> Sequence[EngineBook]:
+def _slice(engines: Sequence[EngineLoad], begin: float, end: float) -> Sequence[EngineLoad]:
     first = min(int(begin * len(engines)), len(engines) - 1)
     return engines[first : max(first + 1, int(end * len(engines)))]
 

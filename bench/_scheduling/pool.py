@@ -13,7 +13,7 @@ from itertools import count
 
 from alto.engines._simulated.batching import Batching
 from alto.engines.profiles import EngineProfile
-from alto.sched import Policy, Scheduler, Ticket, Work
+from alto.sched import CallInfo, Policy, Scheduler, Ticket
 from bench._scheduling.loads import Call, Request
 
 
@@ -121,7 +121,7 @@ class Pool:
                 self._submit(number, index, call, now)
 
     def _submit(self, number: int, index: int, call: Call, now: float) -> None:
-        work = Work(
+        work = CallInfo(
             template=(call.template, call.prefix),
             prompt_tokens=len(call.tokens),
             token_ids=call.tokens,

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from alto._sched.estimate import Speed, Template
-from alto._sched.state import EngineBook, Ticket, Work
+from alto._sched.state import CallInfo, EngineLoad, Ticket
 from alto.model import EngineCapacity
 from alto.protocols import ReplicaLoad, RoutedItem
 from alto.sched import Scheduler, dump_decisions, load_decisions, replay
@@ -22,8 +22,8 @@ CAPACITY = EngineCapacity(max_num_seqs=128, max_num_batched_tokens=2048)
 def books(*loads):
     """Engines with so many generations each."""
     return [
-        EngineBook(
-            index=k, name=f"e{k}", capacity=CAPACITY, speed=Speed(), most=132, most_prefill=8192,
+        EngineLoad(
+            index=k, name=f"e{k}", capacity=CAPACITY, speed=Speed(), max_outstanding=132, max_prefill=8192,
             outstanding=load, outputs=100.0 * load,
         )
         for k, load in enumerate(loads)
@@ -33,7 +33,7 @@ def books(*loads):
 def call(tokens=1000, hits=(), *, key=None, beginning=None):
     """A call that finds so much of its prompt on each engine."""
     return Ticket(
-        number=1, work=Work(template=key, prompt_tokens=tokens), prompt_tokens=tokens,
+        number=1, info=CallInfo(template=key, prompt_tokens=tokens), prompt_tokens=tokens,
         template=Template(key), expected_output=100.0, hits=hits, beginning=beginning,
     )  # fmt: skip
 
@@ -60,8 +60,8 @@ class TestAll:
             scheduler.add_engine(name, CAPACITY, now=0.0)
         for k in range(60):
             tokens = [k % 2] * 320 + [k] * 40
-            work = Work(template=("stage", k % 2), token_ids=tokens, prompt_tokens=len(tokens))
-            scheduler.submit(work, now=0.01 * k)
+            info = CallInfo(template=("stage", k % 2), token_ids=tokens, prompt_tokens=len(tokens))
+            scheduler.submit(info, now=0.01 * k)
             running += scheduler.dispatch(now=0.01 * k)
             if k % 2:
                 ended = running.pop(0)

@@ -90,7 +90,7 @@ class TestAbandonedThreads:
     async def test_a_stage_with_replicas_says_which(self) -> None:
         """Each replica counts the threads that it has abandoned."""
         gated = Gated()
-        router = alto.routing.RoundRobin()
+        router = alto.routing.RoundRobinRouter()
         pipeline = gated_pipeline(gated, concurrency=1, replicas=2, router=router)
         async with pipeline.open() as app:
             fresh = app.statistics()

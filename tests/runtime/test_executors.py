@@ -100,7 +100,9 @@ class TestThreads:
             yield str(number)
             places.append((f"out {number}", threading.current_thread().name))
 
-        @alto.stage(runs_in="thread", concurrency=1, replicas=2, router=alto.routing.RoundRobin())
+        @alto.stage(
+            runs_in="thread", concurrency=1, replicas=2, router=alto.routing.RoundRobinRouter()
+        )
         def work(k: int, *, own: str) -> str:
             assert threading.current_thread().name == f"alto work {own}_0"
             return own

@@ -19,7 +19,7 @@ from alto.routing import (
     LeastWork,
     RendezvousHash,
     ReplicaLoad,
-    RoundRobin,
+    RoundRobinRouter,
     RoutedItem,
 )
 from alto.testing.scripted import Scripted
@@ -191,7 +191,7 @@ class TestItems:
 
     async def test_each_app_has_a_router_of_its_own(self) -> None:
         """A router with a memory is copied for each open pipeline, so they do not disturb another."""
-        pipeline = declare(replicas=2, concurrency=8, router=RoundRobin())
+        pipeline = declare(replicas=2, concurrency=8, router=RoundRobinRouter())
         for _ in range(2):
             async with pipeline.open(own=alto.per_replica(Instances())) as app:
                 assert await app.run(3) == [0, 1, 0]
@@ -436,8 +436,8 @@ class TestRouters:
 
     def test_what_is_no_router_is_refused(self) -> None:
         """A class, or an object without choose(), is refused where it is given."""
-        with pytest.raises(alto.GraphError, match=r"made: RoundRobin\(\)"):
-            alto.stage(router=RoundRobin)
+        with pytest.raises(alto.GraphError, match=r"made: RoundRobinRouter\(\)"):
+            alto.stage(router=RoundRobinRouter)
         with pytest.raises(alto.GraphError, match="must be a router"):
             alto.stage(router=object())
         with pytest.raises(alto.GraphError, match=r"replicas=\.\.\.\) must be a whole number >= 1"):
@@ -740,7 +740,7 @@ class TestResources:
         def d() -> str:
             return "d"
 
-        @alto.stage(replicas=2, router=RoundRobin())
+        @alto.stage(replicas=2, router=RoundRobinRouter())
         async def work(k: int, *, a: str, b: str, c: str, d: str, e: str) -> str:
             return a + b + c + d + e
 

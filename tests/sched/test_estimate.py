@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alto._sched.affinity import Homes
+from alto._sched.affinity import Affinity
 from alto._sched.estimate import Average, Speed, Template
 
 NUMBERS = st.floats(-1e6, 1e6)
@@ -101,62 +101,62 @@ class TestSpeed:
         assert speed.prefill > 0
 
 
-class TestHomes:
-    """Which engines a template is drawn to."""
+class TestAffinity:
+    """The engines that a template prefers."""
 
-    def _work(self, homes, shares, engines=8):
+    def _work(self, affinity, shares, engines=8):
         for engine in range(engines):
             for template, seconds in shares.items():
-                homes.worked(template, engine, 0.0, seconds * (1 + 0.01 * engine))
+                affinity.add_work(template, engine, 0.0, seconds * (1 + 0.01 * engine))
 
-    def test_homes_follow_the_work(self):
+    def test_preferred_engines_follow_the_work(self):
         """A template gets engines in proportion to its work, and at least one."""
-        homes, a, b, c = Homes(), Template("a"), Template("b"), Template("c")
-        self._work(homes, {a: 3.0, b: 1.0, c: 0.001})
-        homes.count()
-        assert [len(t.homes) for t in (a, b, c)] == [6, 2, 1]
+        affinity, a, b, c = Affinity(), Template("a"), Template("b"), Template("c")
+        self._work(affinity, {a: 3.0, b: 1.0, c: 0.001})
+        affinity.update()
+        assert [len(t.preferred) for t in (a, b, c)] == [6, 2, 1]
 
     def test_they_do_not_swing(self):
         """A share that moves by less than three quarters of an engine changes nothing."""
-        homes, a, b = Homes(), Template("a"), Template("b")
-        self._work(homes, {a: 1.0, b: 1.0})
-        homes.count()
-        before = (a.homes, b.homes)
+        affinity, a, b = Affinity(), Template("a"), Template("b")
+        self._work(affinity, {a: 1.0, b: 1.0})
+        affinity.update()
+        before = (a.preferred, b.preferred)
         for share in (1.25, 0.85, 1.1):
-            self._work(homes, {a: share, b: 2 - share})
-            homes.count()
-            assert (a.homes, b.homes) == before
+            self._work(affinity, {a: share, b: 2 - share})
+            affinity.update()
+            assert (a.preferred, b.preferred) == before
 
     def test_they_move_when_the_load_does(self):
-        """When a template takes over, so do its homes, keeping those it has."""
-        homes, a, b = Homes(), Template("a"), Template("b")
-        self._work(homes, {a: 1.0, b: 1.0})
-        homes.count()
-        old = set(a.homes)
+        """When a template takes over, so do its engines, keeping those it has."""
+        affinity, a, b = Affinity(), Template("a"), Template("b")
+        self._work(affinity, {a: 1.0, b: 1.0})
+        affinity.update()
+        old = set(a.preferred)
         for _ in range(60):
-            self._work(homes, {a: 1.99, b: 0.01})
-            homes.count()
-        assert (len(a.homes), len(b.homes)) == (8, 1)
-        assert old <= set(a.homes)
+            self._work(affinity, {a: 1.99, b: 0.01})
+            affinity.update()
+        assert (len(a.preferred), len(b.preferred)) == (8, 1)
+        assert old <= set(a.preferred)
 
-    def test_an_engine_that_goes_is_no_home(self):
+    def test_an_engine_that_goes_is_not_preferred(self):
         """A lost engine is forgotten, and an idle template after a while too."""
-        homes, a, b = Homes(), Template("a"), Template("b")
-        self._work(homes, {a: 1.0, b: 1.0}, engines=2)
-        homes.count()
-        lost = a.homes[0]
-        homes.forget(lost, (a, b))
-        assert lost not in a.homes
+        affinity, a, b = Affinity(), Template("a"), Template("b")
+        self._work(affinity, {a: 1.0, b: 1.0}, engines=2)
+        affinity.update()
+        lost = a.preferred[0]
+        affinity.forget(lost, (a, b))
+        assert lost not in a.preferred
         for _ in range(200):
-            homes.worked(b, 1, 0.0, 1.0)
-            homes.count()
-        assert a.homes == ()
+            affinity.add_work(b, 1, 0.0, 1.0)
+            affinity.update()
+        assert a.preferred == ()
         assert a.work == {}
 
     def test_counting_is_due_every_few_seconds(self):
         """Work is counted when it is told, once per period."""
-        homes, a = Homes(), Template("a")
-        homes.worked(a, 0, 1.0, 1.0)
-        assert a.homes == ()
-        homes.worked(a, 0, 6.0, 1.0)
-        assert a.homes == (0,)
+        affinity, a = Affinity(), Template("a")
+        affinity.add_work(a, 0, 1.0, 1.0)
+        assert a.preferred == ()
+        affinity.add_work(a, 0, 6.0, 1.0)
+        assert a.preferred == (0,)

@@ -7,12 +7,12 @@ import pytest
 from alto import sched
 from alto.model import EngineCapacity
 from alto.sched import (
+    CallInfo,
     LeastLoaded,
     PrefixThreshold,
     PromptAware,
     RoundRobin,
     Scheduler,
-    Work,
     dump_decisions,
     load_decisions,
     replay,
@@ -32,7 +32,7 @@ def drive(scheduler, calls=120):
     for k in range(calls):
         now += 0.01
         tokens = [k % 2] * 320 + [k] * 40
-        work = Work(
+        work = CallInfo(
             template=("stage", k % 2), token_ids=tokens, prompt_tokens=len(tokens), max_tokens=40,
             group=k // 4, parent=k // 4, arrived=k // 4 * 0.04, prefix_tokens=32,
         )  # fmt: skip
@@ -125,24 +125,24 @@ class TestScheduler:
     def test_it_says_what_it_does(self):
         """Its policy, its engines, what waits."""
         scheduler = Scheduler()
-        scheduler.submit(Work(template="t", prompt_tokens=3), now=0.0)
+        scheduler.submit(CallInfo(template="t", prompt_tokens=3), now=0.0)
         assert repr(scheduler) == "<Scheduler PromptAware, 0 engines, 1 waiting>"
 
     def test_a_listener_tells_what_an_engine_holds(self):
         """Events of an engine draw calls to it, and a clear ends that."""
         decisions = []
         scheduler = Scheduler(recorder=decisions.append)
-        books = [scheduler.add_engine(name, CAPACITY, now=0.0) for name in "ab"]
+        engines = [scheduler.add_engine(name, CAPACITY, now=0.0) for name in "ab"]
         tokens = list(range(320))
-        listener = scheduler.listener(books[1])
+        listener = scheduler.listener(engines[1])
         listener.stored(None, tokens, list(range(20)))
-        work = Work(template="t", prompt_tokens=330, token_ids=[*tokens, *[7] * 10])
+        work = CallInfo(template="t", prompt_tokens=330, token_ids=[*tokens, *[7] * 10])
         ticket = scheduler.submit(work, now=0.0)
-        assert (ticket.engine, ticket.hits[1]) == (books[1], 320)
+        assert (ticket.engine, ticket.hits[1]) == (engines[1], 320)
         listener.removed([19, 18, 17, 16])
         assert scheduler.submit(work, now=0.0).hits[1] == 256
         listener.cleared()
-        scheduler.remove_engine(books[1], now=0.0)
+        scheduler.remove_engine(engines[1], now=0.0)
         listener.stored(None, tokens, list(range(20)))
         scheduler.check()
 
@@ -150,6 +150,8 @@ class TestScheduler:
         """A baseline is imported with an error that names its file; other names are unknown."""
         with pytest.raises(ImportError, match=r"bench/_scheduling/baselines\.py"):
             from alto.sched import LMetric  # noqa: F401, PLC0415
+        with pytest.raises(ImportError, match=r"from alto\.sched import EngineLoad"):
+            _ = sched.EngineBook
         assert not hasattr(sched, "no_such_name")
 
     @pytest.mark.parametrize("policy", POLICIES)
@@ -166,9 +168,9 @@ class TestScheduler:
             lambda: PrefixThreshold(ratio=0.5),
             lambda: PromptAware(inflicted=-1),
             lambda: PromptAware(affinity=0),
-            lambda: PromptAware(home=1.5),
-            lambda: Work(template="t", prompt_tokens=3, n=0),
-            lambda: Work(template="t", prompt_tokens=-1),
+            lambda: PromptAware(preferred=1.5),
+            lambda: CallInfo(template="t", prompt_tokens=3, n=0),
+            lambda: CallInfo(template="t", prompt_tokens=-1),
         ],
     )
     def test_numbers_that_mean_nothing_are_refused(self, make):

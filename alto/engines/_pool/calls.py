@@ -33,7 +33,7 @@ from alto.model import (
     Usage,
 )
 from alto.protocols import Embedder
-from alto.sched import EngineBook, Scheduler, Ticket, Work
+from alto.sched import CallInfo, EngineLoad, Scheduler, Ticket
 
 __all__ = ("Calls", "ReaderWatch", "PoolCall")
 
@@ -80,7 +80,7 @@ class PoolCall:
         self.dispatched = self.first = asked
         self.granted: asyncio.Event | None = None
         self.slot: PoolSlot | None = None
-        self.book: EngineBook | None = None
+        self.book: EngineLoad | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
         self.begun = False
         """Whether its engine has given a chunk."""
@@ -143,7 +143,7 @@ class ReaderWatch:
         self._scheduler = scheduler
         self._runs = runs
         self._account = account
-        self.pressed: set[EngineBook] = set()
+        self.pressed: set[EngineLoad] = set()
         """Engines that calls wait for while they may be idle unnoticed. Invariant: each reader that is
         away from a generation on one of them is due to be checked, or has a pump."""
 
@@ -153,7 +153,7 @@ class ReaderWatch:
         self.pressed = {
             book
             for book in self._scheduler.engines
-            if book.silent or (book.line.count and not book.has_room)
+            if book.silent or (book.queue.count and not book.has_room)
         }
         for book in self.pressed - before:
             for ticket in book.tickets:
@@ -364,7 +364,7 @@ class Calls:
         )  # fmt: skip
         return self._new_run(request, work, asked)
 
-    def _new_run(self, request: GenerateRequest | None, work: Work, asked: float) -> PoolCall:
+    def _new_run(self, request: GenerateRequest | None, work: CallInfo, asked: float) -> PoolCall:
         if self._encoder.closed is not None:
             raise Closed(*self._encoder.closed.args)
         now = asyncio.get_running_loop().time()

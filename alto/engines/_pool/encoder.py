@@ -16,7 +16,7 @@ from alto.engines._prompt_text import whole_prompt
 from alto.errors import Closed, EngineDied, PromptTooLong
 from alto.model import GenerateRequest, Message, Origin, Prompt, StreamedPrompt
 from alto.protocols import Member
-from alto.sched import Ticket, Work
+from alto.sched import CallInfo, Ticket
 
 __all__ = ("PromptEncoder", "in_order", "with_changes", "work_of")
 
@@ -197,7 +197,7 @@ def work_of(  # noqa: PLR0913  # fields of the record that it makes
     prefix: Prompt | None = None,
     prefix_tokens: int = 0,
     streamed: bool = False,
-) -> Work:
+) -> CallInfo:
     """Return the scheduler's record of a call; *tokens* None: they are not known."""
     stage, arrived, deadline, depth = "", None, None, 0
     group = parent = None
@@ -208,7 +208,7 @@ def work_of(  # noqa: PLR0913  # fields of the record that it makes
             parent = (origin.request, origin.path[:-1])
             group = (*parent, stage)
     key = 0 if prefix is None else hash(prefix if isinstance(prefix, str) else tuple(prefix))
-    return Work(
+    return CallInfo(
         template=(stage, key),
         prompt_tokens=len(tokens) if tokens else 1,
         token_ids=tokens,

@@ -20,7 +20,7 @@ import attrs
 from alto.errors import EngineDied, EngineError, PromptTooLong
 from alto.model import EngineCapacity, EngineStatistics
 from alto.protocols import Engine, HasCapacity, Member, Scorer, StreamsPrompts
-from alto.sched import EngineBook, Scheduler
+from alto.sched import EngineLoad, Scheduler
 
 __all__ = ("EngineState", "Members", "PoolEngine", "PoolProgress", "PoolSlot")
 
@@ -76,7 +76,7 @@ class PoolSlot:
     engine: Engine
     name: str
     state: EngineState = "stopped"
-    book: EngineBook | None = None
+    book: EngineLoad | None = None
     """Scheduler state of the engine. Invariant: set exactly while the engine runs."""
     since: float = 0.0
     cause: BaseException | None = None
@@ -155,7 +155,7 @@ class Members:
         """Whether an engine runs, or may run again."""
         return any(slot.state in ("running", "starting", "dead") for slot in self.slots)
 
-    def slot_of(self, book: EngineBook) -> PoolSlot | None:
+    def slot_of(self, book: EngineLoad) -> PoolSlot | None:
         """Return the slot with *book*; None: its engine was removed."""
         return next((slot for slot in self.slots if slot.book is book), None)
 

@@ -499,8 +499,8 @@ async def look(pool):
     """Nobody waits in the line of an engine that has room, and none has too much."""
     while True:
         for book in pool.scheduler.engines:
-            assert not (book.line.count and book.has_room)
-            assert book.outstanding <= book.most
+            assert not (book.queue.count and book.has_room)
+            assert book.outstanding <= book.max_outstanding
         await asyncio.sleep(0.05)
 
 

@@ -172,10 +172,10 @@ class TestTwoEngines:
         """What an engine has computed is in the scheduler's index, from its own events."""
         prompt = [7 + n % 90 for n in range(300)]
         await LLM(pool).text(prompt, max_tokens=2)
-        ledger = pool._pool.scheduler.ledger
-        await _until(lambda: ledger._index._exact, 10)  # it has heard of an engine
-        heard = ledger._index._exact & {book.index for book in pool._pool.scheduler.engines}
-        assert max(ledger._index.held(index) for index in heard) >= 4
+        accounting = pool._pool.scheduler._accounting
+        await _until(lambda: accounting._index._exact, 10)  # it has heard of an engine
+        heard = accounting._index._exact & {book.index for book in pool._pool.scheduler.engines}
+        assert max(accounting._index.held(index) for index in heard) >= 4
 
     async def test_a_stopped_process_delays_its_own_calls_only(self, pool):
         """While an engine stands still the other serves, and its own calls end when it goes on."""

@@ -21,7 +21,7 @@ from alto._runtime.machines.binding import Binding
 from alto.errors import RoutingError
 from alto.model import Path
 from alto.protocols import ReplicaLoad, RoutedItem, Router
-from alto.routing import LeastWork, PowerOfTwo, RendezvousHash, RoundRobin
+from alto.routing import LeastWork, PowerOfTwo, RendezvousHash, RoundRobinRouter
 
 picks = st.integers(0, 999)  # Modulo the number of choices there are.
 requests = st.integers(0, 2)
@@ -47,7 +47,7 @@ class BindingMachine(RuleBasedStateMachine):
     """Any events under any router, against plain dicts."""
 
     @initialize(
-        kind=st.sampled_from([LeastWork, RoundRobin, PowerOfTwo, RendezvousHash]),
+        kind=st.sampled_from([LeastWork, RoundRobinRouter, PowerOfTwo, RendezvousHash]),
         count=st.integers(1, 3),
     )
     def start(self, kind: type[Router], count: int) -> None:
