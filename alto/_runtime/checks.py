@@ -1,4 +1,4 @@
-"""What requests are given, checked before anything is started."""
+"""Checks of the arguments of requests, made before anything is started."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ __all__ = (
 
 
 def check_inputs(declaration: Declaration, inputs: Sequence[object]) -> None:
-    """Refuse inputs that do not fit the declaration."""
+    """Raise InputError unless the inputs fit the declaration."""
     for spec, value in zip(declaration.inputs, inputs, strict=True):
         check_input(declaration, spec, value)
 
 
 def check_function(what: str, value: object) -> None:
-    """Refuse what is neither a switch nor a function."""
+    """Raise TypeError unless *value* is a bool or a callable."""
     if not isinstance(value, bool) and not callable(value):
         msg = f"{what} must be True, False or a function, not {value!r}"
         raise TypeError(msg)
 
 
 def check_count(what: str, value: object) -> None:
-    """Refuse what is no whole number >= 1."""
+    """Raise ValueError unless *value* is a whole number >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         msg = f"{what} must be a whole number >= 1, not {value!r}"
         raise ValueError(msg)
 
 
 def check_order(order: object) -> None:
-    """Refuse an unknown order of results."""
+    """Raise ValueError unless *order* is one of the two orders of results."""
     if order not in ("arrival", "ancestry"):
         msg = f"order= must be 'arrival' or 'ancestry', not {order!r}"
         raise ValueError(msg)
 
 
 def check_timeout(what: str, timeout: object) -> None:
-    """Refuse a timeout that is no number of seconds."""
+    """Raise ValueError unless *timeout* is None or a positive number of seconds."""
     if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < 1e9):
         msg = (
             f"{what} must be a number of seconds > 0 and < 1e9, or None for no limit, "
@@ -60,7 +60,7 @@ def check_timeout(what: str, timeout: object) -> None:
 
 
 def check_priority(priority: object) -> None:
-    """Refuse a priority that is no whole number."""
+    """Raise TypeError unless *priority* is a whole number within the limits."""
     whole = isinstance(priority, int) and not isinstance(priority, bool)
     if not whole or not -(10**9) <= cast("int", priority) <= 10**9:
         msg = (
@@ -71,12 +71,12 @@ def check_priority(priority: object) -> None:
 
 
 def check_open(name: str, state: str) -> None:
-    """Refuse to use an app of pipeline *name* that is not open."""
+    """Raise Closed unless the app of pipeline *name* is open."""
     if state != "open":
         if state == "draining":
-            msg = f"this app of {name!r} is being drained, and takes no new requests"
+            msg = f"this app of {name!r} is being drained, and accepts no new requests"
             raise Closed(msg)
-        if state == "gone":
+        if state == "loop closed":
             msg = (
                 f"this app of {name!r} was closed when its event loop ended; open it, use it and "
                 f"close it in one loop, as one `asyncio.run(main())` does"
@@ -88,7 +88,7 @@ def check_open(name: str, state: str) -> None:
 
 
 def check_loop(name: str, loop: asyncio.AbstractEventLoop | None) -> None:
-    """Refuse to use it outside of the event loop that opened it."""
+    """Raise RuntimeError unless the running event loop is the one that opened the app."""
     try:
         here = asyncio.get_running_loop() is loop
     except RuntimeError:
