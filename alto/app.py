@@ -81,9 +81,8 @@ class App(Generic[*Ins, R_co]):
             msg = "an App is made by Pipeline.open(): `async with verify.open(...) as app:`"
             raise TypeError(msg)
         self._host = host
-        self._owner: App[*Ins, R_co] | None = (
-            None  # For an app made by using(): the app that it was called on.
-        )
+        # For an app made by using(): the app that it was called on.
+        self._owner: App[*Ins, R_co] | None = None
         self._given: Mapping[str, object] = {}
         self._values: tuple[Mapping[str, object] | None, ...] | None = None
 

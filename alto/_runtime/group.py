@@ -351,9 +351,8 @@ class _GroupIterator(AsyncIterator[T_co]):
     async def __anext__(self) -> T_co:
         group = self._group
         buffer = group.buffer
-        if (
-            buffer and not group.room.awaited
-        ):  # RunGroup.__anext__, inlined: saves a coroutine per piece.
+        # RunGroup.__anext__, inlined: saves a coroutine per piece.
+        if buffer and not group.room.awaited:
             self._remove_held(1)
             piece: T_co = buffer.popleft()
             return piece

@@ -153,13 +153,11 @@ class Host:
         )
         self._own: Installed | None = None
         self._requests: set[Request] = set()
-        self._top_level = (
-            0  # Number of them that no stage has started: those that max_requests counts.
-        )
+        # Number of requests that no stage has started: those that max_requests counts.
+        self._top_level = 0
         self._feeders: set[Feeder] = set()
-        self._waiting_maps: set[Callable[[], None]] = (
-            set()
-        )  # Callbacks of maps that wait for room under max_requests.
+        # Callbacks of maps that wait for room under max_requests.
+        self._waiting_maps: set[Callable[[], None]] = set()
         self._maps: set[object] = set()  # Maps that have begun and are not over.
         self._lifespans = Lifespans(self._spawn_lifespan)
         self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"

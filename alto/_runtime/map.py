@@ -214,17 +214,15 @@ class _MapRun:
     ) -> None:
         self.app = app
         self.start = start
-        self.source: Iterator[object] | None = (
-            None  # A plain iterable, pulled by the reader; an async one has a task.
-        )
+        # A plain iterable, pulled by the reader; an async one has a task.
+        self.source: Iterator[object] | None = None
         self.concurrency = concurrency
         self.ordered = ordered
         self.report = report
         self.running: dict[int, tuple[Request, object]] = {}
         self.finished: dict[int, Result[Any, Any]] = {}
-        self.completed: deque[int] = (
-            deque()
-        )  # Finished inputs that are not taken, in the order of completion.
+        # Finished inputs that are not taken, in the order of completion.
+        self.completed: deque[int] = deque()
         self.started = self.next = self.failed = 0
         self.exhausted = False
         self.error: BaseException | None = None

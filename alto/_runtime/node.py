@@ -52,7 +52,7 @@ class Node:
         plan: Its position in the graph.
         spec: The stage.
         resources: Its keyword arguments; of ``per_replica`` resources the declarations.
-        setting: What the app gives all its stages.
+        app: The app, as its stages see it.
     """
 
     __slots__ = (

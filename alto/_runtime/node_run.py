@@ -395,9 +395,8 @@ class NodeRun:
     def _cancel_running(self, ancestor: Path) -> set[Path]:
         size = len(ancestor)
         running = [self.suspended[path] for path in self._below(ancestor, self.suspended)]
-        mine = (
-            current_call.get()
-        )  # A call that has not suspended is not in *suspended*: it can only be the current one.
+        # A call that has not suspended is not in *suspended*: it can only be the current one.
+        mine = current_call.get()
         if isinstance(mine, Call) and mine.run is self and mine.path[:size] == ancestor:
             running.append(mine)
         for call in running:

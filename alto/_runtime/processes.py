@@ -140,9 +140,8 @@ class WorkerProcess:
                 deaths += 1
                 continue
             done = child.submit(process_worker.run, sent)
-            if (
-                done.done()
-            ):  # It had died while idle, and only its pool noticed. Not this call's fault.
+            # It had died while idle, and only its pool noticed. Not this call's fault.
+            if done.done():
                 self._replace()
                 continue
             try:

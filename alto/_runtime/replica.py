@@ -72,7 +72,7 @@ class Replica:
     Args:
         node: The stage.
         number: Number of the replica, never reused.
-        keeper: Makes and gives back the replica's own resources; None: it has none.
+        lifespan: Makes and gives back the replica's own resources; None: it has none.
         fn: Function whose result a call awaits or iterates; replaced when a lifespan is ready.
         resources: Keyword arguments of *fn*; likewise.
     """

@@ -134,9 +134,8 @@ class Request:
         """The declaration of its pipeline, kept alive while the request runs."""
         self.capacity = app.capacity
         self.max_held = app.max_held_items
-        self.context = (
-            options.context.copy()
-        )  # A copy, since a map passes one context to all its requests.
+        # A copy, since a map passes one context to all its requests.
+        self.context = options.context.copy()
         self.priority = options.priority
         self.given = options.given
         self.parent = parent

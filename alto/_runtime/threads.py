@@ -50,7 +50,7 @@ class Threads:
     def __init__(self, stage: str, number: int, concurrency: int) -> None:
         self._stage = stage
         self._number = number
-        self._pool = _Pool(f"alto {stage} {number}", concurrency)
+        self._pool = _ThreadPool(f"alto {stage} {number}", concurrency)
         self._slots = asyncio.Semaphore(MOST_PER_PERMIT * concurrency)
         """Slots for threads, held from the start of a function until it has returned, abandoned or not."""
         self._loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class _Job:
 
 
 @final
-class _Pool(Executor):
+class _ThreadPool(Executor):
     """A pool of daemon threads: one for each running job, and at most *keep* idle ones.
 
     It is a ``concurrent.futures.Executor``, so that a loop on virtual time knows that a job runs.

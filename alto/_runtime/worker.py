@@ -298,9 +298,8 @@ class Worker:
         replica = self.replica
         queue = replica.permits.next_queue()
         if queue is None and replica.routed and not replica.closing:
-            if (
-                replica.leader is None
-            ):  # Lead, so that dispatch() wakes no other worker for this one's work.
+            # Lead, so that dispatch() wakes no other worker for this one's work.
+            if replica.leader is None:
                 replica.leader = self
             replica.dispatch()
             queue = replica.permits.next_queue()
