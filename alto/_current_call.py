@@ -15,19 +15,19 @@ __all__ = ("Account", "Cleanup", "Closable", "CurrentCall", "InnerRunner", "curr
 
 
 class Closable(Protocol):
-    """What can be closed."""
+    """An object with an ``aclose`` method."""
 
     def aclose(self) -> Coroutine[Any, Any, None]:
-        """Close it, whatever it is doing. Once it is closed, this does nothing."""
+        """Close the object, also in the middle of a step. Idempotent."""
         ...
 
 
 class Cleanup:
-    """Async generators that one running call has opened, to be closed in that call's own task.
+    """The async generators that one running call has opened, to be closed in the call's own task.
 
-    A generator that is left early (``break``) is *abandoned*: it is closed at the call's next
-    checkpoint, a generator still live when the call ends is closed then. Either may be in the middle of
-    a step, which is cancelled then: a read that was cut leaves its step as it is.
+    A generator whose loop is left early (``break``) is *abandoned*: it is closed at the call's next
+    checkpoint. Generators still open when the call ends are closed then. Either may be in the middle of
+    a step, because a cancelled read does not cancel its step; closing cancels the step.
     """
 
     __slots__ = ("_live", "abandoned")
@@ -35,29 +35,29 @@ class Cleanup:
     def __init__(self) -> None:
         self._live: dict[int, Closable] = {}
         self.abandoned: list[Closable] = []
-        """Those that were abandoned and wait to be closed; to be read only."""
+        """Abandoned generators that wait to be closed; read only."""
 
     def add(self, agen: Closable, /) -> None:
-        """Take responsibility for *agen*."""
+        """Register *agen*, to be closed at the end of the call."""
         self._live[id(agen)] = agen
 
     def discard(self, agen: Closable, /) -> None:
-        """*agen* ended by itself."""
+        """Unregister *agen*, which has ended by itself."""
         self._live.pop(id(agen), None)
 
     def abandon(self, agen: Closable, /) -> None:
-        """Nobody iterates *agen* any more; close it at the next checkpoint. Sync, any time."""
+        """Close *agen* at the next checkpoint: its loop was left. Sync; may be called at any moment."""
         if self._live.pop(id(agen), None) is not None:
             self.abandoned.append(agen)
 
     async def close_abandoned(self) -> None:
-        """Close what was abandoned. Cancellation: shielded."""
+        """Close abandoned generators. Cancellation: shielded."""
         with anyio.CancelScope(shield=True):
             while self.abandoned:
                 await self.abandoned.pop().aclose()
 
     async def close_all(self) -> None:
-        """Close everything. Cancellation: shielded."""
+        """Close all generators. Cancellation: shielded."""
         for agen in list(self._live.values()):
             self.abandon(agen)
         await self.close_abandoned()
@@ -79,7 +79,7 @@ class InnerRunner(Protocol):
 
 
 class CurrentCall(Protocol):
-    """What a running stage call shows to the handles used inside it."""
+    """The running stage call, as the handles used inside it see it."""
 
     @property
     def inner_runner(self) -> InnerRunner | None:
@@ -88,12 +88,12 @@ class CurrentCall(Protocol):
 
     @property
     def cleanup(self) -> Cleanup:
-        """Where the call's open generations are kept."""
+        """The call's open generations."""
         ...
 
     @property
     def cancelled(self) -> bool:
-        """Return whether nobody needs the call any more, so that a read that was cut is not made again."""
+        """True if nothing needs the call any more, so that a cancelled read is not repeated."""
         ...
 
     @property
@@ -103,16 +103,16 @@ class CurrentCall(Protocol):
 
     @property
     def deadline(self) -> float | None:
-        """When the request's time is over, on the loop's clock; None: never."""
+        """Time on the loop's clock at which the request times out; None: never."""
         ...
 
     @property
     def origin(self) -> Origin | None:
-        """Who asks, for engines that schedule; None where nobody knows."""
+        """The origin of generations, for engines that schedule; None: not known."""
         ...
 
     def generation_started(self, engine: str, /) -> int:
-        """Note that *engine* was asked for a generation, a vector or a score.
+        """Record that *engine* was asked for a generation, a vector or a score.
 
         Returns:
             A number for :meth:`generation_ended`.
@@ -122,14 +122,14 @@ class CurrentCall(Protocol):
     def generation_ended(
         self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
     ) -> None:
-        """Note that it has ended; called once for each that was started.
+        """Record its end; called once for each that was started.
 
         Args:
-            number: What :meth:`generation_started` gave.
+            number: The number from :meth:`generation_started`.
             engine: The engine's name.
-            usage: What it has cost; None where the engine has not said so.
-            error: None: it is complete. A ``CancelledError``: it was closed, cancelled or left before
-                its end. Else what the engine raised.
+            usage: Its usage; None if the engine has not reported it.
+            error: None if it is complete; a ``CancelledError`` if it was closed, cancelled or left
+                before its end; otherwise the exception of the engine.
         """
         ...
 
@@ -140,7 +140,7 @@ current_call: ContextVar[CurrentCall | None] = ContextVar("alto_current_call", d
 
 @final
 class Account:
-    """Tells the stage call that runs when one generation begins and when it ends."""
+    """Reports the begin and the end of one generation to the running stage call."""
 
     __slots__ = ("_call", "_engine", "_number", "usage")
 
@@ -149,15 +149,15 @@ class Account:
         self._call = current_call.get()
         self._number: int | None = None
         self.usage: Usage | None = None
-        """What it has cost, once the engine has said so. It is complete then, read on or not."""
+        """Its usage, once the engine has reported it. Then it is complete, even if not read to its end."""
 
     def begin(self) -> None:
-        """The engine is asked now."""
+        """Report that the engine is asked now."""
         if self._call is not None:
             self._number = self._call.generation_started(self._engine)
 
     def end(self, error: BaseException | None, /) -> None:
-        """The engine is done with it; see ``CurrentCall.generation_ended``. Not begun: no effect."""
+        """Report the end; see ``CurrentCall.generation_ended``. No effect if it has not begun."""
         call, self._call = self._call, None
         if call is None or self._number is None:
             return

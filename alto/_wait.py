@@ -1,4 +1,4 @@
-"""Waits that a cancellation must not cut, and locks that outlive an event loop."""
+"""Waits that a cancellation must not interrupt, and locks that outlive an event loop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ("LoopLock", "run_shielded", "wait_shielded")
 
 
 async def wait_shielded(wait: Callable[[], Awaitable[None]], /) -> None:
-    """Wait to the end, whatever cancels the task meanwhile, natively or through a scope.
+    """Wait until ``wait()`` returns, even if the task is cancelled natively or through a scope.
 
-    *wait* may be called again after it was cut, so cutting it must lose nothing.
+    *wait* is called again after each cancellation, so cancelling it must lose nothing.
 
     Cancellation: raised when the wait is over.
     """
@@ -31,11 +31,11 @@ async def wait_shielded(wait: Callable[[], Awaitable[None]], /) -> None:
         try:
             raise late
         finally:
-            late = None  # Its traceback has this frame.
+            late = None  # Break the cycle: its traceback refers to this frame.
 
 
 class LoopLock:
-    """A lock for one event loop at a time, of a thing that may be used in another loop later."""
+    """A lock of an object that may be used in several event loops, one after another."""
 
     __slots__ = ("_held",)
 
@@ -43,7 +43,7 @@ class LoopLock:
         self._held: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def here(self) -> asyncio.Lock:
-        """The lock of the running loop; a new one where that is not the last one's."""
+        """Return the lock of the running loop; a new one if the last lock was of another loop."""
         loop = asyncio.get_running_loop()
         if self._held is None or self._held[0] is not loop:
             self._held = (loop, asyncio.Lock())
@@ -54,7 +54,10 @@ _T = TypeVar("_T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, _T]) -> _T:
-    """Do *work* to its end, and only then be cancelled."""
+    """Run *work* to its end in a task of its own, even if this task is cancelled meanwhile.
+
+    Cancellation: raised when *work* has ended; its result or exception is lost.
+    """
     task = asyncio.get_running_loop().create_task(work)
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
@@ -65,6 +68,6 @@ async def run_shielded(work: Coroutine[Any, Any, _T]) -> _T:
                 cancelled = error
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # it has been seen
+            task.exception()  # mark it as retrieved
         raise cancelled
     return task.result()

@@ -55,7 +55,7 @@ Ins = TypeVarTuple("Ins")
 Rest = TypeVarTuple("Rest")
 
 MapOrder: TypeAlias = Literal["input", "completed"]
-"""How ``App.map`` hands out results: in the order of the inputs, or as requests end."""
+"""Order in which ``App.map`` returns results: that of the inputs, or that in which requests end."""
 
 
 @final
@@ -81,7 +81,8 @@ class App(Generic[*Ins, R_co]):
             msg = "an App is made by Pipeline.open(): `async with verify.open(...) as app:`"
             raise TypeError(msg)
         self._host = host
-        self._owner: App[*Ins, R_co] | None = None  # Of what using() gives: the app itself.
+        # For an app made by using(): the app that it was called on.
+        self._owner: App[*Ins, R_co] | None = None
         self._given: Mapping[str, object] = {}
         self._values: tuple[Mapping[str, object] | None, ...] | None = None
 
@@ -92,7 +93,7 @@ class App(Generic[*Ins, R_co]):
     # ---- opening and closing
 
     async def __aenter__(self) -> Self:
-        """Start the engines that do not run yet, and open.
+        """Start the engines that do not run yet, and open the app.
 
         Raises:
             EngineStartError: An engine did not start; nothing is left behind.
@@ -102,7 +103,7 @@ class App(Generic[*Ins, R_co]):
         """
         if self._owner is not None:
             msg = (
-                "what app.using(...) gives is open as long as its app is; use it as it is, without "
+                "app.using(...) returns an app that is open already; use it directly, without "
                 "`async with` or `await`: `await app.using(...).run(x)`"
             )
             raise TypeError(msg)
@@ -110,7 +111,7 @@ class App(Generic[*Ins, R_co]):
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
-        """Open it, as ``async with`` does; it must be closed with :meth:`aclose`."""
+        """Open the app, as ``async with`` does. It must be closed with :meth:`aclose`."""
         return self.__aenter__().__await__()
 
     async def __aexit__(
@@ -119,12 +120,12 @@ class App(Generic[*Ins, R_co]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Cancel what still runs, wait until it has ended, stop the engines started here.
+        """Cancel running requests, wait until they have ended, and stop the engines started here.
 
         Raises:
-            RuntimeError: A stage call of one of its requests runs here.
-            Exception: What an engine or a resource raised while it was stopped, unless the block has
-                raised: then that is a note on it.
+            RuntimeError: Called by a stage call of one of its requests.
+            Exception: An engine or a resource raised it while it was stopped. If the block has
+                raised, it becomes a note on the block's exception.
 
         Cancellation: shielded.
         """
@@ -132,16 +133,17 @@ class App(Generic[*Ins, R_co]):
         self._host.raise_failure(error)
 
     async def aclose(self) -> None:
-        """Close it, from any task of its event loop. Idempotent. As leaving ``async with``."""
+        """Close the app, as leaving ``async with`` does, from any task of its event loop. Idempotent."""
         await self.__aexit__(None, None, None)
 
     async def drain(self, *, timeout: float | None = None) -> bool:
-        """Accept no new requests from now on, and wait until those that are open have ended.
+        """Refuse new requests from now on, and wait until the open ones have ended.
 
-        For an orderly shutdown: close it afterwards. Maps that have begun go on with their inputs.
+        For an orderly shutdown; close the app afterwards. Maps that have begun continue with their
+        inputs.
 
         Args:
-            timeout: Seconds to wait at most; None: as long as it takes.
+            timeout: Maximum seconds to wait; None: no limit.
 
         Returns:
             Whether all requests have ended.
@@ -149,13 +151,13 @@ class App(Generic[*Ins, R_co]):
         Raises:
             Closed: The app is not open.
 
-        Cancellation: it goes on refusing new requests.
+        Cancellation: new requests are still refused.
         """
         check_timeout("drain(timeout=...)", timeout)
         return await self._host.drain(timeout)
 
     def __del__(self) -> None:
-        # May run anywhere, also inside a machine's step: act in a step of its own.
+        # May run anywhere, also inside a machine's step: act in a separate step of the loop.
         host = getattr(self, "_host", None)
         if host is None or self._owner is not None or host.state not in ("open", "draining"):
             return
@@ -172,16 +174,16 @@ class App(Generic[*Ins, R_co]):
     # ---- requests
 
     def using(self, **resources: object) -> App[*Ins, R_co]:
-        """Return this app with other resources, for the requests that are started through it.
+        """Return this app with other resources for the requests that are started through it.
 
         ``app.using(llm=other, tenant=tenant).stream(question)``: each name is that of a keyword-only
-        parameter of stages, which get this value in place of what ``open`` was given; so do stages
-        of the pipelines that they call. Nothing else of the app changes. It costs nothing to keep it
-        for several requests.
+        parameter of stages. They get this value instead of that of ``open``, and so do stages of the
+        pipelines that they call. Nothing else of the app changes. The returned app may be kept and
+        used for several requests.
 
         Args:
-            **resources: By name. An engine must run already; it may be given where a stage asks for
-                an ``LLM``. What a stage in a worker process gets must pickle.
+            **resources: Values by name. An engine must run already; it may be passed where a stage
+                takes an ``LLM``. Values for stages in worker processes must pickle.
 
         Raises:
             ResourceError: No stage takes a name, a value is of a wrong type, or an engine does not
@@ -210,8 +212,8 @@ class App(Generic[*Ins, R_co]):
         Args:
             *inputs: One value for each input of the pipeline.
             timeout: Seconds until the request is stopped with ``DeadlineExceeded``.
-            order: ``"arrival"``: results as they are made; ``"ancestry"``: as a sequential program
-                would make them.
+            order: ``"arrival"``: results as they are produced; ``"ancestry"``: in the order of a
+                sequential program.
             priority: Lower runs earlier, at stages and at engines.
 
         Raises:
@@ -227,7 +229,7 @@ class App(Generic[*Ins, R_co]):
     async def run(
         self, *inputs: *Ins, timeout: float | None = None, priority: int = 0
     ) -> list[R_co]:
-        """Run a request to its end: all results, in ancestry order.
+        """Run a request to its end, and return all results in ancestry order.
 
         Its stage calls run in copies of the context of this call: they see its context variables.
 
@@ -271,20 +273,21 @@ class App(Generic[*Ins, R_co]):
         timeout: float | None = None,
         priority: int = 0,
         progress: bool | Callable[[Progress], object] = False,
-    ) -> MapHandle[Any, Any]:  # Any: the overloads say.
-        """Run a request per input; ``async for result in app.map(xs)`` reads a record of each.
+    ) -> MapHandle[Any, Any]:  # Any: the overloads have the types.
+        """Start a request per input; ``async for result in app.map(xs)`` reads a record of each.
 
-        A failed input gives a record with an error; the others go on. Where ``open(max_requests=...)``
-        allows no more, it waits.
+        A failed input becomes a record with an error; the others continue. If
+        ``open(max_requests=...)`` allows no more requests, the map waits.
 
         Args:
             xs: The inputs; tuples where the pipeline has several. Pulled as requests end, so it may
                 be endless. A plain iterable must not block: it is pulled on the event loop.
-            concurrency: Most requests that run at once.
+            concurrency: Maximum number of requests that run at the same time.
             order: ``"input"``: records in the order of *xs*; ``"completed"``: as requests end.
             timeout: Seconds for each request.
             priority: Of each request; lower runs earlier, at stages and at engines.
-            progress: True prints to stderr how far it is; a function is called with it.
+            progress: True prints the progress to stderr; a function is called with each
+                :class:`Progress`.
 
         Raises:
             Closed: The app is not open.
@@ -331,31 +334,31 @@ class App(Generic[*Ins, R_co]):
         host = self._host
         return host.begin(check_input_count(host.declaration, inputs), options)
 
-    # ---- what it does
+    # ---- scaling and statistics
 
     async def scale(self, stage: str, replicas: int) -> None:
         """Change the number of a stage's replicas while requests run.
 
-        Returns when new replicas have made their resources and work. Replicas that are to go get
-        nothing new from now on: those with the least to do. Items that wait for one go to others,
-        groups that are bound to one stay until they close; then its resources are given back. That
-        is not waited for: ``statistics()`` shows it as draining.
+        Returns when new replicas have made their resources and work. If there are to be fewer, those
+        with the least to do are drained: they receive nothing new, the items that wait for them are
+        routed again, and the groups that are bound to them stay until they close. Then their
+        resources are given back. This is not waited for: ``statistics()`` shows them as draining.
 
         Args:
-            stage: Its name, as in ``statistics()``.
-            replicas: How many there are to be, at least one.
+            stage: Name of the stage, as in ``statistics()``.
+            replicas: New number of replicas, >= 1.
 
         Raises:
             ValueError: There is no such stage, or *replicas* is less than 1.
-            ResourceError: A new replica could not make a resource; all is as it was before.
+            ResourceError: A new replica could not make a resource; nothing has changed.
             Closed: The app is not open.
 
-        Cancellation: all is as it was before.
+        Cancellation: nothing has changed.
         """
         self._host.check_open()
         check_count("scale(replicas=...)", replicas)
         await self._host.scale(stage, replicas)
 
     def statistics(self) -> AppStatistics:
-        """Add up what it is doing now. An app without requests has the statistics of a fresh one."""
+        """Return the statistics of this moment. Those of an idle app equal those of a new one."""
         return self._host.statistics()

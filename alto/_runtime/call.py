@@ -250,9 +250,8 @@ class Call:
     _started: float = 0.0
     _since: float | None = None  # When it last took a permit; None where no router needs the times.
     _busy = 0.0
-    _generations: dict[int, str] | None = (
-        None  # Open generations that observers know of: the engine by number.
-    )
+    # Open generations that observers know of: the engine by number.
+    _generations: dict[int, str] | None = None
 
     def __init__(self, queue: CallQueue, path: Path, args: Any, worker: CallWorker) -> None:  # noqa: ANN401
         self.queue = queue
@@ -313,9 +312,8 @@ class Call:
         """
         if self.ended:
             return
-        if (
-            self._generations
-        ):  # Of tasks that outlive the stage's function: they count as cancelled.
+        # Generations of tasks that outlive the stage's function count as cancelled.
+        if self._generations:
             for number, engine in list(self._generations.items()):
                 self.generation_ended(number, engine, None, asyncio.CancelledError())
         self.ended = self.closing = True
@@ -330,9 +328,8 @@ class Call:
         if replica.notify_call is not None:
             self._notify_end(replica.notify_call)
         if self._error is not None:
-            self._error = (
-                None  # Break the cycle: its traceback may have frames that refer to this call.
-            )
+            # Break the cycle: its traceback may have frames that refer to this call.
+            self._error = None
         if self.has_suspended or run.tracks_calls:
             if self.has_permit and self._since is not None:
                 self._busy += replica.now() - self._since

@@ -1,4 +1,4 @@
-"""What requests are given, checked before anything is started."""
+"""Checks of the arguments of requests, made before anything is started."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = (
 
 
 def check_inputs(declaration: Declaration, inputs: Sequence[object]) -> None:
-    """Refuse inputs that do not fit the declaration."""
+    """Raise InputError unless the inputs fit the declaration."""
     for spec, value in zip(declaration.inputs, inputs, strict=True):
         check_input(declaration, spec, value)
 
 
 def check_open(name: str, state: str) -> None:
-    """Refuse to use an app of pipeline *name* that is not open."""
+    """Raise Closed unless the app of pipeline *name* is open."""
     if state != "open":
         if state == "draining":
-            msg = f"this app of {name!r} is being drained, and takes no new requests"
+            msg = f"this app of {name!r} is being drained, and accepts no new requests"
             raise Closed(msg)
-        if state == "gone":
+        if state == "loop closed":
             msg = (
                 f"this app of {name!r} was closed when its event loop ended; open it, use it and "
                 f"close it in one loop, as one `asyncio.run(main())` does"
@@ -40,7 +40,7 @@ def check_open(name: str, state: str) -> None:
 
 
 def check_loop(name: str, loop: asyncio.AbstractEventLoop | None) -> None:
-    """Refuse to use it outside of the event loop that opened it."""
+    """Raise RuntimeError unless the running event loop is the one that opened the app."""
     try:
         here = asyncio.get_running_loop() is loop
     except RuntimeError:

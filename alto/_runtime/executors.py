@@ -1,4 +1,4 @@
-"""Executors: run the calls of one replica in the event loop, in threads or in a process."""
+"""Executors: the calls of a replica run in the event loop, in threads or in a process."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ async def make_resources(
     stack: AsyncExitStack,
     run: RunFunction = _here,
 ) -> Mapping[str, object]:
-    """Make the resources of ``per_replica``; *stack* gives them back.
+    """Make ``per_replica`` resources; *stack* gives them back.
 
     Args:
         stage: The stage.
         number: Number of the replica.
-        given: Its keyword arguments, as they were given.
-        stack: Where what is entered is left.
+        given: Its keyword arguments, with ``per_replica`` declarations.
+        stack: Exit stack that leaves what is entered.
         run: Runs a factory, and the two methods of a plain context manager.
 
     Returns:
@@ -147,14 +147,14 @@ async def _enter(manager: AbstractContextManager[object], run: RunFunction) -> o
     try:
         await run(enter)
     except asyncio.CancelledError:
-        if inside:  # Cancelled while it was being entered, in a thread.
+        if inside:  # Cancelled while a thread was entering it.
             await run(manager.__exit__, *_NOTHING)
         raise
     return inside[0]
 
 
 CallFunction: TypeAlias = Callable[..., Any]
-"""What is awaited, or iterated where the stage is a generator."""
+"""Function that makes a call: its result is awaited or, for a generator stage, iterated."""
 
 
 @final
@@ -166,7 +166,7 @@ class Loop(OwnExecutor, short="loop"):
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[CallFunction]:
-        """Make the resources of a replica; see :class:`alto.Executor`."""
+        """Make the resources of a replica, and yield the function that makes calls."""
         async with AsyncExitStack() as stack:
             made = await make_resources(stage, number, resources, stack)
             yield partial(stage.function, **made)
@@ -181,7 +181,7 @@ class Thread(OwnExecutor, short="thread"):
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[CallFunction]:
-        """Make the resources of a replica in threads of it; see :class:`alto.Executor`."""
+        """Make the resources of a replica in its threads, and yield the function that makes calls."""
         threads = Threads(stage.name, number, stage.concurrency)
         async with AsyncExitStack() as stack:
             stack.callback(threads.close)
@@ -199,12 +199,12 @@ class InThread:
     _threads: Threads
 
     def __call__(self, *args: object, **values: object) -> Coroutine[Any, Any, Any]:
-        """Run it; see `Threads.run`."""
+        """Run the function in a thread; see :meth:`Threads.run`."""
         return self._threads.run(self._function, *args, **values)
 
     @property
     def abandoned(self) -> int:
-        """Threads that still run the function of a call that was cancelled."""
+        """Number of threads that still run the function of a cancelled call."""
         return self._threads.abandoned
 
 
@@ -216,19 +216,19 @@ class Process(OwnExecutor, short="process"):
     ``runs_in="process"`` is ``runs_in=alto.executors.Process()``.
 
     Args:
-        context: Context variables whose values travel to the process with each call, where they are
-            set. They must stand at the top level of modules, and their values must pickle. All
-            others have their defaults there, or no value.
+        context: Context variables whose values are sent to the process with each call, if they are
+            set. They must be defined at the top level of modules, and their values must pickle.
+            All other variables have their defaults there, or no value.
 
     Raises:
-        TypeError: *context* holds something else than context variables.
+        TypeError: *context* contains something other than context variables.
     """
 
     context: tuple[ContextVar[Any], ...] = attrs.field(default=(), converter=tuple, repr=False)
-    """Context variables whose values travel with each call."""
+    """Context variables whose values are sent with each call."""
 
     def __attrs_post_init__(self) -> None:
-        """Check the variables."""
+        """Raise TypeError unless *context* contains context variables only."""
         given: tuple[object, ...] = self.context
         for variable in given:
             if not isinstance(variable, ContextVar):
@@ -242,8 +242,8 @@ class Process(OwnExecutor, short="process"):
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[CallFunction]:
-        """Start the process of a replica; see :class:`alto.Executor`."""
-        from alto._runtime.processes import WorkerProcess  # noqa: PLC0415  # 20 ms that few need
+        """Start the process of a replica, and yield the function that makes calls."""
+        from alto._runtime.processes import WorkerProcess  # noqa: PLC0415  # takes 20 ms, and few programs need it
 
         worker = WorkerProcess(stage, number, resources, self.context)
         async with worker.running():
@@ -258,7 +258,7 @@ _OWN: Final[Mapping[RunsIn, OwnExecutor]] = {
 
 
 def executor_of(runs_in: RunsIn | Executor) -> Executor:
-    """Return the executor that ``runs_in=`` names, or is."""
+    """Return the executor for a stage's ``runs_in=``."""
     return _OWN[runs_in] if isinstance(runs_in, str) else runs_in
 
 
@@ -269,10 +269,10 @@ async def enter_replica(
     resources: Mapping[str, object],
     stack: AsyncExitStack,
 ) -> CallFunction:
-    """Enter a replica of an executor; *stack* leaves it.
+    """Enter a replica of *executor*; *stack* leaves it.
 
     Raises:
-        ResourceError: The executor failed, or is not what :class:`alto.Executor` asks for.
+        ResourceError: The executor failed, or does not implement :class:`alto.Executor`.
     """
     if isinstance(executor, OwnExecutor):
         return await stack.enter_async_context(executor.replica(stage, number, resources))
@@ -287,7 +287,7 @@ async def enter_replica(
                 f"{who}: replica(...) must return an async context manager, not "
                 f"{type(manager).__name__}; decorate it with @contextlib.asynccontextmanager"
             )
-            raise ResourceError(msg)  # noqa: TRY301  # as any other error of alto's
+            raise ResourceError(msg)  # noqa: TRY301  # passed on below, like other errors of alto
         call: object = await stack.enter_async_context(manager)
     except AltoError:
         raise
@@ -321,7 +321,7 @@ def _generating(call: CallFunction, who: str) -> CallFunction:
     def checked(*args: object, **values: object) -> AsyncGenerator[object, None]:
         try:
             given = call(*args, **values)
-        except Exception as error:  # noqa: BLE001  # raised where the stage's own errors are
+        except Exception as error:  # noqa: BLE001  # raised when iterated, like the stage's own errors
             return _raises(error)
         if isinstance(given, AsyncGenerator):
             return given

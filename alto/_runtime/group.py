@@ -1,10 +1,11 @@
-"""Group buffers: the pieces of one parent on their way to the one call that gathers them.
+"""Group buffers: the pieces of one parent on their way to the call that gathers them.
 
-A :class:`GroupedCall` is what one call of a gathering stage has: one :class:`RunGroup` per group
-parameter. It is *pending* until its call can start, *begun* from then on. Pieces of a pending one
-have nowhere else to go, so there is no bound but the request's cap. Once it has begun, a group with
-as many unread pieces as the capacity is full, unless its call waits for another of its groups
-(*starving*): then the pieces that would end that wait may have to come past this one.
+A :class:`GroupedCall` holds the groups of one call of a gathering stage: one :class:`RunGroup` per
+group parameter. It is *pending* until its call can start, and *begun* from then on. The pieces of a
+pending group have nowhere else to go, so only the request's cap bounds them. In a begun call, a group
+with as many unread pieces as the capacity is full. The exception: while a read of any group of the
+call waits for a piece (the call is *starving*), none of its groups is full, because the producer of
+the awaited piece may first have to hand over pieces to the others.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ __all__ = ("GroupParameter", "GroupRequest", "GroupRun", "GroupedCall", "NamedRu
 T_co = TypeVar("T_co", covariant=True)
 
 _AHEAD: Final = 8
-"""How many times its capacity a group may hold while its reader is about to go on: without that, a
-producer that never waits would be switched with its reader after every *capacity* pieces."""
+"""Multiple of its capacity that a group may hold while its reader is about to continue.
+
+Otherwise a producer that never waits would alternate with the reader after every *capacity* pieces.
+"""
 
 
 class NamedRun(Protocol):
-    """The request at a stage, as far as messages need it."""
+    """The request at a stage, as error messages name it."""
 
     @property
     def name(self) -> str:
@@ -69,7 +72,7 @@ class GroupRun(NamedRun, Protocol):
         ...
 
     def begin(self, grouped: GroupedCall) -> None:
-        """Let a call start, if it has all it needs, since one of its groups has begun."""
+        """Start a call one of whose groups has begun, if it has all its inputs."""
         ...
 
     def release(self, slot: int, ancestor: Path) -> None:
@@ -91,7 +94,7 @@ class GroupParameter(Protocol):
 
 
 class GroupedCall:
-    """The groups of one call. See the module."""
+    """The groups of one call; see the module's docstring."""
 
     __slots__ = ("begun", "groups", "path", "replica", "reported", "run", "starving")
 
@@ -99,31 +102,31 @@ class GroupedCall:
         self.run = run
         self.path = path
         self.begun = False
-        self.replica: Any = None  # Where the call is bound, if there are several.
-        self.reported = False  # Whether the run knows that it can begin.
+        self.replica: Any = None  # The replica that the call is bound to, in a routed stage.
+        self.reported = False  # Whether the run was notified that it can begin.
         self.starving = 0  # Reads of its groups that wait for a piece.
         self.groups = tuple(RunGroup[Any](self, run, place) for place in places)
 
     def begin(self) -> None:
-        """Let its call start: one of its groups has its first piece, or is complete."""
+        """Notify the run, once, that one of the groups has its first piece or is complete."""
         if not self.reported:
             self.reported = True
             self.run.begin(self)
 
     def leave(self) -> None:
-        """Leave its groups, which let go of it: its call has ended, or will not be made."""
+        """Leave all groups: the call has ended, or will not be made."""
         for group in self.groups:
             group.leave()
 
     def starves(self) -> None:
-        """Let in whatever waits for room: a read waits, so no group of this call is full now."""
+        """Count a read that waits, and wake all waiters for room: no group of the call is full now."""
         self.starving += 1
         for group in self.groups:
             group.room.wake_all()
 
 
 class _NoCall(GroupedCall):
-    """What a group that was left has in the place of its call."""
+    """The call of every group that was left."""
 
     def __init__(self) -> None:
         self.path = ()
@@ -172,12 +175,12 @@ class RunGroup(Group[T_co]):
         self._exhausted = False
         self._reading = False
         self._starving = False  # A read waits for a piece.
-        self._waking = False  # A read that has waited is about to go on.
+        self._waking = False  # A read that has waited is about to continue.
         self._arrival: asyncio.Event | None = None
         self.buffer: deque[Any] = deque()
         """Pieces that can be read now."""
         self.capacity = run.capacity
-        # One of the two says when it is complete.
+        # Exactly one of the two counts the pieces: the buffer in arrival or in ancestry order.
         self._completion = place.completion
         self.order: ReorderBuffer[Any] | None = None
         if place.completion is None:
@@ -205,7 +208,7 @@ class RunGroup(Group[T_co]):
         return _GroupIterator(self, self._run.request.remove_held)
 
     async def __anext__(self) -> T_co:
-        """Read the next piece; see the class."""
+        """Read the next piece; see :class:`alto.Group`."""
         buffer = self.buffer
         while not self.left:
             if buffer:
@@ -221,18 +224,18 @@ class RunGroup(Group[T_co]):
             await self._wait_for_piece()
         if self._exhausted:
             raise StopAsyncIteration
-        if self.dropped:  # As if the call's cancellation had come in this very moment.
+        if self.dropped:  # As if the call's cancellation had arrived at this moment.
             raise asyncio.CancelledError
         msg = (
-            "this Group was left: its call has ended, or an iteration over it was; read it inside "
+            "this Group was left: its call has ended, or a loop over it was left; read it inside "
             "the call that got it, in one loop"
         )
         raise Closed(msg)
 
-    # ---- what a port asks
+    # ---- called by ports
 
     def is_full(self, path: Path = ()) -> bool:  # noqa: ARG002  # the interface of a port
-        """Return whether a call with another piece must wait. Implements the interface of a port."""
+        """Return whether a call with another piece must wait. Also bound as a port's ``is_full``."""
         size = len(self.buffer)
         if size < self.capacity:
             return False
@@ -243,7 +246,7 @@ class RunGroup(Group[T_co]):
 
     @property
     def held(self) -> int:
-        """Pieces that have arrived and have not been read."""
+        """Number of pieces that have arrived and have not been read."""
         return len(self.buffer) + (len(self.order) if self.order is not None else 0)
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
@@ -288,7 +291,7 @@ class RunGroup(Group[T_co]):
         self._wake_reader()
 
     def leave(self) -> None:
-        """Stop reading; what only this group was waiting for is cancelled. Idempotent."""
+        """Stop reading, and cancel what only this group was waiting for. Idempotent."""
         if self.left:
             return
         self.left = True
@@ -301,12 +304,12 @@ class RunGroup(Group[T_co]):
             self._run.release(self._slot, self._path)
         self.room.wake_all()
         self._wake_reader()
-        self._grouped = _NO_CALL  # The two refer to each other no more.
+        self._grouped = _NO_CALL  # Break the reference cycle with the call.
 
     # ---- reading
 
     def _wake_reader(self) -> None:
-        # Wake the read that waits.
+        # Wake the read that waits. It no longer starves, so the other groups are bounded again.
         if self._starving:
             self._starving, self._waking = False, True
             self._grouped.starving -= 1
@@ -314,9 +317,9 @@ class RunGroup(Group[T_co]):
             self._arrival.set()
 
     async def _wait_for_piece(self) -> None:
-        # Cancellation: nothing is lost, the pieces stay in the buffer.
+        # Cancellation: nothing is lost; the pieces stay in the buffer.
         if self._reading:
-            msg = "another task already reads this Group; its pieces go to one reader"
+            msg = "another task is already reading this Group; it has one reader at a time"
             raise RuntimeError(msg)
         if self._arrival is None:
             self._arrival = asyncio.Event()
@@ -334,7 +337,7 @@ class RunGroup(Group[T_co]):
 
 @final
 class _GroupIterator(AsyncIterator[T_co]):
-    """One iteration over a group, which leaves the group when it is left itself."""
+    """One loop over a group; the group is left when the loop is left."""
 
     __slots__ = ("_group", "_remove_held")
 
@@ -348,7 +351,8 @@ class _GroupIterator(AsyncIterator[T_co]):
     async def __anext__(self) -> T_co:
         group = self._group
         buffer = group.buffer
-        if buffer and not group.room.awaited:  # As the group's own, without another coroutine.
+        # RunGroup.__anext__, inlined: saves a coroutine per piece.
+        if buffer and not group.room.awaited:
             self._remove_held(1)
             piece: T_co = buffer.popleft()
             return piece
@@ -359,7 +363,7 @@ class _GroupIterator(AsyncIterator[T_co]):
         self._group.leave()
 
     def __del__(self) -> None:
-        # May run anywhere, also inside a machine's step: act in a step of its own.
+        # May run anywhere, also inside a machine's step: act in a separate step of the loop.
         group = getattr(self, "_group", None)
         if group is not None and not group.left:
             with contextlib.suppress(RuntimeError):  # The loop is closed: so is the request.

@@ -1,16 +1,17 @@
-"""Handles: what a caller holds while a request runs.
+"""Handles: objects through which a caller reads the results of a running request.
 
-An ``async for`` holds its iterator, and nothing else does: the iterator of a loop that was left, however
-it was, is dropped in that moment, with the garbage collector off and the traceback kept. So the
-iterator, not the handle, says that the handle was left.
+A loop over a handle may be left by ``break``, an error or a cancellation, and then the request must be
+cancelled. The loop's iterator detects this. Only the ``async for`` refers to the iterator, so it is
+freed at the moment at which the loop is left, even if the garbage collector is off and a traceback is
+kept. The handle itself may have other references.
 
-An iterator that lives on after a read of it was cut is one that a program reads by hand, as in
-``await wait_for(anext(iterator), 1)``. It belongs to the task that made it: while that task goes on,
-the read can be made again; when the task ends, or is being cancelled, the handle was left.
+An iterator that outlives a cancelled read is read by hand, as in
+``await wait_for(anext(iterator), 1)``. It belongs to the task that made it. While that task continues,
+the read can be repeated; when the task ends or is being cancelled, the loop counts as left.
 
-An iterator may also live on in a generator that waits at its ``yield``, below a framework that keeps it
-with the traceback of a cancelled task. So the task that made the iterator is watched: where it ends
-cancelled, and no other task reads on, the handle was left too.
+An iterator may also live on in a generator that waits at its ``yield``, inside a framework that keeps
+it through the traceback of a cancelled task. So the task that made the iterator is watched too: if it
+ends cancelled and no other task continues to read, the loop counts as left.
 """
 
 from __future__ import annotations
@@ -34,32 +35,33 @@ __all__ = ("Handle", "HandleIterator", "ReadState", "StreamHandle")
 R_co = TypeVar("R_co", covariant=True)
 
 _TURNS: Final = 8
-"""Turns of the event loop in which a task that is being cancelled may read on.
+"""Turns of the event loop that a task whose read was cancelled has to read again.
 
-Whether that is a time limit of its own, which ends well, shows only when the cancellation has come up
-to it: a task that waits for the one which reads hears of it two turns later, and for each
-``asyncio.wait_for`` of Python 3.11, which reads in a task of its own, three turns later. Limits in the
-same task (``asyncio.timeout``, ``anyio.move_on_after``, ``wait_for`` since 3.12) take no turn.
+The cancellation may come from a time limit, after which the task continues. That is known only when
+the cancellation has propagated to the limit. It reaches a task that awaits the reading task two turns
+later, and takes three more for each ``asyncio.wait_for`` of Python 3.11, which reads in a separate
+task. Limits in the same task (``asyncio.timeout``, ``anyio.move_on_after``, ``wait_for`` since 3.12)
+take no turn.
 """
 
 
 class Handle(Protocol[R_co]):
-    """What is read."""
+    """A handle, as its iterators see it."""
 
     async def __anext__(self) -> R_co:
         """Return the next result."""
         ...
 
     async def aclose(self) -> None:
-        """Stop, and wait until it has."""
+        """Cancel what runs, and wait until it has ended."""
         ...
 
 
 class ReadState:
-    """How a handle is read, and whether it was left.
+    """The state of reading a handle, shared by the handle and its iterators.
 
     Args:
-        stop: Stops what is read, when the handle was left.
+        stop: Cancels what is read, when the handle is left.
     """
 
     __slots__ = ("_stop", "count", "finished", "in_block", "left", "loop")
@@ -68,40 +70,40 @@ class ReadState:
         self._stop = stop
         self.loop = asyncio.get_running_loop()
         self.count = 0
-        """Reads that have begun."""
+        """Number of reads that have begun."""
         self.in_block = False
-        """True if ``async with`` holds the handle: its end closes it, and no loop over it does."""
+        """True inside ``async with handle``: the end of the block closes the handle, not that of a loop."""
         self.finished = False
-        """True if it was read to its end."""
+        """True if the handle was read to its end."""
         self.left = False
-        """True if a loop over it was left."""
+        """True if a loop over the handle was left."""
 
     @property
     def open(self) -> bool:
-        """Return whether it would be left now."""
+        """True if leaving a loop now would leave the handle."""
         return not (self.in_block or self.finished or self.left)
 
     def leave(self) -> None:
-        """Stop, since a loop over the handle was left. Idempotent."""
+        """Leave the handle, since a loop over it was left. Idempotent."""
         if self.open:
             self.left = True
             self._stop()
 
     def leave_soon(self) -> None:
-        """Do the same, from anywhere: also another thread, or inside a machine's step."""
+        """Leave the handle, from any thread and at any moment, also inside a machine's step."""
         if self.open:
             self.left = True
             self.stop_soon()
 
     def stop_soon(self) -> None:
-        """Stop in a step of the loop's own."""
+        """Cancel what is read in a separate step of the loop."""
         with contextlib.suppress(RuntimeError):  # The loop is closed: so is what is read.
             self.loop.call_soon_threadsafe(self._stop)
 
 
 @final
 class HandleIterator(AsyncIterator[R_co]):
-    """One loop over a handle, which leaves the handle when it is left itself."""
+    """One loop over a handle; the handle is left when the loop is left."""
 
     __slots__ = ("_ended", "_state", "_task")
 
@@ -117,7 +119,7 @@ class HandleIterator(AsyncIterator[R_co]):
 
     async def __anext__(self) -> R_co:
         state = self._state
-        # A traceback that is kept must not keep the iterator of a loop that was left.
+        # A kept traceback must not keep the iterator alive, or leaving the loop would go unnoticed.
         del self
         try:
             result: R_co = await state.handle.__anext__()
@@ -127,7 +129,7 @@ class HandleIterator(AsyncIterator[R_co]):
         return result
 
     async def aclose(self) -> None:
-        """Leave the handle, and wait until nothing of its request runs."""
+        """Leave the handle, and wait until its request has ended."""
         await self._state.handle.aclose()
 
     def __del__(self) -> None:
@@ -139,20 +141,20 @@ class HandleIterator(AsyncIterator[R_co]):
 
 
 class _IterationState:
-    """A loop over a handle, without the loop's hold on it."""
+    """The state of one loop over a handle, without a reference to its iterator."""
 
     __slots__ = ("__weakref__", "_cut_at", "_owner", "_watched", "handle", "reads")
 
     def __init__(self, handle: Handle[Any], reads: ReadState) -> None:
         self.handle = handle
         self.reads = reads
-        # Weak: a task has its exception, which has the traceback, which has this.
+        # Weak: a task refers to its exception, that to its traceback, and that to this object.
         self._owner = _current_task()
         self._watched = _no_task
-        self._cut_at = 0  # The read that was cut last.
+        self._cut_at = 0  # Number of the last read that was cancelled.
 
     def cut(self) -> None:
-        """See whether the read that was cut is made again."""
+        """Watch whether the cancelled read is made again; if not, leave the handle."""
         if self.reads.open:
             self._cut_at = self.reads.count
             self._check_left(self._cut_at, _current_task(), _TURNS)
@@ -178,7 +180,7 @@ class _IterationState:
             task.add_done_callback(partial(_task_ended, weakref.ref(self)))
 
     def task_ended(self) -> None:
-        """Leave the handle, unless a read was made since the last one that was cut."""
+        """Leave the handle, unless a read was made since the last cancelled one."""
         if self.reads.count == self._cut_at:
             self.reads.leave()
 
@@ -207,21 +209,21 @@ R = TypeVar("R")
 
 @final
 class StreamHandle(Generic[R]):
-    """The results of one request, as they come.
+    """The results of one request, as they arrive.
 
-    An async iterator: ``async for result in app.stream(x)``. It ends when the request has ended,
-    and nothing of the request runs any more. A failed request first gives the results it had, then
-    raises. Made by ``app.stream``.
+    Made by ``app.stream``. An async iterator: ``async for result in app.stream(x)``. It ends when the
+    request has ended and none of its calls runs. If the request fails, its results so far are
+    returned first, then its error is raised.
 
-    Leaving is leaving: when a loop over it is left, by ``break``, an error, or a cancelled task, the
-    request is cancelled, down to the engine's generation; so it is by ``aclose``, and by the end of
-    ``async with app.stream(x) as results:``, which also waits until nothing of it runs. Inside such a
-    block a loop may be left and the rest be read by another.
+    Leaving a loop over it, by ``break``, an error or a cancellation, cancels the request, down to the
+    engine's generations. So do ``aclose`` and the end of ``async with app.stream(x) as results:``,
+    which also wait until the request has ended. Inside such a block a loop may be left, and another
+    one may read the rest.
 
-    A read that was cut is not the end: a read with a time limit, ``wait_for(anext(handle), 1)``, may
-    be made again and loses nothing.
+    A cancelled read loses nothing and is not the end: a read with a time limit,
+    ``wait_for(anext(handle), 1)``, can be repeated.
 
-    A handle that is dropped before it was read to its end, left or closed warns with
+    A handle that is dropped before it was read to its end, left or closed emits a
     ``ResourceWarning``, and its request is cancelled.
     """
 
@@ -244,42 +246,42 @@ class StreamHandle(Generic[R]):
 
     @property
     def id(self) -> str:
-        """The request's id: as in its events and errors, unique, also among processes."""
+        """Id of the request, as in its events and errors; unique also among processes."""
         return self._request.id
 
     @property
     def usage(self) -> RequestUsage:
-        """What the request's generations have cost so far."""
+        """Usage of the request's generations so far."""
         return self._request.usage
 
     def __iter__(self) -> NoReturn:
-        """Refused: results are read by ``async for``."""
-        msg = "the results of app.stream(...) come over time: read them with `async for`"
+        """Raise TypeError: results are read by ``async for``."""
+        msg = "the results of app.stream(...) arrive over time: read them with `async for`"
         raise TypeError(msg)
 
-    if not TYPE_CHECKING:  # For type checkers it cannot be awaited at all.
+    if not TYPE_CHECKING:  # Hidden from type checkers, for which it is not awaitable.
 
         def __await__(self) -> NoReturn:
-            """Refuse: it is read, not awaited."""
+            """Raise TypeError: it is read, not awaited."""
             msg = (
-                "the results of app.stream(...) come over time: read them with `async for`, or write "
+                "the results of app.stream(...) arrive over time: read them with `async for`, or write "
                 "`await app.run(...)`, or `await app.stream(...).list()`"
             )
             raise TypeError(msg)
 
     def __aiter__(self) -> AsyncIterator[R]:
-        """Read the results, each of which is handed out once; leaving cancels the request."""
+        """Iterate over the results, each of which is returned once. Leaving cancels the request."""
         return HandleIterator(self, self._reads)
 
     async def __anext__(self) -> R:
         """Return the next result.
 
         Raises:
-            RequestError: The request failed; all results it had have been handed out.
+            RequestError: The request failed; its results so far have been returned.
             RequestCancelled: The handle was closed or left, or its app was closed.
-            RuntimeError: Another task reads it at this moment.
+            RuntimeError: Another task is reading it.
 
-        Cancellation: nothing is lost, and the request goes on: the read can be made again.
+        Cancellation: nothing is lost and the request continues; the read can be repeated.
         """
         sink, reads = self._request.sink, self._reads
         reads.count += 1
@@ -293,7 +295,7 @@ class StreamHandle(Generic[R]):
         raise self._cancelled()
 
     async def __aenter__(self) -> Self:
-        """Hold it; the request is cancelled when the block is left."""
+        """Return the handle; the request is cancelled when the block is left."""
         self._reads.in_block = True
         return self
 
@@ -303,20 +305,20 @@ class StreamHandle(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the handle."""
         await self.aclose()
 
     def cancel(self) -> None:
-        """Cancel the request, and do not wait until it has ended. Idempotent."""
+        """Cancel the request without waiting until it has ended. Idempotent."""
         self._closed = True
         self._request.cancel()
         self._request.sink.wake()
 
     async def aclose(self) -> None:
-        """Cancel the request if it has not ended, and wait until nothing of it runs. Idempotent.
+        """Cancel the request if it has not ended, and wait until it has. Idempotent.
 
         Raises:
-            RuntimeError: This is a stage call of the request, or of one inside it.
+            RuntimeError: Called by a stage call of the request, or of one of its inner requests.
 
         Cancellation: shielded.
         """
@@ -325,9 +327,9 @@ class StreamHandle(Generic[R]):
         await wait_shielded(self._request.wait_ended)
 
     async def list(self) -> list[R]:
-        """Return all results that have not been read, in the order of the handle.
+        """Return all unread results, in the order of the handle.
 
-        Cancellation: as leaving a loop over it.
+        Cancellation: the request is cancelled, as by leaving a loop.
         """
         return [result async for result in self]
 
@@ -354,7 +356,7 @@ class StreamHandle(Generic[R]):
         )
 
     def _cancelled(self) -> RequestCancelled:
-        # Made here, so that no frame of its traceback refers to it.
+        # Created in a function of its own, so that no frame of its traceback refers to the error.
         reason = "its handle was closed"
         if not self._closed:
             reason = (
@@ -375,7 +377,7 @@ class StreamHandle(Generic[R]):
 
     async def _wait_for_result(self) -> None:
         if self._reading:
-            msg = "another task already reads this stream; results go to one reader"
+            msg = "another task is already reading this stream; it has one reader at a time"
             raise RuntimeError(msg)
         self._reading = True
         sink = self._request.sink

@@ -1,9 +1,9 @@
 """An open pipeline: its stages, its requests, and the task that holds its scopes.
 
-Theory of operation. Whatever is entered must be left by the task that entered it: engines that start,
-resources of replicas, task groups. So an app has a task of its own, the *host task*, which opens
-everything, waits, and closes everything. Any task may ask for it to open, and any task may ask for it
-to close; both only wait for the host task.
+Theory of operation. A cancel scope, a task group or a resource must be left by the task that entered
+it. But any task may open an app, and any other may close it. So an app has a task of its own, the
+*host task*, which enters everything, waits, and leaves everything. The tasks that open and close the
+app only signal the host task and wait for it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Installed:
     ) -> None:
         self.name = declaration.name
         self.prefix = prefix
-        """What stands before the names of its stages in the app's statistics."""
+        """Prefix of its stages' names in the app's statistics."""
         bound = bind_resources(declaration, values)
         self.nodes = tuple(
             Node(declaration.name, plan, spec, kwargs, host)
@@ -76,13 +76,13 @@ class Installed:
             )
         )
         self.has_lifespans = any(node.has_lifespans for node in self.nodes)
-        """True if replicas have something of their own, made when the app opens."""
+        """True if replicas have resources of their own, which are made when the app opens."""
         self._finalizer: weakref.finalize[[], Declaration] | None = None
 
     def close_with(self, declaration: Declaration, loop: asyncio.AbstractEventLoop) -> None:
-        """Close when *declaration* is collected: a pipeline that a stage has defined goes with it."""
+        """Close when *declaration* is garbage-collected, as a pipeline defined inside a stage is."""
 
-        # May run anywhere, also inside a machine's step: act in a step of its own.
+        # A finalizer may run anywhere, also inside a machine's step: act in a separate step of the loop.
         def close_soon() -> None:
             with contextlib.suppress(RuntimeError):  # The loop is closed: so is the app.
                 loop.call_soon_threadsafe(self.close)
@@ -91,7 +91,7 @@ class Installed:
         self._finalizer.atexit = False
 
     def close(self) -> None:
-        """Let the workers end. No calls run any more."""
+        """End the workers. No calls run any more."""
         if self._finalizer is not None:
             self._finalizer.detach()
         for node in self.nodes:
@@ -99,17 +99,17 @@ class Installed:
 
 
 class Host:
-    """An open pipeline, as everything inside of it sees it. See the module.
+    """An open pipeline; see the module's docstring.
 
     Args:
         declaration: The pipeline.
-        resources: By name, what its stages' keyword-only parameters get. Engines are started
-            when the app opens, unless they run already, and stopped when it closes.
-        capacity: Most items per edge and request that have all they need and wait.
-        max_held_items: Most items per request in group and join buffers, which have no other
-            bound; a request that needs more fails.
-        max_requests: Most requests that are open at once; None: any number.
-        observers: What gets the events of requests, calls, generations, groups and engines.
+        resources: Values of the stages' keyword-only parameters, by name. Engines that do not run
+            yet are started when the app opens and stopped when it closes.
+        capacity: Maximum number of ready items per edge and request.
+        max_held_items: Maximum number of items per request in group and join buffers, which have
+            no other bound; a request that needs more fails.
+        max_requests: Maximum number of open requests; None: no limit.
+        observers: Receivers of events of requests, calls, generations, groups and engines.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -135,7 +135,7 @@ class Host:
         self.capacity = capacity
         self.max_held_items = max_held_items
         self.max_requests = max_requests
-        # Refuse at once what cannot work.
+        # Raise here, not when the app opens, if resources do not fit.
         bind_resources(declaration, own_resources(declaration, resources))
         notifiers = Observers(check_observers(observers))
         self.notify_request = notifiers.notifier(RequestStarted, RequestEnded)
@@ -154,10 +154,12 @@ class Host:
         )
         self._own: Installed | None = None
         self._requests: set[Request] = set()
-        self._top_level = 0  # Requests among them that no stage has started.
+        # Number of requests that no stage has started: those that max_requests counts.
+        self._top_level = 0
         self._feeders: set[Feeder] = set()
-        self._waiting_maps: set[Callable[[], None]] = set()  # Maps that wait for max_requests.
-        self._maps: set[object] = set()  # Those that have begun and are not over.
+        # Callbacks of maps that wait for room under max_requests.
+        self._waiting_maps: set[Callable[[], None]] = set()
+        self._maps: set[object] = set()  # Maps that have begun and are not over.
         self._lifespans = Lifespans(self._spawn_lifespan)
         self._state: Literal["new", "opening", "open", "draining", "closed"] = "new"
         self._has_opened = False
@@ -170,7 +172,7 @@ class Host:
         self._ended: asyncio.Event | None = None
         self._quiet: asyncio.Event | None = None
         self._failures: list[BaseException] = []
-        """What was raised while it opened or closed, to be raised to the task that asked."""
+        """Exceptions of opening and closing, to be raised in the task that opens or closes the app."""
 
     @property
     def state(self) -> str:
@@ -179,19 +181,19 @@ class Host:
 
     @property
     def open_requests(self) -> int:
-        """Requests that have not ended, those that stages have started included."""
+        """Number of requests that have not ended, including those started by stages."""
         return len(self._requests)
 
     # ---- opening and closing
 
     async def open(self) -> None:
-        """Start the engines and open, in a task of its own.
+        """Start the host task, which starts the engines, and wait until the app is open.
 
         Raises:
             EngineStartError: An engine did not start; those that did are stopped again.
             Closed: It was opened before, or closed while it opened.
 
-        Cancellation: nothing is left behind when it is raised.
+        Cancellation: raised when everything that was started has been stopped.
         """
         if self._state != "new":
             msg = f"this app of {self.declaration.name!r} was opened before; call open() again"
@@ -210,7 +212,7 @@ class Host:
         self.now = time.monotonic if has_real_time(loop) else loop.time
         self.context = contextvars.copy_context()
         self._opened, self._closing, self._ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        # Past the program's task factory: an eager one would run it within this very step.
+        # Not by the program's task factory: an eager one would run it inside this step.
         self._task = asyncio.Task(
             self._main(),
             loop=loop,
@@ -220,6 +222,7 @@ class Host:
         try:
             await self._opened.wait()
         except asyncio.CancelledError:
+            # Only the wait was cancelled: the host task must still stop what it has started.
             self._opening.cancel()
             self.close_soon()
             await wait_shielded(self._wait_closed)
@@ -243,10 +246,10 @@ class Host:
             self._state = "closed"
             return
         if any(call.run.request in self._requests for call in enclosing_calls()):
-            msg = "a stage cannot close the app that it works for; let it end, or raise"
+            msg = "a stage cannot close the app that runs it; let the stage end, or raise an exception"
             raise RuntimeError(msg)
         if self.state == "closed" and self.loop.is_closed():
-            return  # Its loop has ended, and has closed it.
+            return  # Its loop has ended and has closed it.
         self._check_loop()
         if self._state == "opening":
             assert self._opening is not None
@@ -259,18 +262,18 @@ class Host:
         await self._ended.wait()
 
     def close_soon(self) -> None:
-        """Cancel all requests, and let the host task close. Nothing new is accepted from now on."""
+        """Cancel all requests and let the host task close the app. New requests are refused from now on."""
         if self._closing is not None:
             if self._state in ("open", "draining"):
                 self._state = "closed"
             for request in list(self._requests):
                 request.cancel("its app was closed")
-            self._maps.clear()  # They start nothing any more.
+            self._maps.clear()  # Maps start no more requests.
             self._check_quiet()
             self._closing.set()
 
     def raise_failure(self, error: BaseException | None) -> None:
-        """Raise what went wrong while it opened or closed, once; where *error* is raised, note it."""
+        """Raise a failure of opening or closing, once; if *error* is being raised, add a note to it."""
         failures, self._failures = self._failures, []
         if not failures:
             return
@@ -284,12 +287,12 @@ class Host:
             del failures
 
     async def drain(self, timeout: float | None) -> bool:
-        """Accept no new requests, and wait until those that are open have ended.
+        """Refuse new requests, and wait until the open ones have ended.
 
         Returns:
-            Whether all have ended; False where *timeout* seconds were over before.
+            True if all have ended, False if *timeout* seconds passed first.
         """
-        if self._state != "draining":  # By another task: both wait.
+        if self._state != "draining":  # Two tasks may drain an app: both wait.
             self.check_open()
         self._check_loop()
         self._state = "draining"
@@ -334,7 +337,7 @@ class Host:
                 self._state, self._has_opened = "open", True
                 self._opened.set()
             if self._has_opened:
-                with contextlib.suppress(asyncio.CancelledError):  # Of a loop that goes down.
+                with contextlib.suppress(asyncio.CancelledError):  # Of a loop that shuts down.
                     await self._closing.wait()
             self.close_soon()
             with contextlib.suppress(asyncio.CancelledError):
@@ -359,20 +362,21 @@ class Host:
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
+            # Both may have failed, so both are asked.
             for check in (self._workers.check, partial(self._lifespans.raise_late, None)):
                 try:
                     check()
-                except BaseException as failure:  # noqa: BLE001  # raised when it is closed
+                except BaseException as failure:  # noqa: BLE001  # raised by close()
                     self._failures.append(failure)
 
     async def _set_up(self) -> None:
-        # Install what there is to install, and let replicas make what each has of its own.
+        # Install the pipelines that have resources of their own, and let their replicas make them.
         self._own = self._install(self.declaration)
         self._install_mentioned(lambda found: found.has_lifespans)
         replicas = [r for _, node in self.named_nodes() for r in node.replicas.values()]
         await self._lifespans.start(replicas)
 
-    # ---- pipelines inside of it
+    # ---- pipelines inside the app
 
     def _install(self, declaration: Declaration) -> Installed:
         installed = self._installed.get(declaration)
@@ -401,13 +405,13 @@ class Host:
                         self._keep(other, found)
 
     def _own_values(self, declaration: Declaration) -> Mapping[str, object]:
-        # An inner pipeline takes what it needs of the app's resources.
+        # An inner pipeline takes the resources that it needs from the app's.
         if declaration is self.declaration:
             return own_resources(declaration, self._values)
         return inner_resources(declaration, self._values)
 
     def named_nodes(self) -> list[tuple[str, Node]]:
-        """Return the stages, by their names in the statistics."""
+        """Return the stages with their names in the statistics."""
         return [
             (installed.prefix + node.plan.name, node)
             for installed in self._installed.values()
@@ -417,24 +421,24 @@ class Host:
     # ---- requests
 
     def check_open(self) -> None:
-        """Refuse to go on unless it is open, here.
+        """Raise an error unless the app is open and belongs to the running loop.
 
         Raises:
-            Closed: It is not open, or it drains.
+            Closed: It is not open, or it is being drained.
             RuntimeError: It belongs to another event loop.
         """
-        gone = self._state == "closed" and self._has_opened and self.loop.is_closed()
-        check_open(self.declaration.name, "gone" if gone else self._state)
+        loop_closed = self._state == "closed" and self._has_opened and self.loop.is_closed()
+        check_open(self.declaration.name, "loop closed" if loop_closed else self._state)
         self._check_loop()
 
     def _check_loop(self) -> None:
         check_loop(self.declaration.name, self.loop)
 
     def check_values(self, given: Mapping[str, object]) -> tuple[Mapping[str, object] | None, ...]:
-        """Give, per stage, the resources that requests with the values *given* get.
+        """Return, for each stage, the resources of requests with the values *given*.
 
         Raises:
-            ResourceError: No stage takes one, or it does not fit.
+            ResourceError: No stage takes a name, or a value does not fit.
         """
         others = mentioned(self.declaration, [*self._values.values(), *given.values()])
         check_names(self.declaration, others, given)
@@ -443,7 +447,7 @@ class Host:
 
     @property
     def has_room(self) -> bool:
-        """Return whether another request may start."""
+        """True if another request may start."""
         return self.max_requests is None or self._top_level < self.max_requests
 
     def wait_for_room(self, wake: Callable[[], None]) -> None:
@@ -455,12 +459,13 @@ class Host:
 
         Args:
             inputs: One value per input of the pipeline.
-            options: How it is to run.
-            waits: Whether it has waited for room, and was accepted before the app began to drain.
+            options: Options of the request.
+            waits: True for a request of a map: it has waited for room, and was accepted before the
+                app began to drain.
 
         Raises:
             InputError: An input does not fit.
-            Overloaded: There are as many requests as there may be.
+            Overloaded: As many requests are open as ``max_requests`` allows.
         """
         if not (waits and self._state == "draining"):
             self.check_open()
@@ -488,7 +493,7 @@ class Host:
         return request
 
     def request_ended(self, request: Request) -> None:
-        """Let go of a request that has ended."""
+        """Forget a request that has ended."""
         if request not in self._requests:
             return
         self._requests.discard(request)
@@ -505,26 +510,26 @@ class Host:
             self._quiet.set()
 
     def map_begun(self, map_run: object) -> None:
-        """Note that a map has inputs left, or requests that run."""
+        """Record that a map has inputs left or running requests."""
         if self._state in ("open", "draining"):
             self._maps.add(map_run)
 
     def map_over(self, map_run: object) -> None:
-        """Note that it has neither any more, or was closed. Idempotent."""
+        """Record that a map has neither, or was closed. Idempotent."""
         self._maps.discard(map_run)
         self._check_quiet()
 
     def runs_at(self, node: Node) -> list[NodeRun]:
-        """Return the runs of open requests at a stage."""
+        """Return the open requests' runs at a stage."""
         return [run for request in self._requests for run in request.runs if run.node is node]
 
     def statistics(self) -> AppStatistics:
-        """Add up what it is doing now."""
+        """Return the statistics of this moment."""
         return statistics_of(self._installed.values(), self._requests)
 
     async def scale(self, stage: str, replicas: int) -> None:
         """Change the number of a stage's replicas."""
-        if "." in str(stage):  # Of a pipeline that no stage has called yet.
+        if "." in str(stage):  # A stage of an inner pipeline that may not have been called yet.
             self._install_mentioned(lambda _: True)
         node = _find_node(self.named_nodes(), stage, self.declaration.name)
         async with node.scaling:
@@ -546,12 +551,12 @@ class Host:
         self._workers.spawn(worker.main(), f"alto {worker.replica.name}")
 
     def _worker_failed(self) -> None:
-        # Alto's own fault, or the end of the program: calls may never end, and must not be waited for.
+        # A bug in alto, or the end of the program: calls may never end, so do not wait for them.
         try:
             for request in list(self._requests):
                 request.give_up()
         finally:
-            for request in list(self._requests):  # Whatever did not end even so.
+            for request in list(self._requests):  # Those that did not end even so.
                 self.request_ended(request)
             self.close_soon()
 

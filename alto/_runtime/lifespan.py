@@ -1,8 +1,8 @@
-"""What one replica has of its own: resources made for it, threads, a worker process.
+"""Lifespans of replicas: their own resources, threads and worker processes.
 
-Theory of operation. A keeper is a task. It makes what its replica needs, says so, waits until the
-replica is closed, and gives everything back: whatever was entered is left by the task that entered
-it, in the reverse order, whoever opened, scaled or closed the app.
+Theory of operation. A lifespan is a task. It makes what its replica needs, signals that it is ready,
+waits until the replica is closed, and gives everything back in the reverse order. So whatever is
+entered is left by the task that entered it, no matter which task opens, scales or closes the app.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ("Lifespan", "LifespanReplica", "Lifespans", "needs_lifespan")
 
 
 def needs_lifespan(spec: NodeSpec, resources: Mapping[str, object]) -> bool:
-    """Return whether a replica of a stage has something of its own."""
+    """Return whether the replicas of a stage have resources, threads or processes of their own."""
     made = any(isinstance(value, PerReplica) for value in resources.values())
     return made or not isinstance(executor_of(spec.stage.runs_in), Loop)
 
 
 class Lifespan:
-    """Makes and keeps what one replica has of its own.
+    """The lifespan of what one replica has of its own.
 
     Args:
         spec: The stage.
-        name: Its name in messages.
+        name: The stage's name in messages.
         number: Number of the replica.
-        resources: The keyword arguments of the stage, as they were given.
+        resources: The keyword arguments of the stage, with ``per_replica`` declarations.
     """
 
     def __init__(
@@ -52,37 +52,37 @@ class Lifespan:
         self._closing = anyio.Event()
         self._task: asyncio.Task[Any] | None = None
         self.ready = anyio.Event()
-        """It has made everything, or has failed."""
+        """Set when it has made everything, or has failed."""
         self.closed = anyio.Event()
-        """It has given everything back."""
+        """Set when it has given everything back."""
         self._cancelled = False
         self.given_up = False
-        """It was told to make no more before it had made everything."""
+        """True if it was stopped before it had made everything."""
         self.error: Exception | None = None
-        """Why something could not be made."""
+        """The reason why something could not be made."""
         self.late_error: Exception | None = None
-        """What was raised while it was given back."""
+        """The error that giving back has raised."""
         self.fn: Callable[..., Any] = spec.stage.fn
-        """What a call awaits or iterates."""
+        """Function whose result a call awaits or iterates."""
         self.resources: Mapping[str, object] = {}
-        """Its keyword arguments."""
+        """Keyword arguments of *fn*."""
 
     async def main(self) -> None:
-        """Make everything, wait for the end, give it back. Raises no exception of a resource's."""
-        # Making is cancelled natively, once: what is given back then is given back undisturbed, and
-        # whatever scopes resources have open stay properly nested.
+        """Make everything, wait for the end, give it back. Errors of resources are stored, not raised."""
+        # Making is cancelled natively, and once: giving back is not interrupted, and the cancel scopes
+        # that resources have open stay properly nested.
         self._task = task = asyncio.current_task()
         assert task is not None
         try:
             with anyio.CancelScope(shield=True):
                 await self._keep()
         except asyncio.CancelledError:
-            if not self._cancelled or task.uncancel():  # By somebody else than this keeper.
+            if not self._cancelled or task.uncancel():  # Cancelled by something else.
                 raise
-        except Exception as error:  # noqa: BLE001  # said by whoever waits for it
+        except Exception as error:  # noqa: BLE001  # raised by Lifespans.start() or raise_late()
             self._failed(error)
         finally:
-            # A replica that has gone is to leave nothing in memory.
+            # A removed replica must keep nothing alive.
             self.resources, self._given = {}, {}
             self._task = None
             self.ready.set()
@@ -99,7 +99,7 @@ class Lifespan:
         except asyncio.CancelledError as error:
             if self._cancelled or self._is_cancelled():
                 raise
-            # Raised by a resource of its own accord: nobody has cancelled this task.
+            # A resource raised it although nothing has cancelled this task.
             msg = (
                 f"stage {self._name!r}: a resource of replica {self._number} raised {shown(error)}"
             )
@@ -115,11 +115,11 @@ class Lifespan:
         return self._task is not None and self._task.cancelling() > 0
 
     def close(self) -> None:
-        """Give everything back. No calls run any more."""
+        """Let the task give everything back. No calls run any more."""
         self._closing.set()
 
     def give_up(self) -> None:
-        """Give everything back, and make no more."""
+        """Stop making, and give everything back."""
         self._closing.set()
         if self.ready.is_set() or self.given_up:
             return
@@ -144,7 +144,7 @@ class Lifespan:
         )
         executor = executor_of(stage.runs_in)
         call = await enter_replica(executor, info, self._number, self._given, stack)
-        if type(call) is partial and not call.args:  # Spares a worker the call in between.
+        if type(call) is partial and not call.args:  # Unwrap it: saves one call per stage call.
             self.fn, self.resources = call.func, call.keywords
         else:
             self.fn, self.resources = call, {}
@@ -158,7 +158,7 @@ class LifespanReplica(Protocol):
 
     @property
     def lifespan(self) -> Lifespan | None:
-        """What makes and gives back the replica's own resources; None: it has none."""
+        """Lifespan of the replica's own resources; None: it has none."""
         ...
 
 
@@ -175,12 +175,12 @@ class Lifespans:
         self._late_errors: list[Exception] = []
 
     async def start(self, replicas: Iterable[LifespanReplica]) -> None:
-        """Let replicas that get nothing yet make what each has of its own, side by side.
+        """Make the resources of new replicas concurrently.
 
         Raises:
-            ResourceError: Something could not be made; what the others had made is given back.
+            ResourceError: A resource could not be made; the resources of all of them are given back.
 
-        Cancellation: everything that was made is given back.
+        Cancellation: raised when everything that was made is given back.
         """
         kept = [(replica, replica.lifespan) for replica in replicas if replica.lifespan is not None]
         lifespans = [lifespan for _, lifespan in kept]
@@ -219,11 +219,11 @@ class Lifespans:
                 self._late_errors.append(lifespan.late_error)
 
     def give_up(self) -> None:
-        """Give everything back, and make no more."""
+        """Stop making, and give everything back."""
         _give_up(self._kept)
 
     def raise_late(self, error: BaseException | None) -> None:
-        """Say what was raised while things were given back, unless the caller raised *error*."""
+        """Raise the first error of giving back; if *error* is being raised, add a note to it instead."""
         if not self._late_errors:
             return
         if error is None:

@@ -1,4 +1,4 @@
-"""Run many requests, a bounded number at a time, with one result record each."""
+"""Maps: many requests, a bounded number at a time, with one result record each."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ __all__ = (
 
 @final
 class Feeder:
-    """A task of an app that can be cancelled once, natively.
+    """A task of an app that pulls a map's inputs. It is cancelled natively, and once.
 
-    A cancel scope would cancel it again at each wait of what it does to clean up.
+    A cancel scope would cancel it again at each wait of its clean-up.
     """
 
     __slots__ = ("_cancelled", "_task")
 
     def __init__(self) -> None:
-        self._cancelled = False  # To end.
+        self._cancelled = False
         self._task: asyncio.Task[Any] | None = None
 
     @property
     def cancelled(self) -> bool:
-        """Return whether it was asked to end."""
+        """True if it was cancelled."""
         return self._cancelled
 
     async def run(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
-        """Call *function*, unless it was cancelled before."""
+        """Call *function* in the current task, unless :meth:`cancel` was called before."""
         if self._cancelled:
             return
         self._task = task = asyncio.current_task()
@@ -78,13 +78,13 @@ class Feeder:
             with anyio.CancelScope(shield=True):
                 await function(*args)
         except asyncio.CancelledError:
-            if not self.cancelled or task.uncancel():  # By the loop, which is going down.
+            if not self.cancelled or task.uncancel():  # Cancelled by a loop that shuts down.
                 raise
         finally:
             self._task = None
 
     def cancel(self) -> None:
-        """Cancel it, once."""
+        """Cancel the task. Only the first call has an effect."""
         if not self._cancelled:
             self._cancelled = True
             if self._task is not None:
@@ -99,7 +99,7 @@ R = TypeVar("R")
 
 @attrs.frozen(kw_only=True)
 class Succeeded(Generic[In, R]):
-    """One input of ``app.map`` whose request gave all its results."""
+    """The record of an input of ``app.map`` whose request succeeded."""
 
     index: int
     """Position of the input, from 0."""
@@ -110,41 +110,41 @@ class Succeeded(Generic[In, R]):
     values: list[R]
     """All results of the request, in ancestry order."""
     seconds: float = attrs.field(eq=False, default=0.0)
-    """From its start to its end; not compared."""
+    """Seconds from its start to its end; not compared."""
     usage: RequestUsage = attrs.field(eq=False, factory=RequestUsage)
-    """What its generations have cost; not compared."""
+    """Usage of its generations; not compared."""
 
     ok: Literal[True] = attrs.field(init=False, repr=False, default=True)
-    """True: it did not fail. Pyright narrows by ``result.ok is True``, not by ``result.ok`` alone."""
+    """Always True. Pyright narrows by ``result.ok is True``, not by ``result.ok`` alone."""
     error: None = attrs.field(init=False, repr=False, default=None)
-    """None: it did not fail. ``result.error is None`` narrows a :data:`Result` for type checkers."""
+    """Always None. ``result.error is None`` narrows a :data:`Result` for type checkers."""
 
     def unwrap(self) -> list[R]:
-        """Return the results; of a request that failed, the error is raised."""
+        """Return the results. A :class:`Failed` record raises its error instead."""
         return self.values
 
 
 @attrs.frozen(kw_only=True)
 class Failed(Generic[In]):
-    """One input of ``app.map`` whose request failed, or was refused."""
+    """The record of an input of ``app.map`` whose request failed or was refused."""
 
     index: int
     """Position of the input, from 0."""
     input: In
     """The input itself."""
     id: str | None = attrs.field(eq=False, default=None)
-    """The request's id; None: it was refused, and nothing was started. Not compared."""
+    """The request's id; None if it was refused before anything was started. Not compared."""
     error: AltoError
-    """Why it failed."""
+    """The error that it failed with."""
     seconds: float = attrs.field(eq=False, default=0.0)
-    """From its start to its end; not compared."""
+    """Seconds from its start to its end; not compared."""
     usage: RequestUsage = attrs.field(eq=False, factory=RequestUsage)
-    """What its generations have cost; not compared."""
+    """Usage of its generations; not compared."""
 
     ok: Literal[False] = attrs.field(init=False, repr=False, default=False)
-    """False: it failed."""
+    """Always False."""
     values: None = attrs.field(init=False, repr=False, default=None)
-    """None: it has no results."""
+    """Always None."""
 
     def unwrap(self) -> NoReturn:
         """Raise the error."""
@@ -152,20 +152,22 @@ class Failed(Generic[In]):
 
 
 Result: TypeAlias = Succeeded[In, R] | Failed[In]
-"""What became of one input of ``app.map``: both type checkers tell the two apart by ``isinstance``, by
-``match``, and by ``result.error is None``."""
+"""The record of one input of ``app.map``.
+
+mypy and pyright narrow it by ``isinstance``, by ``match`` and by ``result.error is None``.
+"""
 
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """How far a map is."""
+    """Progress of a map."""
 
     started: int
-    """Inputs whose requests have been started."""
+    """Number of inputs whose requests have been started."""
     succeeded: int
-    """Requests that have ended well."""
+    """Number of requests that have succeeded."""
     failed: int
-    """Requests that have failed."""
+    """Number of requests that have failed."""
 
 
 class MapApp(Protocol):
@@ -178,7 +180,7 @@ class MapApp(Protocol):
 
     @property
     def has_room(self) -> bool:
-        """Return whether another request may start."""
+        """True if another request may start."""
         ...
 
     def wait_for_room(self, wake: Callable[[], None]) -> None:
@@ -186,11 +188,11 @@ class MapApp(Protocol):
         ...
 
     def map_begun(self, map_run: object) -> None:
-        """Note that a map has inputs left, or requests that run."""
+        """Record that a map has inputs left or running requests."""
         ...
 
     def map_over(self, map_run: object) -> None:
-        """Note that it has neither any more, or was closed. Idempotent."""
+        """Record that a map has neither, or was closed. Idempotent."""
         ...
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: object) -> Feeder:
@@ -199,7 +201,7 @@ class MapApp(Protocol):
 
 
 class _MapRun:
-    """The state that requests and their handle share, so that a dropped handle is noticed."""
+    """The state of one map. Its requests refer to it and not to the handle, so a dropped handle is freed."""
 
     def __init__(
         self,
@@ -212,20 +214,22 @@ class _MapRun:
     ) -> None:
         self.app = app
         self.start = start
-        self.source: Iterator[object] | None = None  # What is pulled by the reader, not by a task.
+        # A plain iterable, pulled by the reader; an async one has a task.
+        self.source: Iterator[object] | None = None
         self.concurrency = concurrency
         self.ordered = ordered
         self.report = report
         self.running: dict[int, tuple[Request, object]] = {}
         self.finished: dict[int, Result[Any, Any]] = {}
-        self.completed: deque[int] = deque()  # Finished inputs in order of completion.
+        # Finished inputs that are not taken, in the order of completion.
+        self.completed: deque[int] = deque()
         self.started = self.next = self.failed = 0
         self.exhausted = False
         self.error: BaseException | None = None
         self.closed = False
         self.reading = False
-        self.changed = asyncio.Event()  # For the reader.
-        self.wanted = asyncio.Event()  # For the task that pulls.
+        self.changed = asyncio.Event()  # Wakes the reader.
+        self.wanted = asyncio.Event()  # Wakes the task that pulls.
         self.source_closed: asyncio.Event | None = None
         self.feeder: Feeder | None = None
 
@@ -248,7 +252,7 @@ class _MapRun:
         self.check_over()
 
     def check_over(self) -> None:
-        """See whether it is over."""
+        """Report the end of the map, if it is over."""
         if self.closed or (self.exhausted and not self.running):
             self.app.map_over(self)
 
@@ -263,7 +267,7 @@ class _MapRun:
             )
             try:
                 self.report(progress)
-            except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
+            except Exception as error:  # noqa: BLE001  # raised to the reader, after the results before it
                 self.report, self.exhausted, self.error = None, True, error
         self.wake()
 
@@ -284,56 +288,56 @@ class _MapRun:
         self.close_source()
 
     def close_source(self) -> None:
-        # Of a plain generator: an async one is closed by the task that pulls.
+        # Closes a plain generator; an async one is closed by the task that pulls.
         source, self.source = self.source, None
         if (close := getattr(source, "close", None)) is not None:
             close()
 
     def refill(self) -> None:
-        """Start what may run, of a plain iterable."""
+        """Start as many requests as may run, from a plain iterable."""
         while self.source is not None and not self.exhausted and self.has_room:
             try:
                 _start_one(self, next(self.source))
             except StopIteration:
                 self.exhausted = True
-            except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
+            except Exception as error:  # noqa: BLE001  # raised to the reader, after the results before it
                 self.exhausted, self.error = True, error
                 self.close_source()
         self.check_over()
 
     def source_failed(self, error: Exception) -> None:
-        """Raise *error* to the reader; where the map was left, to the loop's handler."""
+        """Raise *error* to the reader or, if the map was closed, pass it to the loop's handler."""
         if self.closed:
             asyncio.get_running_loop().call_exception_handler(
-                {"message": f"the inputs of a map that was left: {error!r}", "exception": error}
+                {"message": f"the inputs of a map that was closed: {error!r}", "exception": error}
             )
         else:
             self.error = error
 
     async def wait_source_closed(self) -> None:
-        """Wait until nothing is pulled from the inputs any more."""
+        """Wait until the task that pulls the inputs has ended."""
         if self.source_closed is not None:
             await self.source_closed.wait()
 
 
 @final
 class MapHandle(Generic[In, R]):
-    """Results of many requests, one :data:`Result` per input. Made by ``app.map``.
+    """The results of many requests, one :data:`Result` per input. Made by ``app.map``.
 
-    At most *concurrency* requests run at once, and at most twice as many are running or done and
-    not taken, so neither a slow reader nor an endless input fills memory. A failed input becomes
-    a :class:`Failed` record; the others go on.
+    At most *concurrency* requests run at the same time, and at most twice as many are running or
+    finished and not taken. So neither a slow reader nor an endless input fills memory. An input whose
+    request fails becomes a :class:`Failed` record; the others continue.
 
-    Leaving is leaving: when a loop over it is left, by ``break``, an error, or a cancelled task, what
-    still runs is cancelled and the inputs are closed; so it is by ``aclose``, and by the end of
-    ``async with app.map(xs) as results:``, which also waits until nothing runs. Inside such a block a
-    loop may be left and the rest be read by another.
+    Leaving a loop over it, by ``break``, an error or a cancellation, cancels the running requests and
+    closes the inputs. So do ``aclose`` and the end of ``async with app.map(xs) as results:``, which
+    also wait until the requests have ended. Inside such a block a loop may be left, and another one
+    may read the rest.
 
-    Cancellation: a read that was cut, ``wait_for(anext(handle), 1)``, loses no result, and can be made
-    again.
+    Cancellation: a cancelled read, as in ``wait_for(anext(handle), 1)``, loses no result and can be
+    repeated.
 
-    A handle that is dropped before it was read to its end, left or closed warns with
-    ``ResourceWarning``; what still runs is cancelled.
+    A handle that is dropped before it was read to its end, left or closed emits a
+    ``ResourceWarning``, and running requests are cancelled.
     """
 
     __slots__ = ("_reads", "_run")
@@ -354,22 +358,22 @@ class MapHandle(Generic[In, R]):
         )
 
     def __iter__(self) -> NoReturn:
-        """Refused: results are read by ``async for``."""
-        msg = "the results of app.map(...) come over time: read them with `async for`"
+        """Raise TypeError: results are read by ``async for``."""
+        msg = "the results of app.map(...) arrive over time: read them with `async for`"
         raise TypeError(msg)
 
-    if not TYPE_CHECKING:  # For type checkers it cannot be awaited at all.
+    if not TYPE_CHECKING:  # Hidden from type checkers, for which it is not awaitable.
 
         def __await__(self) -> NoReturn:
-            """Refuse: it is read, not awaited."""
+            """Raise TypeError: it is read, not awaited."""
             msg = (
-                "the results of app.map(...) come over time: read them with `async for`, or write "
+                "the results of app.map(...) arrive over time: read them with `async for`, or write "
                 "`await app.map(...).list()`"
             )
             raise TypeError(msg)
 
     def __aiter__(self) -> AsyncIterator[Result[In, R]]:
-        """Read the results, each of which is handed out once; leaving cancels what runs."""
+        """Iterate over the results, each of which is returned once. Leaving cancels what runs."""
         return HandleIterator(self, self._reads)
 
     async def __anext__(self) -> Result[In, R]:
@@ -377,8 +381,8 @@ class MapHandle(Generic[In, R]):
 
         Raises:
             Closed: The handle was closed or left, or its app was closed.
-            BaseException: What the iterable of inputs raised, after the results of those before.
-            RuntimeError: Another task reads it at this moment.
+            BaseException: The iterable of inputs raised it; the results of earlier inputs come first.
+            RuntimeError: Another task is reading it.
         """
         map_run, reads = self._run, self._reads
         reads.count += 1
@@ -387,8 +391,8 @@ class MapHandle(Generic[In, R]):
                 msg = "this map was closed; call app.map(...) again for a new one"
                 if reads.left:
                     msg = (
-                        "a loop over this map was left, and so what ran was cancelled; to leave a loop "
-                        "and read on, use `async with app.map(...) as results:`"
+                        "a loop over this map was left, which has cancelled its requests; to leave a loop "
+                        "and continue to read, use `async with app.map(...) as results:`"
                     )
                 raise Closed(msg)
             map_run.refill()
@@ -405,7 +409,7 @@ class MapHandle(Generic[In, R]):
             await self._wait_for_result()
 
     async def __aenter__(self) -> Self:
-        """Hold it; what runs is cancelled when the block is left."""
+        """Return the handle; what runs is cancelled when the block is left."""
         self._reads.in_block = True
         return self
 
@@ -415,18 +419,18 @@ class MapHandle(Generic[In, R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the handle."""
         await self.aclose()
 
     async def list(self) -> list[Result[In, R]]:
-        """Return all results that have not been read, in the order of the handle."""
+        """Return all unread results, in the order of the handle."""
         return [result async for result in self]
 
     async def aclose(self) -> None:
         """Cancel what runs, wait until it has ended, and close the inputs. Idempotent.
 
         Raises:
-            RuntimeError: This is a stage call of one of its requests, or of one inside them.
+            RuntimeError: Called by a stage call of one of its requests, or of their inner requests.
 
         Cancellation: shielded.
         """
@@ -449,7 +453,7 @@ class MapHandle(Generic[In, R]):
             return
         if map_run.running or map_run.finished or not map_run.exhausted or map_run.error:
             warnings.warn(
-                "the results of app.map(...) were never read to their end, and what still ran is "
+                "the results of app.map(...) were never read to their end, and running requests are "
                 "cancelled; use `async with app.map(...) as results:`",
                 ResourceWarning,
                 source=self,
@@ -459,7 +463,7 @@ class MapHandle(Generic[In, R]):
     async def _wait_for_result(self) -> None:
         map_run = self._run
         if map_run.reading:
-            msg = "another task already reads this map; results go to one reader"
+            msg = "another task is already reading this map; it has one reader at a time"
             raise RuntimeError(msg)
         map_run.reading = True
         map_run.changed.clear()
@@ -478,7 +482,7 @@ def map_requests(
     order: Literal["input", "completed"],
     progress: bool | Callable[[Progress], object],
 ) -> MapHandle[Any, Any]:
-    """Start a request per input of *source*, as results are taken."""
+    """Start a request for each input of *source*, as results are taken."""
     report = _print_progress if progress is True else progress or None
     map_run = _MapRun(app, start, concurrency=concurrency, ordered=order == "input", report=report)
     if isinstance(source, AsyncIterable):
@@ -496,7 +500,7 @@ def _start_one(map_run: _MapRun, value: object) -> None:
         map_run.app.map_begun(map_run)
     try:
         request = map_run.start(value)
-    except Closed as error:  # The app: nothing more can be started, and the inputs may be endless.
+    except Closed as error:  # The app was closed: stop pulling, since the inputs may be endless.
         map_run.started -= 1
         raise Closed(_APP_CLOSED) from error
     except AltoError as error:
@@ -510,7 +514,7 @@ def _start_one(map_run: _MapRun, value: object) -> None:
 
 
 class _ResultTaker:
-    """Takes the result of a request that has ended."""
+    """Callback that takes the result of a request that has ended."""
 
     __slots__ = ("_index", "_run", "_value")
 
@@ -538,8 +542,8 @@ def _result(index: int, value: object, request: Request) -> Result[Any, Any]:
 
 
 async def _feed(map_run: _MapRun, source: AsyncIterator[object]) -> None:
-    # A task of the app: an async iterable of inputs is pulled beside the requests. It is cancelled
-    # once, so that the source can clean up undisturbed.
+    # Runs in a task of the app, which pulls an async iterable while requests run. It is cancelled
+    # once, so that nothing interrupts the clean-up of the source.
     assert map_run.source_closed is not None
     try:
         try:
@@ -549,7 +553,7 @@ async def _feed(map_run: _MapRun, source: AsyncIterator[object]) -> None:
     except asyncio.CancelledError:
         map_run.error = Closed(_APP_CLOSED)
         raise
-    except Exception as error:  # noqa: BLE001  # raised to the reader, in its place
+    except Exception as error:  # noqa: BLE001  # raised to the reader, after the results before it
         map_run.source_failed(error)
     finally:
         map_run.exhausted = True

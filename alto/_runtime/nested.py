@@ -1,4 +1,4 @@
-"""Pipelines that stages call."""
+"""Inner requests: pipelines that stages call."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def nested_stream(
     timeout: float | None = None,
     order: GroupOrder = "arrival",
 ) -> StreamHandle[Any]:
-    """Start a request of *declaration* inside the running stage call, and read as it comes.
+    """Start a request of *declaration* inside the running stage call, and return its handle.
 
     Raises:
-        Closed: No stage call runs in this context, or it has ended, but for its clean-up.
+        Closed: No stage call runs in this context, or it has ended or is cleaning up.
     """
     if (runner := _runner()) is not None:
         handle: StreamHandle[Any] = runner.stream(declaration, inputs)
@@ -42,10 +42,10 @@ def nested_stream(
 async def nested_run(
     declaration: Declaration, inputs: Sequence[object], *, timeout: float | None = None
 ) -> list[Any]:
-    """Start a request of *declaration* inside the running stage call, and wait for all of it.
+    """Run a request of *declaration* inside the running stage call, and return all its results.
 
     Raises:
-        Closed: No stage call runs in this context, or it has ended, but for its clean-up.
+        Closed: No stage call runs in this context, or it has ended or is cleaning up.
     """
     if (runner := _runner()) is not None:
         return await runner.run(declaration, inputs)

@@ -1,10 +1,10 @@
-"""One stage in a pipeline, as long as the app is open: its replicas, and which of them gets what.
+"""A stage of an open pipeline: its replicas, and the routing of items and groups to them.
 
-Theory of operation. As long as a stage has one replica, requests stand in that one's line
-themselves, and nothing here is in the way. With more, the stage is *routed*: an item of a stage that
-does not gather waits at its request until some replica could start a call; then the router says
-where it goes. A group is bound to a replica when its first piece comes, and its call goes there. A
-stage that was ever scaled stays routed.
+Theory of operation. While a stage has one replica, requests queue their calls there directly, and
+this module is not on an item's path. With more replicas the stage is *routed*. An item of a stage that
+does not gather waits in its request's run until some replica could start a call; then the router
+chooses a replica for it. A group is bound to a replica when its first piece arrives, and its call runs
+there. A stage that was ever scaled stays routed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ("Node", "NodeApp")
 
 
 class NodeApp(ReplicaApp, Protocol):
-    """What an app gives all its stages."""
+    """The app, as its stages see it."""
 
     @property
     def notify_group(self) -> Notify | None:
-        """The same for groups."""
+        """Function that notifies observers of groups; None: no observer wants them."""
         ...
 
 
@@ -49,11 +49,10 @@ class Node:
 
     Args:
         pipeline: Name of the pipeline.
-        plan: Where the stage stands in the graph.
+        plan: Its position in the graph.
         spec: The stage.
-        resources: Its keyword arguments; those that each replica makes for itself as they were
-            given.
-        setting: What the app gives all its stages.
+        resources: Its keyword arguments; of ``per_replica`` resources the declarations.
+        app: The app, as its stages see it.
     """
 
     __slots__ = (
@@ -93,27 +92,27 @@ class Node:
         self.arity = len(plan.inputs)
         self.group_slots = tuple(k for k, source in enumerate(plan.inputs) if source.group)
         self.join: tuple[int | None, ...] = ()
-        """Depths as :class:`Join` wants them; empty where a call needs one thing only."""
+        """Depths of the inputs, as :class:`Join` takes them; empty if a call needs one input only."""
         if self.arity > 1:
             self.join = tuple(None if s.group else s.depth for s in plan.inputs)
         self.has_lifespans = needs_lifespan(spec, resources)
-        """True if each replica has something of its own, which must be made before it works."""
+        """True if each replica has resources of its own, which must be made before it works."""
         self.binding = Binding(_router(spec, plan.name), plan.name)
         self.replicas: dict[int, Replica] = {}
-        """By number, in order; those that drain included."""
+        """Replicas by number, in order, including those that drain."""
         self.waiting_runs: Rotation[NodeRun] = Rotation()
-        """Requests with items that no replica has been given yet."""
+        """Runs with items that have not been routed yet."""
         self.done = 0
-        """Calls that have ended by themselves at replicas that have gone."""
+        """Number of calls that have ended by themselves at replicas that were removed."""
         self.scaling = anyio.Lock()
         """Held while replicas are added or removed."""
         self._dispatching = self._again = False
         self.routed = spec.stage.replicas > 1
-        """True if a router says which replica gets what."""
+        """True if a router chooses among several replicas."""
         for replica in [self.new_replica() for _ in range(spec.stage.replicas)]:
             self.add(replica)
         self.sole_replica: Replica = self.replicas[0]
-        """The only replica, as long as there is only one."""
+        """The only replica, while the stage is not routed."""
 
     @property
     def name(self) -> str:
@@ -122,18 +121,18 @@ class Node:
 
     @property
     def concurrency(self) -> int:
-        """Most calls that run at once, per replica."""
+        """Maximum number of calls that run concurrently, per replica."""
         return self.spec.stage.concurrency
 
     @property
     def generator(self) -> bool:
-        """Return whether a call may give any number of outputs."""
+        """True if a call yields any number of outputs."""
         return self.spec.stage.generator
 
     # ---- replicas come and go
 
     def new_replica(self) -> Replica:
-        """Make a replica that gets nothing yet."""
+        """Make a replica that receives nothing yet."""
         number = self.binding.reserve()
         lifespan = None
         if self.has_lifespans:
@@ -142,12 +141,12 @@ class Node:
         return Replica(self, number, lifespan, self.spec.stage.fn, resources)
 
     def add(self, replica: Replica) -> None:
-        """Give a replica items and groups from now on."""
+        """Route items and groups to a replica too, from now on."""
         self.binding.add(replica.number, self.concurrency)
         self.replicas[replica.number] = replica
 
     def route(self, runs: Iterable[NodeRun]) -> None:
-        """Let a router say which replica gets what. *runs* are those of all open requests."""
+        """Make the stage routed. *runs* are those of all open requests."""
         if self.routed:
             return
         self.routed = True
@@ -155,7 +154,7 @@ class Node:
             run.route()
 
     def grow(self, replicas: Iterable[Replica], runs: Iterable[NodeRun]) -> None:
-        """Let more replicas work, which have all they need. *runs* are those of open requests."""
+        """Add *replicas*, which have their resources. *runs* are those of all open requests."""
         self.route(runs)
         for replica in replicas:
             self.add(replica)
@@ -167,9 +166,9 @@ class Node:
             self.drain(number, runs)
 
     def drain(self, number: int, runs: Iterable[NodeRun]) -> None:
-        """Give a replica nothing new, and let it go when its last call has ended.
+        """Route nothing to a replica any more, and remove it when its last call has ended.
 
-        Items that wait for it go to others; groups stay where they are.
+        Items that wait for it are routed again; groups stay bound to it.
         """
         self.binding.drain(number)
         if not self.group_slots:
@@ -180,7 +179,7 @@ class Node:
         self.dispatch()
 
     def _retire(self, number: int) -> None:
-        # See whether a replica that drains has nothing left.
+        # Remove a draining replica that has nothing left.
         if self.binding.is_drained(number):
             self.binding.forget(number)
             replica = self.replicas.pop(number)
@@ -188,20 +187,20 @@ class Node:
             replica.close()
 
     def close(self) -> None:
-        """Let the workers end. No calls run any more."""
+        """Close all replicas. No calls run any more."""
         for replica in self.replicas.values():
             replica.close()
 
-    # ---- who gets what
+    # ---- routing
 
     def enqueue(self, run: NodeRun) -> None:
-        """Put *run*, which has items to start, in line, and route what can be started."""
+        """Queue *run*, which has items to route, and route what can start."""
         self.waiting_runs.add(run)
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Route items as long as some replica could start one."""
-        if self._dispatching:
+        """Route items while some replica could start one."""
+        if self._dispatching:  # Placing a call can free a permit, which leads here again.
             self._again = True
             return
         self._dispatching = self._again = bool(self.waiting_runs)
@@ -215,7 +214,7 @@ class Node:
             self._dispatching = False
 
     def _update_loads(self) -> int:
-        # Bring up to date what routers see; how many replicas could start a call.
+        # Update what routers see. Returns the number of replicas that could start a call.
         some = 0
         for load in self.binding.live:
             load.free = self.replicas[load.number].permits.spare
@@ -223,7 +222,7 @@ class Node:
         return some
 
     def _dispatch(self, run: NodeRun) -> bool:
-        # Whether a replica that could start a call cannot start another one now.
+        # Returns whether a replica that could start a call no longer can.
         unplaced = run.unplaced
         if run.stalled or not unplaced:
             return False
@@ -242,13 +241,13 @@ class Node:
         replica = self.replicas[number]
         run.queue(replica).put(path, args)
         load = self.binding.loads[number]
-        if not load.free:  # Of a router that named one which is busy.
+        if not load.free:  # The router chose a busy replica.
             return False
         load.free = replica.permits.spare
         return not load.free
 
     def bind(self, run: NodeRun, path: Path, value: object) -> Replica:
-        """Choose the replica of a group that comes to be."""
+        """Bind a new group to a replica, and return that."""
         self._update_loads()
         request = run.request
         try:
@@ -259,24 +258,24 @@ class Node:
             replica = self.replicas[number]
             run.grouped_calls[
                 path
-            ].replica = replica  # Before the request fails, which releases it.
+            ].replica = replica  # Before the request fails: that releases the group.
             request.fail(error)
             return replica
         return self.replicas[number]
 
     def release(self, run: NodeRun, path: Path) -> None:
-        """Forget a group that is closed."""
+        """Release a closed group from its replica."""
         self._retire(self.binding.release(run.request.number, path))
 
     def withdrawn(self, number: int, items: int) -> None:
-        """Forget *items* that a replica had been given and that nothing needs any more."""
+        """Withdraw *items* from a replica: nothing needs them any more."""
         for _ in range(items):
             self.binding.withdrawn(number)
         self._retire(number)
 
     def ended(self, number: int, seconds: float | None) -> None:
-        """Count a call that has ended, after it ran for *seconds*; None: that is not known."""
-        if self.group_slots:  # Its row has gone already, and counts for it.
+        """Record the end of a call that ran for *seconds*; None: not known."""
+        if self.group_slots:  # Its group was released already, and counted as the call.
             if seconds is not None and number in self.binding.loads:
                 self.binding.record_time(number, seconds)
             return

@@ -1,19 +1,19 @@
-"""One request at one stage: what has arrived, what can start, what runs, where results go.
+"""One request at one stage: its inputs, ready calls, running calls, and the consumers of its outputs.
 
 Theory of operation. A run has one *port* per stream parameter of its stage, and one target per
-consumer of its own stream. Upstream calls it with ``push`` (an item) and ``counted`` (a call has had
-so many children), in any order, and asks ``is_full`` before. All of these are sync: they feed a
-machine of ``_core`` and apply what it says.
+consumer of its own stream. Upstream calls ``push`` (an item has arrived) and ``counted`` (a call had so
+many children) on its ports, in any order, and ``is_full`` before. All of these are sync: they feed an
+event to a machine (machines/) and apply the answer.
 
-Calls that have all they need stand in the ready queue of a replica (queue.py); only these count
-against the capacity. Where the stage has several replicas, an item waits in ``unplaced`` until a
-router has said which queue it goes to (node.py). What still waits for something else from upstream is
-*held*: it has nowhere else to go.
+Calls that have all their inputs wait in the ready queue of a replica (queue.py); only these count
+against the capacity. If the stage has several replicas, a call waits in ``unplaced`` until the router
+has chosen its queue (node.py). Items that still wait for other inputs are *held*: there is nowhere
+else for them to go.
 
-Why nothing deadlocks: a call that waits for room waits for a consumer which has all it needs from
+Why nothing deadlocks: a call that waits for room waits for a consumer that has all its inputs from
 upstream (a ready call, or a begun group whose call does not wait for a piece). Waiting calls hold no
-permits. So following whom a call waits for leads strictly downstream, and ends at user code that
-runs, or at the reader of the request.
+permits. So each wait is for something further downstream, and the chain of waits ends at user code
+that runs, or at the reader of the request.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ("NodeRun",)
 
 
 class NodeRun:
-    """One request at one stage. See the module."""
+    """One request at one stage; see the module's docstring."""
 
     __slots__ = (
         "_counts_to",
@@ -78,30 +78,30 @@ class NodeRun:
         self.node = node
         self.index: int = node.plan.index
         self.stage: str = node.full_name
-        """Name of the stage, with its pipeline's."""
+        """Name of the stage, with the pipeline's name before it."""
         self.values = values
-        """Resources that the stage gets for this request alone; None: none."""
+        """Resources of the stage for this request alone; None: none."""
         self.capacity: int = request.capacity
         self.queues: dict[int, ReadyQueue] = {}
-        """What waits for each replica, by its number, and how much of it runs."""
+        """Queue of ready calls for each replica, by the replica's number."""
         self.sole: ReadyQueue | None = None
-        """The only queue, as long as the stage has one replica."""
+        """The only queue, while the stage is not routed."""
         self.unplaced: deque[ReadyCall] = deque()
-        """Calls that no replica has been given yet."""
+        """Ready calls that have not been routed to a replica yet."""
         self.stalled = False
-        """True if the next of them may not be placed, since its outputs would have no room."""
+        """True if the next of them may not be routed, because its outputs would have no room."""
         self.routed: bool = node.routed
+        """True if a router chooses among several replicas, and learns how long calls run."""
         self.tracks_calls: bool = node.routed or bool(node.group_slots)
-        """True if the end of every call matters here."""
-        """True if a router says which replica gets what, and so learns how long calls run."""
+        """True if the end of every call must be reported here, not only of those that suspended."""
         if not node.routed:
             self.sole = self.queues[node.sole_replica.number] = ReadyQueue(self, node.sole_replica)
         self.room = Room()
-        """Who waits for a call to start."""
+        """Waiters for room among the ready calls."""
         self.suspended: dict[Path, Call] = {}
-        """Calls that have suspended, so that they can be cancelled."""
+        """Calls that have suspended, and can be cancelled, by path."""
         self.grouped_calls: dict[Path, GroupedCall] = {}
-        """Groups whose call has not ended."""
+        """Groups whose call has not ended, by path."""
         self.dropped: set[Path] = set()
         """Ancestors below which nothing is needed any more."""
         self._liveness: Liveness | None = None
@@ -111,7 +111,8 @@ class NodeRun:
         # Filled by the request once all runs exist:
         self._targets: tuple[Target, ...] = ()
         self._counts_to: tuple[Target, ...] = ()
-        # Any: functions that stand in attributes with a slot are methods to pyright.
+        # Any: pyright takes a function in a slot for a method. connect() replaces both by those of the
+        # only target, so that an item passes no loop.
         self.push: Any = self._push_all
         self.is_full: Any = self._any_full
 
@@ -121,14 +122,14 @@ class NodeRun:
         return ItemPort(self, slot) if self.join is None else JoinPort(self, slot)
 
     def connect(self, targets: tuple[Target, ...], counts_to: tuple[Target, ...]) -> None:
-        """Say where results go, and what must know how many there were."""
+        """Set the consumers of outputs, and those of the counts of children."""
         self._targets = targets
         self._counts_to = counts_to
-        if len(targets) == 1:  # The common case: straight to the target, without a loop.
+        if len(targets) == 1:  # The common case: no loop over the targets.
             self.push = targets[0].push
             self.is_full = targets[0].is_full
 
-    # ---- what it is, to those that see little of it
+    # ---- properties that the protocols of ports, queues and calls ask for
 
     @property
     def name(self) -> str:
@@ -137,7 +138,7 @@ class NodeRun:
 
     @property
     def depth(self) -> int:
-        """Length of a call's path."""
+        """Length of the calls' paths."""
         return self.node.plan.depth
 
     @property
@@ -157,7 +158,7 @@ class NodeRun:
 
     @property
     def in_arrival_order(self) -> bool:
-        """Return whether groups hand out their pieces as they come."""
+        """True if groups hand out their pieces in arrival order."""
         return self.node.spec.stage.order == "arrival"
 
     def input_depth(self, slot: int) -> int:
@@ -165,32 +166,32 @@ class NodeRun:
         return self.node.plan.inputs[slot].depth
 
     def rank(self, slot: int) -> int:
-        """Return which of the stage's groups parameter *slot* is."""
+        """Return the position of parameter *slot* among the stage's group parameters."""
         return self.node.group_slots.index(slot)
 
     @property
     def waiting(self) -> int:
-        """Calls that have all they need and have not started."""
+        """Number of ready calls that have not started."""
         if self.sole is not None:
             return len(self.sole.ready)
         return len(self.unplaced) + sum(len(queue.ready) for queue in self.queues.values())
 
     @property
     def active(self) -> int:
-        """Calls that have started and have not ended."""
+        """Number of calls that have started and have not ended."""
         return sum(queue.active for queue in self.queues.values())
 
     @property
     def busy(self) -> bool:
-        """Return whether a call runs or could start."""
+        """True if a call runs or could start."""
         if self.sole is not None:
             return bool(self.sole.active or self.sole.ready)
         return bool(self.unplaced) or any(q.active or q.ready for q in self.queues.values())
 
-    # ---- what can start
+    # ---- starting calls
 
     def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
-        """Queue a call that has all it needs."""
+        """Queue a call that has all its inputs."""
         if self.sole is not None:
             self.sole.put(path, args)
         elif self._group_ports:
@@ -201,7 +202,7 @@ class NodeRun:
                 self.node.enqueue(self)
 
     def grouped_call(self, path: Path, value: object = None) -> GroupedCall:
-        """Return the groups of the call at *path*, made when the first of them begins, with *value*."""
+        """Return the groups of the call at *path*, creating them at the first piece, *value*."""
         grouped_call = self.grouped_calls.get(path)
         if grouped_call is None:
             grouped_call = self.grouped_calls[path] = GroupedCall(self, path, self._group_ports)
@@ -210,7 +211,7 @@ class NodeRun:
         return grouped_call
 
     def begin(self, grouped: GroupedCall) -> None:
-        """Queue the call of *grouped* if it has all it needs: one of its groups has begun."""
+        """Queue the call of *grouped*, one of whose groups has begun, if it has all its inputs."""
         if self.join is None:
             grouped.begun = True
             self.put(grouped.path, grouped.groups)
@@ -220,7 +221,7 @@ class NodeRun:
         self.request.add_held(self.join.held - held, self)
 
     def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
-        """Queue calls that have all their items."""
+        """Queue calls that have all their inputs."""
         for path, args in starts:
             if self._group_ports:
                 grouped_call = self.grouped_calls[path]
@@ -242,17 +243,17 @@ class NodeRun:
                 )
             )
 
-    # ---- where a router says which replica gets what
+    # ---- routing
 
     def queue(self, replica: Replica) -> ReadyQueue:
-        """Return the queue for *replica*."""
+        """Return the queue for *replica*, creating it if necessary."""
         queue = self.queues.get(replica.number)
         if queue is None:
             queue = self.queues[replica.number] = ReadyQueue(self, replica)
         return queue
 
     def route(self) -> None:
-        """Let a router say which replica gets what, from now on. What has begun stays where it is."""
+        """Make the run routed. What has begun stays at its replica."""
         sole, self.sole = self.sole, None
         if sole is None:
             return
@@ -267,7 +268,7 @@ class NodeRun:
         self._take_back(sole)
 
     def take_back(self, number: int) -> int:
-        """Let others have what waits for replica *number*, and give how many items that is."""
+        """Route again what waits for replica *number*. Returns the number of items."""
         queue = self.queues.get(number)
         return 0 if queue is None else self._take_back(queue)
 
@@ -279,20 +280,20 @@ class NodeRun:
         return len(starts)
 
     def stall(self, room: Room) -> None:
-        """Place nothing more until there is *room* for what the next call would give."""
+        """Route nothing more until there is *room* for the outputs of the next call."""
         room.block(self)
         self.stalled = True
 
     def unblock(self) -> None:
-        """Go on placing: there is room again."""
+        """Route again: there is room."""
         self.stalled = False
         if self.unplaced:
             self.node.enqueue(self)
 
-    # ---- where results go
+    # ---- outputs
 
     def no_room_at(self, path: Path) -> Room | None:
-        """Return where an item at *path*, or below it, has no room; None: it has room everywhere."""
+        """Return the full room that an item at or below *path* must wait for; None: no room is full."""
         for target in self._targets:
             if target.is_full(path):
                 return target.room_for(path)
@@ -305,7 +306,7 @@ class NodeRun:
         return self.is_full, self.push
 
     def counted(self, path: Path, children: int) -> None:
-        """Say that the call at *path* has ended after *children* outputs."""
+        """Report that the call at *path* has ended after *children* outputs."""
         for port in self._counts_to:
             port.counted(path, children)
 
@@ -316,16 +317,16 @@ class NodeRun:
     def _any_full(self, path: Path) -> bool:
         return any(target.is_full(path) for target in self._targets)
 
-    # ---- what ends
+    # ---- ends and drops
 
     def call_ended(self, call: Call, seconds: float | None) -> None:
-        """Let go of a call that has ended, after it ran for *seconds*, where that is known."""
+        """Forget a call that has ended after *seconds*; None: the time is not known."""
         self.suspended.pop(call.path, None)
         if (
             self._group_ports
             and (grouped_call := self.grouped_calls.pop(call.path, None)) is not None
         ):
-            # What only its groups waited for is cancelled.
+            # Cancel what only its groups waited for.
             grouped_call.leave()
             if grouped_call.replica is not None:
                 self.node.release(self, call.path)
@@ -334,15 +335,15 @@ class NodeRun:
             self.node.ended(call.replica.number, seconds)
 
     def idle(self) -> None:
-        """Look whether the request has ended, since no call of it runs at one replica."""
+        """Check whether the request has ended, since no call of it runs at one replica."""
         self.request.check_end()
 
     def is_dropped(self, path: Path) -> bool:
-        """Return whether nothing needs what comes in at *path*."""
+        """Return whether nothing needs inputs at *path*."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
     def release(self, slot: int, ancestor: Path) -> None:
-        """Cancel what only input *slot* needs at or below *ancestor*: it needs that no more."""
+        """Release what input *slot* needed at or below *ancestor*. What no other consumer needs is cancelled."""
         self.ports[slot].dropped.add(ancestor)
         source = self.node.plan.inputs[slot]
         producer = self.request.producer(source.source)
@@ -350,17 +351,19 @@ class NodeRun:
             producer.released(source.rank, ancestor)
 
     def released(self, rank: int, ancestor: Path) -> None:
-        """Drop what no consumer needs any more: number *rank* needs nothing below *ancestor*."""
+        """Record that consumer *rank* needs nothing below *ancestor*, and drop what is dead now."""
         if self._liveness is None:
             self._liveness = Liveness(len(self._targets))
         for dead in self._liveness.release(rank, ancestor):
             self.request.drop_soon(self, dead)
 
     def drop(self, ancestor: Path) -> None:
-        """Stop making what is below *ancestor*: nothing needs it any more."""
+        """Stop all work at and below *ancestor*: nothing needs its results any more."""
         size = len(ancestor)
         if self.is_dropped(ancestor):
             return
+        # First of all: whatever is pushed or counted from here on is ignored. Then every place in
+        # which a call can be is emptied: ready queues, the join, running calls, groups.
         self.dropped.add(ancestor)
         self._drop_waiting(ancestor)
         if self.join is not None:
@@ -373,14 +376,15 @@ class NodeRun:
             for group in grouped_call.groups:
                 group.dropped = True
             grouped_call.leave()
-            if path not in running:  # A running call's row goes when the call has ended.
+            if path not in running:  # Else call_ended() does this when the call has ended.
                 del self.grouped_calls[path]
                 if grouped_call.replica is not None:
                     self.node.release(self, path)
         for slot, source in enumerate(self.node.plan.inputs):
-            # Below its calls the levels of its outputs are its own, not those of its inputs.
+            # Deeper levels are the stage's own: its inputs have no such ancestor to release.
             if size <= min(source.depth, self.node.plan.depth):
                 self.release(slot, ancestor)
+        # Waiters check again: a dropped path is never full.
         self.room.wake_all()
         if self.stalled:
             self.unblock()
@@ -391,7 +395,8 @@ class NodeRun:
     def _cancel_running(self, ancestor: Path) -> set[Path]:
         size = len(ancestor)
         running = [self.suspended[path] for path in self._below(ancestor, self.suspended)]
-        mine = current_call.get()  # A call that has not suspended yet is in no set.
+        # A call that has not suspended is not in *suspended*: it can only be the current one.
+        mine = current_call.get()
         if isinstance(mine, Call) and mine.run is self and mine.path[:size] == ancestor:
             running.append(mine)
         for call in running:
@@ -399,7 +404,7 @@ class NodeRun:
         return {call.path for call in running}
 
     def _below(self, ancestor: Path, paths: Mapping[Path, object]) -> Sequence[Path]:
-        # The paths of calls at or below an ancestor. Most often it is one: then without a search.
+        # Paths of calls at or below an ancestor. Usually it is a call's own path: no search then.
         size = len(ancestor)
         if size == self.node.plan.depth:
             return [ancestor] if ancestor in paths else []
@@ -417,7 +422,7 @@ class NodeRun:
                 self.node.withdrawn(number, gone)
 
     def close(self) -> None:
-        """Let go of everything: the request has ended, and must not keep its items alive."""
+        """Drop all references: the request has ended, and must not keep items alive."""
         for path, grouped_call in self.grouped_calls.items():
             for group in grouped_call.groups:
                 group.left = True
@@ -437,7 +442,7 @@ class NodeRun:
 
 
 def _closed_push(path: Path, value: Any) -> None:  # noqa: ANN401
-    """Drop an item of a request that has ended."""
+    """Drop an item: the request has ended."""
 
 
 def _closed_full(path: Path) -> bool:  # noqa: ARG001

@@ -1,7 +1,7 @@
-"""The observers of an app: who wants which kind of event.
+"""The observers of an app, and the kinds of events that they want.
 
-Which observers want a kind is looked up once, when an app opens or a replica is made; where there is
-none, no event is built.
+The observers of a kind are looked up once, when an app opens or a replica is made. If there are none,
+no event is built.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from alto.protocols import Observer
 __all__ = ("Notifiers", "Notify", "Observers", "check_observers")
 
 Notify = Callable[[Event], None]
-"""Hands an event to the observers that want its kind."""
+"""Function that passes an event to the observers that want its kind."""
 
 _KINDS: Final[frozenset[type]] = frozenset(get_args(Event))
 _BY_DEFAULT: Final = _KINDS - {ItemProduced}
 
 
 class Notifiers(Protocol):
-    """What says where the events of calls go."""
+    """An object with the functions that notify observers of calls."""
 
     @property
     def notify_call(self) -> Notify | None:
-        """What to call with events of calls; None: no observer wants them."""
+        """Function that notifies observers of calls; None: no observer wants them."""
         ...
 
     @property
     def notify_item(self) -> Notify | None:
-        """The same for items."""
+        """Function that notifies observers of items; None: no observer wants them."""
         ...
 
     @property
     def notify_generation(self) -> Notify | None:
-        """The same for generations."""
+        """Function that notifies observers of generations; None: no observer wants them."""
         ...
 
 
@@ -47,7 +47,7 @@ class Observers:
     """The observers of one app.
 
     Args:
-        observers: As ``open(observers=...)`` was given them, checked.
+        observers: Those of ``open(observers=...)``, checked.
     """
 
     __slots__ = ("_observers", "_reported")
@@ -57,7 +57,7 @@ class Observers:
         self._reported: set[int] = set()
 
     def notifier(self, *kinds: type) -> Notify | None:
-        """Return what to call with events of *kinds*, or None where no observer wants any of them."""
+        """Return the function that notifies observers of events of *kinds*; None: no observer wants any."""
         takers = [one for one, wanted in self._observers if not wanted.isdisjoint(kinds)]
         if not takers:
             return None
@@ -78,7 +78,7 @@ class Observers:
         return notify
 
     def _only(self, observer: Observer) -> Notify:
-        # The common case, without a look at the kind of event.
+        # The common case: the kind of event need not be looked at.
         take = observer.notify
 
         def notify(event: Event) -> None:
@@ -101,10 +101,11 @@ class Observers:
 
 
 def check_observers(observers: object) -> tuple[Observer, ...]:
-    """Return the observers, or refuse what is none.
+    """Return the observers, checked.
 
     Raises:
-        TypeError: One has no method ``notify``, or ``wants`` names something that is no event.
+        TypeError: An observer has no method ``notify``, or its ``wants`` contains something other than
+            event classes.
     """
     if isinstance(observers, Observer) or not isinstance(observers, Iterable):
         msg = f"open(observers=...) takes a list of observers, not {shown(observers)}"

@@ -1,8 +1,8 @@
-"""Where items come in: one port per stream parameter of a stage, for one request.
+"""Ports: the inputs of a request's run at a stage, one per stream parameter.
 
-A port answers four things, all sync: ``is_full`` (must a call with an item wait), ``room_for``
-(where to wait), ``push`` (an item is here), ``counted`` (a call has had so many children). A request's
-results (sink.py) have the same interface.
+A port has four sync methods: ``is_full`` (must a call with an item wait?), ``room_for`` (the room to
+wait for), ``push`` (an item has arrived), ``counted`` (a call had so many children). A request's
+results (sink.py) implement the same interface, :class:`Target`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ __all__ = ("GroupPort", "ItemPort", "JoinPort", "Port", "PortRun", "Target")
 
 
 class Target(Protocol):
-    """What takes items: a port, or a request's results."""
+    """A consumer of items: a port, or a request's results."""
 
     def is_full(self, path: Path) -> bool:
         """Return whether an item at *path*, or below it, must wait."""
         ...
 
     def room_for(self, path: Path) -> Room:
-        """Return where to wait while it is full."""
+        """Return the room to wait for while it is full."""
         ...
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """Return ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        """Return ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
         ...
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """Take an item."""
+        """Accept an item."""
         ...
 
     def counted(self, parent: Path, children: int) -> None:
-        """Take the count of children of the node at *parent*."""
+        """Accept the number of children of the node at *parent*."""
         ...
 
 
@@ -68,17 +68,17 @@ class PortRun(Protocol):
 
     @property
     def depth(self) -> int:
-        """Length of a call's path."""
+        """Length of the calls' paths."""
         ...
 
     @property
     def in_arrival_order(self) -> bool:
-        """Return whether groups hand out their pieces as they come."""
+        """True if groups hand out their pieces in arrival order."""
         ...
 
     @property
     def waiting(self) -> int:
-        """Calls that have all they need and have not started."""
+        """Number of ready calls that have not started."""
         ...
 
     def input_depth(self, slot: int) -> int:
@@ -86,23 +86,23 @@ class PortRun(Protocol):
         ...
 
     def rank(self, slot: int) -> int:
-        """Return which of the stage's groups parameter *slot* is."""
+        """Return the position of parameter *slot* among the stage's group parameters."""
         ...
 
     def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
-        """Queue a call that has all it needs."""
+        """Queue a call that has all its inputs."""
         ...
 
     def grouped_call(self, path: Path, value: object = None) -> GroupedCall:
-        """Return the groups of the call at *path*, made where they are not there yet."""
+        """Return the groups of the call at *path*, creating them if necessary."""
         ...
 
     def start_all(self, starts: list[tuple[Path, list[Any]]]) -> None:
-        """Queue calls that have all their items."""
+        """Queue calls that have all their inputs."""
         ...
 
     def is_dropped(self, path: Path) -> bool:
-        """Return whether nothing needs what comes in at *path*."""
+        """Return whether nothing needs inputs at *path*."""
         ...
 
 
@@ -115,7 +115,7 @@ class Port:
         self.run = run
         self.slot = slot
         self.dropped: set[Path] = set()
-        """Ancestors at and below which nothing is needed here any more."""
+        """Ancestors at and below which this parameter needs nothing any more."""
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
         """Return whether an item at *path*, or below it, must wait."""
@@ -123,28 +123,28 @@ class Port:
         return run.waiting >= run.capacity
 
     def room_for(self, path: Path) -> Room:  # noqa: ARG002
-        """Return where to wait while it is full."""
+        """Return the room to wait for while it is full."""
         return self.run.room
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
-        """Return ``is_full`` and ``push`` for what the generator call at *path* gives, maybe faster."""
+        """Return ``is_full`` and ``push`` for the outputs of the generator call at *path*."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """Take an item."""
+        """Accept an item."""
         raise NotImplementedError
 
     def counted(self, parent: Path, children: int) -> None:
-        """Take the count of children of the node at *parent*."""
+        """Accept the number of children of the node at *parent*."""
         raise NotImplementedError
 
     def is_dropped(self, path: Path) -> bool:
-        """Return whether nothing needs *path* here."""
+        """Return whether this parameter needs nothing at *path*."""
         return any(path[:n] in self.dropped for n in range(len(path) + 1))
 
 
 class ItemPort(Port):
-    """The only parameter of its stage, and not a group: an item is all that a call needs."""
+    """The only parameter of its stage, and not a group: each item starts a call."""
 
     __slots__ = ()
 
@@ -177,7 +177,7 @@ class JoinPort(Port):
     __slots__ = ()
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """Match it with what else its calls need."""
+        """Match an item with the other inputs of its calls."""
         if self.dropped and self.is_dropped(path):
             return
         run = self.run
@@ -190,7 +190,7 @@ class JoinPort(Port):
             run.room.wake()
 
     def counted(self, parent: Path, children: int) -> None:
-        """Let go of an item that has served all calls below it."""
+        """Release items that have served all calls below them."""
         run = self.run
         if (self.dropped and self.is_dropped(parent)) or (run.dropped and run.is_dropped(parent)):
             return
@@ -202,7 +202,7 @@ class JoinPort(Port):
 
 
 class GroupPort(Port):
-    """A parameter that gathers."""
+    """A group parameter."""
 
     __slots__ = ("completion", "depth", "rank", "top")
 
@@ -212,12 +212,12 @@ class GroupPort(Port):
         self.rank = run.rank(slot)
         self.depth = run.input_depth(slot)
         self.completion: CompletionCounter | None = None
-        """Counts where pieces come as they arrive; else every group's order does."""
+        """Counts pieces in arrival order; in ancestry order each group's reorder buffer does."""
         if run.in_arrival_order:
             self.completion = CompletionCounter(self.top, self.depth)
 
     def is_full(self, path: Path) -> bool:
-        """Ask its group; without one yet, count the stage's other calls."""
+        """Return whether its group is full; before there is one, whether the stage has enough ready calls."""
         grouped_call = self.run.grouped_calls.get(path[: self.top])
         if grouped_call is None:
             if self.dropped and self.is_dropped(path):
@@ -227,12 +227,12 @@ class GroupPort(Port):
         return len(group.buffer) >= group.capacity and group.is_full()
 
     def room_for(self, path: Path) -> Room:
-        """Return where to wait while it is full."""
+        """Return the room to wait for while it is full."""
         grouped_call = self.run.grouped_calls.get(path[: self.top])
         return self.run.room if grouped_call is None else grouped_call.groups[self.rank].room
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """Put it into its group, and see whether that is complete."""
+        """Add a piece to its group, which may complete the group."""
         if self.dropped and self.is_dropped(path):
             return
         run, key = self.run, path[: self.top]
@@ -242,15 +242,15 @@ class GroupPort(Port):
         grouped_call.groups[self.rank].push(path, value)
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:
-        """Return those of the one group to which everything goes that one generator call gives."""
+        """Return the methods of the group itself: all outputs of one generator call go to one group."""
         grouped_call = self.run.grouped_calls.get(path[: self.top])
-        if grouped_call is None:  # Nothing needs it any more.
+        if grouped_call is None:  # The group was dropped.
             return self.is_full, self.push
         group = grouped_call.groups[self.rank]
         return group.is_full, group.push
 
     def counted(self, parent: Path, children: int) -> None:
-        """Take the count of an inner node; with its last piece, a group is complete."""
+        """Accept the number of children of an inner node, which may complete the group."""
         if self.dropped and self.is_dropped(parent):
             return
         self.run.grouped_call(parent[: self.top]).groups[self.rank].counted(parent, children)

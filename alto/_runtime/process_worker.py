@@ -1,7 +1,7 @@
-"""What runs in a worker process: it makes what it needs, runs calls, and gives everything back.
+"""The code that runs in a worker process: makes resources, runs calls, gives resources back.
 
-Each function takes bytes and returns bytes: what it raises is pickled here, where it is known
-whether it survives that.
+Each function takes bytes and returns bytes. Exceptions are pickled here, because only here it is known
+whether an exception survives pickling.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from alto.errors import ResourceError
 __all__ = ("PLAIN", "Location", "begin", "end", "find_function", "run")
 
 PLAIN: Final = "give it plain data, or let the stage run elsewhere: runs_in='thread'"
-"""The remedy for what cannot be pickled."""
+"""The remedy for an object that cannot be pickled."""
 Location: TypeAlias = tuple[str, str]
-"""Where something stands: a module, and a name in it."""
+"""A module, and a name in it."""
 
 
 def find_function(module: str, where: str) -> object:
-    """Find the function of the stage that stands in a module."""
+    """Return the function of the stage with that name in a module; None if there is none."""
     value: object = sys.modules.get(module)
     for part in where.split("."):
         value = getattr(value, part, None)
@@ -42,7 +42,7 @@ def find_function(module: str, where: str) -> object:
 
 
 class _WorkerState:
-    """What the process works with."""
+    """The function and the resources of this process."""
 
     fn: Callable[..., Any]
     resources: ClassVar[dict[str, object]] = {}
@@ -50,8 +50,10 @@ class _WorkerState:
 
 
 def begin(payload: bytes) -> bytes:
-    """Make everything. Returns what was raised, or None, pickled."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever is interrupted ends this process too.
+    """Make the resources. Returns the exception or None, pickled."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to the parent too, which ends this process.
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, name="alto-guard", daemon=True).start()
     try:
@@ -73,7 +75,7 @@ def begin(payload: bytes) -> bytes:
 
 
 def _leave(number: int, _: object) -> None:
-    # Nobody waits for what is being made: leave it as an error does, so that it is given back.
+    # The start was cancelled: raise SystemExit, so that what was made is given back.
     sys.exit(128 + number)
 
 
@@ -89,7 +91,7 @@ def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -
             if asyncio.iscoroutine(made):
                 made.close()
             msg = "a worker process has no event loop; make it with a plain function or `with`"
-            raise TypeError(msg)  # noqa: TRY301  # said as any other reason
+            raise TypeError(msg)  # noqa: TRY301  # reported like any other reason
     except Exception as error:
         msg = (
             f"stage {name!r}: resource {resource!r} of replica {number} could not be made: "
@@ -100,7 +102,7 @@ def _made(name: str, resource: str, number: int, data: bytes, kept: ExitStack) -
 
 
 def end(_: bytes) -> bytes:
-    """Give everything back. Returns what was raised, or None, pickled."""
+    """Give the resources back. Returns the exception or None, pickled."""
     try:
         _WorkerState.kept.close()
     except BaseException as error:  # noqa: BLE001  # raised by the parent
@@ -109,9 +111,9 @@ def end(_: bytes) -> bytes:
 
 
 def run(sent: bytes) -> bytes:
-    """Run a call. Returns whether it raised, and what it raised or returned, pickled."""
+    """Run a call. Returns whether it raised, and its exception or result, pickled."""
     try:
-        # Each call in a context of its own: what one sets, the next one does not see.
+        # Each call has its own context, so that no call sees what an earlier one has set.
         value = copy_context().run(_called, *pickle.loads(sent))  # noqa: S301  # our parent's
     except BaseException as error:  # noqa: BLE001  # raised by the parent
         return pickle.dumps((True, _sendable(error)))
@@ -131,7 +133,7 @@ def _called(
 
 
 def _sendable(error: BaseException) -> Exception:
-    # Not every exception survives the way: those whose constructor takes something else do not.
+    # Not every exception survives pickling: some have constructors with other arguments.
     where = f"{type(error).__module__}.{type(error).__qualname__}"
     if isinstance(error, Exception):
         with contextlib.suppress(Exception):

@@ -1,13 +1,13 @@
 """Plain functions in worker processes.
 
-Theory of operation. A replica has one process, which lives as long as the replica does and runs one
-call at a time. It is made by Python's ``spawn``: a new interpreter, which imports the module of the
-stage's function and makes the replica's resources there. Functions travel by their name, everything
-else is pickled here, so that what cannot be pickled is refused where it is given.
+Theory of operation. A replica has one process, which lives as long as the replica and runs one call
+at a time. Python's ``spawn`` starts it: a new interpreter, which imports the module of the stage's
+function and makes the replica's resources. Functions are sent by name. Everything else is pickled
+here, so that an error for what cannot be pickled is raised where that is passed.
 
-A process that dies is replaced. The call that it ran is run once more, in the new one; when that
-dies too, the call fails. A call that is cancelled returns at once: its process is killed, since
-nothing else can interrupt a function, and replaced in the background.
+A process that dies is replaced, and its call runs once more in the new one. If that dies too, the
+call fails. A call that is cancelled returns immediately. Its process is killed, because nothing else
+can interrupt a function, and is replaced in the background.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from alto.model import StageInfo
 __all__ = ("WorkerProcess",)
 
 _GRACE_S: Final = 10.0
-"""Seconds for what is being made when it is not needed any more, to be given back."""
+"""Seconds that a process has to give back resources, if it is cancelled while it makes them."""
 _UNSET: Final = object()
 
 
 class _ProcessEnded(Exception):
-    """The process ended before it had begun."""
+    """The process ended while it started."""
 
     def __init__(self, exit_code: int | None) -> None:
         self.exit_code = exit_code
@@ -49,13 +49,13 @@ class _ProcessEnded(Exception):
 
 
 class WorkerProcess:
-    """The worker process of one replica, and those that replace it.
+    """The worker process of one replica, and its replacements.
 
     Args:
         stage: The stage.
         number: Number of the replica.
-        resources: Its keyword arguments, as they were given.
-        context: Context variables whose values travel with each call.
+        resources: Its keyword arguments, with ``per_replica`` declarations.
+        context: Context variables whose values are sent with each call.
 
     Raises:
         ResourceError: The function, a resource or a context variable cannot be sent to another
@@ -74,14 +74,14 @@ class WorkerProcess:
         self._context = {_location_of(variable, stage): variable for variable in context}
         self._payload = _payload(stage, number, resources)
         self._child: _Child | None = None
-        """The process, if one has started; it may have died since."""
+        """The process, if one has started. It may have died since."""
         self._renewal: asyncio.Task[_Child] | None = None
-        """Ends the last process and starts the next one."""
+        """Task that ends the last process and starts the next one."""
         self._closed = False
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Start it; let it give back what it has made, and end it.
+        """Start the process; at the end let it give back its resources, and end it.
 
         Raises:
             ResourceError: It ended while it started, or could not make a resource.
@@ -104,7 +104,7 @@ class WorkerProcess:
             raise failure
 
     async def _finish(self) -> Exception | None:
-        # Returns what was raised while the process gave back what it had made.
+        # Returns the exception of giving back the process's resources, if any.
         self._closed = True
         if (renewal := self._renewal) is not None:
             renewal.cancel()
@@ -124,10 +124,10 @@ class WorkerProcess:
     async def call(self, *args: object, **values: object) -> object:
         """Run the function in the process, once more if the process dies.
 
-        Cancellation: raised at once; the process is killed, and another one is started.
+        Cancellation: raised immediately; the process is killed, and another one is started.
 
         Raises:
-            WorkerDied: Two processes died at this call.
+            WorkerDied: Two processes died during this call.
             TypeError: An argument, a context variable's value or the result cannot be pickled.
         """
         sent = self._packed(args, values)
@@ -140,15 +140,18 @@ class WorkerProcess:
                 deaths += 1
                 continue
             done = child.submit(process_worker.run, sent)
-            if done.done():  # It died while it had nothing to do, and only its pool had noticed.
+            # It had died while idle, and only its pool noticed. Not this call's fault.
+            if done.done():
                 self._replace()
                 continue
             try:
                 await asyncio.wait([done])
             finally:
-                if not done.done():
+                if not done.done():  # Cancelled: only killing the process ends the function.
                     child.kill()
-                    if not self._closed:  # As it is where a loop goes down, and cancels everything.
+                    # Replace it now, in the background, since the next call needs a process. Not if a
+                    # loop that shuts down cancels everything and has closed this already.
+                    if not self._closed:
                         self._replace()
             try:
                 failed, value = pickle.loads(done.result())  # noqa: S301  # from our own process
@@ -180,7 +183,7 @@ class WorkerProcess:
             raise
 
     async def _ready(self) -> _Child:
-        # The process, which has nothing to do. A cancelled call does not take a start with it.
+        # Returns an idle process. asyncio.wait: a cancelled call does not cancel the start of a process.
         child = self._child
         if child is not None and child.is_alive():
             return child
@@ -189,7 +192,7 @@ class WorkerProcess:
         return renewal.result()
 
     def _replace(self) -> asyncio.Task[_Child]:
-        # In no context of a request's, and by no task factory of the program's.
+        # Not in a request's context, and not by the program's task factory: it outlives the request.
         old, self._child = self._child, None
         self._renewal = renewal = asyncio.Task(
             self._renew(old),
@@ -206,14 +209,14 @@ class WorkerProcess:
         return await _Child.start(self._payload)
 
     def _renewed(self, renewal: asyncio.Task[_Child]) -> None:
-        # The call that waits for it raises what it failed with; without one, the next call tries again.
+        # A failure is raised by the call that waits for it. Without one, the next call tries again.
         self._renewal = None
         if not renewal.cancelled() and renewal.exception() is None:
             self._child = renewal.result()
 
 
 class _Child:
-    """A process, which has made what it needs to run calls."""
+    """A process that has made the resources of its calls."""
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
@@ -222,14 +225,14 @@ class _Child:
 
     @classmethod
     async def start(cls, payload: bytes) -> _Child:
-        """Start one.
+        """Start a process.
 
         Raises:
-            _Ended: It ended while it started.
+            _ProcessEnded: It ended while it started.
             ResourceError: A resource could not be made.
 
-        Cancellation: raised when the process has given back what it had made so far, or after a
-        grace.
+        Cancellation: raised when the process has given back what it had made so far, or after
+        ``_GRACE_S`` seconds.
         """
         child = cls()
         began = child.submit(process_worker.begin, payload)
@@ -243,7 +246,8 @@ class _Child:
             raise _ProcessEnded(await child.exit_code()) from None
         except BaseException:
             try:
-                if not began.done() and child._process is not None:  # Cancelled.
+                # Cancelled: SIGTERM makes the process give back what it has made (process_worker.py).
+                if not began.done() and child._process is not None:
                     child._process.terminate()
                     await _wait(began, at_most=_GRACE_S)
             finally:
@@ -254,16 +258,16 @@ class _Child:
         return child
 
     def is_alive(self) -> bool:
-        """Return whether the process has not ended."""
+        """Return whether the process is still running."""
         return self._process is None or self._process.is_alive()
 
     def kill(self) -> None:
-        """End the process now. What it holds is lost."""
+        """Kill the process. Its resources are lost."""
         if self._process is not None:
             self._process.kill()
 
     async def give_back(self) -> Exception | None:
-        """Let the process give back what it has made. Returns what was raised by that."""
+        """Let the process give back its resources. Returns the exception of that, if any."""
         if not self.is_alive():
             return None
         ended = self.submit(process_worker.end, b"")
@@ -275,7 +279,7 @@ class _Child:
         return failure
 
     async def end(self) -> None:
-        """End the process, which runs nothing any more. Cancellation: raised when it has ended."""
+        """End the idle process. Cancellation: raised when it has ended."""
         if self._ended is None:
             loop = asyncio.get_running_loop()
             self._ended = loop.run_in_executor(None, self._pool.shutdown)
@@ -287,7 +291,7 @@ class _Child:
         await wait_shielded(wait)
 
     async def exit_code(self) -> int | None:
-        """Wait until the process has ended. Returns how, where that is known."""
+        """Wait until the process has ended. Returns its exit code, if that is known."""
         await self.end()
         return None if self._process is None else self._process.exitcode
 
@@ -296,7 +300,7 @@ class _Child:
         loop = asyncio.get_running_loop()
         try:
             done = loop.run_in_executor(self._pool, function, data)
-        except BrokenProcessPool as error:  # It died while it had nothing to do.
+        except BrokenProcessPool as error:  # It died while idle.
             done = loop.create_future()
             done.set_exception(error)
         done.add_done_callback(_seen, context=Context())
@@ -304,7 +308,7 @@ class _Child:
 
 
 async def _wait(done: asyncio.Future[bytes], at_most: float | None = None) -> None:
-    # Cancellation: raised at the end.
+    # Cancellation: raised when the wait is over.
     async def wait() -> None:
         await asyncio.wait([done], timeout=at_most)
 
@@ -312,12 +316,12 @@ async def _wait(done: asyncio.Future[bytes], at_most: float | None = None) -> No
 
 
 def _seen(done: asyncio.Future[bytes]) -> None:
-    # The exception is retrieved, also where no call waits any more.
+    # Mark the exception as retrieved, since no call may wait for it any more.
     if not done.cancelled():
         done.exception()
 
 
-# ---- what is sent
+# ---- pickling for the process
 
 
 def _payload(stage: StageInfo, number: int, resources: Mapping[str, object]) -> bytes:
@@ -346,8 +350,7 @@ def _check_pickles(value: object, what: str) -> None:
 
 
 def _location_of(variable: ContextVar[Any], stage: StageInfo) -> Location:
-    # A context variable does not know where it stands. It is looked for where it is most likely
-    # first: in the module of the stage.
+    # A context variable does not know its module, so search for it, first in the stage's module.
     modules = {stage.function.__module__: None, **dict.fromkeys(list(sys.modules))}
     for module in modules:
         names = getattr(sys.modules.get(module), "__dict__", None)
@@ -368,7 +371,7 @@ def _is_importable(module: str) -> bool:
 
 
 def _reference(fn: Callable[..., Any], name: str) -> Location:
-    # A stage stands in its module where its function would, so the function goes by name.
+    # The decorated stage has the function's name in its module, so the function is sent by name.
     assert isinstance(fn, FunctionType)
     module, where = fn.__module__, fn.__qualname__
     why = ""

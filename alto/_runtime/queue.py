@@ -1,4 +1,4 @@
-"""The calls of one request that are ready at one replica."""
+"""The queue of one request's ready calls at one replica."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alto.model import Path
 __all__ = ("QueueReplica", "QueueRun", "ReadyQueue", "ReadyCall")
 
 ReadyCall = tuple[Path, Any]
-"""A call that can start: its ancestry, and the stage's positional arguments."""
+"""A call that can start: its path and the stage's positional arguments."""
 
 
 class QueueRun(CallRun, Protocol):
@@ -32,7 +32,7 @@ class QueueRun(CallRun, Protocol):
         ...
 
     def idle(self) -> None:
-        """Look whether the request has ended, since no call of it runs here."""
+        """Check whether the request has ended, since no call of it runs at one replica."""
         ...
 
 
@@ -42,18 +42,18 @@ class QueueReplica(Protocol):
     number: int
 
     def enqueue(self, queue: ReadyQueue) -> None:
-        """Put *queue*, which has something to start, in line, and see that it is looked at."""
+        """Queue *queue*, which has something to start, and wake a worker."""
         ...
 
     def dequeue(self, queue: ReadyQueue) -> None:
-        """Take *queue*, which has nothing to start any more, out of line."""
+        """Remove *queue*, which has nothing to start."""
         ...
 
 
 class ReadyQueue:
-    """Calls of one request that have all they need, wait for one replica, and have not started.
+    """Calls of one request that have all their inputs and wait for a permit of one replica.
 
-    A worker takes calls from it. While a worker serves it, it is out of line.
+    A worker takes calls from it. While a worker serves it, it is not queued for a permit.
     """
 
     __slots__ = ("active", "blocked", "priority", "ready", "replica", "request", "root", "run")
@@ -65,21 +65,21 @@ class ReadyQueue:
         self.priority = run.priority
         self.root = run.root
         self.ready: deque[ReadyCall] = deque()
-        """The calls, in order. Changed by this class only."""
+        """The calls, in order. Only this class changes it."""
         self.active = 0
-        """Calls that were taken from here and have not ended."""
+        """Number of calls that were taken and have not ended."""
         self.blocked = False
-        """True if the next call may not start, since its outputs would have no room."""
+        """True if the next call may not start, because its outputs would have no room."""
 
     def put(self, path: Path, args: Any) -> None:  # noqa: ANN401  # what the stage takes
-        """Append a call, and wake a worker."""
+        """Append a call and wake a worker."""
         ready = self.ready
         ready.append((path, args))
-        if len(ready) == 1 and not self.blocked:  # With more it is in line, or a worker serves it.
+        if len(ready) == 1 and not self.blocked:  # Otherwise it is queued or being served.
             self.replica.enqueue(self)
 
     def take(self) -> ReadyCall | None:
-        """Take the next call to start, or nothing where it must wait. The caller has a permit."""
+        """Take the next call to start; None if there is none or it must wait. The caller has a permit."""
         ready = self.ready
         if not ready:
             return None
@@ -101,13 +101,13 @@ class ReadyQueue:
             self.run.idle()
 
     def unblock(self) -> None:
-        """Go on: there is room again for what a call would give."""
+        """Queue again: there is room for the outputs of the next call."""
         self.blocked = False
         if self.ready:
             self.replica.enqueue(self)
 
     def drop(self, ancestor: Path) -> int:
-        """Remove the calls at and below *ancestor*, and give how many there were."""
+        """Remove the calls at and below *ancestor*. Returns their number."""
         size = len(ancestor)
         ready = self.ready
         kept = [start for start in ready if start[0][:size] != ancestor]
@@ -118,7 +118,7 @@ class ReadyQueue:
         return gone
 
     def take_all(self) -> list[ReadyCall]:
-        """Leave the line, remove all calls, which are to wait elsewhere, and give them."""
+        """Remove all calls, which will wait elsewhere, and return them."""
         self.replica.dequeue(self)
         starts = list(self.ready)
         self.ready.clear()

@@ -1,4 +1,4 @@
-"""One instance of a stage: its permits, its workers, its resources."""
+"""A replica of a stage: its permits, workers and resources."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ("Replica", "ReplicaNode", "ReplicaApp")
 
 
 class ReplicaApp(Notifiers, Protocol):
-    """What an app gives all its replicas."""
+    """The app, as its replicas see it."""
 
     loop: asyncio.AbstractEventLoop
 
     @property
     def now(self) -> Callable[[], float]:
-        """The time on the loop's clock."""
+        """Function that returns the time on the loop's clock."""
         ...
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Says when a worker has had the loop for long."""
+        """Clock that measures the time slices of workers."""
         ...
 
     def spawn_worker(self, worker: Worker) -> None:
@@ -43,7 +43,7 @@ class ReplicaNode(Protocol):
 
     @property
     def app(self) -> ReplicaApp:
-        """What the app gives all its replicas."""
+        """The app."""
         ...
 
     @property
@@ -53,16 +53,16 @@ class ReplicaNode(Protocol):
 
     @property
     def concurrency(self) -> int:
-        """Most calls that run at once, per replica."""
+        """Maximum number of calls that run concurrently, per replica."""
         ...
 
     @property
     def generator(self) -> bool:
-        """Return whether a call may give any number of outputs."""
+        """True if a call yields any number of outputs."""
         ...
 
     def dispatch(self) -> None:
-        """Route what has waited for a free replica."""
+        """Route items that wait for a free replica."""
         ...
 
 
@@ -71,10 +71,10 @@ class Replica:
 
     Args:
         node: The stage.
-        number: Which instance this is; never used again by another one.
-        keeper: Who makes and keeps what only this instance has; None: it has nothing of its own.
-        fn: What a call awaits or iterates, as long as no keeper says otherwise.
-        resources: Its keyword arguments, likewise.
+        number: Number of the replica, never reused.
+        lifespan: Makes and gives back the replica's own resources; None: it has none.
+        fn: Function whose result a call awaits or iterates; replaced when a lifespan is ready.
+        resources: Keyword arguments of *fn*; likewise.
     """
 
     __slots__ = (
@@ -120,11 +120,11 @@ class Replica:
         self.notify_generation: Any = app.notify_generation
         self.permits: Permits[ReadyQueue, Call] = Permits(node.concurrency)
         self.leader: Worker | None = None
-        """The worker that is being woken, or runs calls that have not suspended. See worker.py."""
+        """The worker that is being woken or runs calls that have not suspended; see worker.py."""
         self.idle: list[Worker] = []
         self.closing = False
         self.done = 0
-        """Calls that have ended by themselves since the app was opened."""
+        """Number of calls that have ended by themselves since the app was opened."""
 
     def __repr__(self) -> str:
         return f"<Replica {self.number} of {self.node.name!r}>"
@@ -136,25 +136,25 @@ class Replica:
 
     @property
     def routed(self) -> bool:
-        """Return whether a router says which replica of the stage gets what."""
+        """True if a router chooses among several replicas of the stage."""
         return self.node.routed
 
     def dispatch(self) -> None:
-        """Route what has waited for a free replica."""
+        """Route items that wait for a free replica."""
         self.node.dispatch()
 
     def enqueue(self, queue: ReadyQueue) -> None:
-        """Put *queue* in line, and wake a worker unless one leads."""
+        """Queue *queue* for a permit and wake a worker, unless one leads."""
         self.permits.enqueue(queue)
         if self.leader is None:
             self.use_permits()
 
     def dequeue(self, queue: ReadyQueue) -> None:
-        """Take *queue*, which has nothing to start any more, out of line."""
+        """Remove *queue*, which has nothing to start, from those that wait for a permit."""
         self.permits.dequeue(queue)
 
     def use_permits(self) -> None:
-        """Use free permits: for calls that want to go on, then for what is next in line."""
+        """Use free permits: resume waiting calls, then wake a worker for queued ones."""
         permits = self.permits
         while (call := permits.next_resume()) is not None:
             call.resumed()
@@ -167,13 +167,13 @@ class Replica:
                 self.node.app.spawn_worker(self.leader)
 
     def permit_returned(self) -> None:
-        """Use a permit that was given back."""
+        """Use a permit that was given back, here or by routing items that wait."""
         self.use_permits()
         if self.node.routed:
             self.node.dispatch()
 
     def close(self) -> None:
-        """Let the workers end. No calls run any more."""
+        """End the workers and the lifespan. No calls run any more."""
         self.closing = True
         while self.idle:
             self.idle.pop().wake()

@@ -1,8 +1,7 @@
-"""One request: its runs at the stages, its results, its end.
+"""A request: its runs at the stages, its results, its end.
 
-A request is a unit with an identity: its id, its caller's context, its priority, its
-deadline, the resources that it alone has, and what it has cost travel with it. Everything in here is
-sync but for the waits for its end.
+A request has an identity: an id, the caller's context, a priority, a deadline, its own resources and
+its usage. Everything here is sync except the waits for its end.
 """
 
 from __future__ import annotations
@@ -45,34 +44,34 @@ _PROCESS = secrets.token_hex(4)
 
 @attrs.frozen(kw_only=True)
 class RequestUsage:
-    """What the generations of a request have cost, inner requests included."""
+    """Usage of a request's generations, including those of inner requests."""
 
     generations: int = 0
-    """Generations that have ended, each with its usage; vectors and scores included."""
+    """Number of generations that have ended and reported usage, including vectors and scores."""
     prompt_tokens: int = 0
-    """Length of their prompts."""
+    """Tokens of their prompts."""
     cached_tokens: int = 0
-    """Part of the prompts that engines found in their prefix caches."""
+    """Tokens of the prompts that engines found in their prefix caches."""
     output_tokens: int = 0
     """Tokens generated."""
 
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """How one request is to run."""
+    """Options of one request."""
 
     context: Context
     """The caller's context variables. Each call gets a copy."""
     order: GroupOrder | None = "arrival"
-    """How its results are handed out; None: they are kept for a list."""
+    """Order in which results are handed out; None: they are kept for a list."""
     timeout: float | None = None
-    """Seconds that it may take."""
+    """Seconds until the request times out; None: never."""
     priority: int = 0
     """Lower runs earlier."""
     values: tuple[Mapping[str, object] | None, ...] | None = None
-    """Per stage of the pipeline the resources that it gets for this request alone."""
+    """For each stage of the pipeline, its resources for this request alone."""
     given: Mapping[str, object] = attrs.field(factory=dict)
-    """The same by name, for pipelines that its stages call."""
+    """The resources for this request alone by name, for pipelines that its stages call."""
 
 
 class RequestApp(Protocol):
@@ -83,7 +82,7 @@ class RequestApp(Protocol):
 
     @property
     def notify_request(self) -> Notify | None:
-        """What to call with events of requests; None: no observer wants them."""
+        """Function that notifies observers of requests; None: no observer wants them."""
         ...
 
     @property
@@ -93,7 +92,7 @@ class RequestApp(Protocol):
 
     @property
     def context(self) -> Context:
-        """What its own callbacks run in."""
+        """Context of the app's own callbacks."""
         ...
 
     def inner(
@@ -103,15 +102,15 @@ class RequestApp(Protocol):
         ...
 
     def request_ended(self, request: Request) -> None:
-        """Let go of a request that has ended."""
+        """Forget a request that has ended."""
         ...
 
 
 class Request:
     """One run of a pipeline, from its input to its last result.
 
-    It has ended when all results are there, or it was stopped, *and* none of its calls runs or
-    could start any more: nothing of a request outlives it.
+    It ends when all results have arrived or it was stopped, *and* none of its calls runs or can start:
+    nothing of a request outlives it.
     """
 
     __slots__ = ("__weakref__", "_drops", "_ended", "_id", "_plan", "_root", "_runs", "_timer", "app", "arrived",
@@ -132,38 +131,39 @@ class Request:
     ) -> None:
         self.app = app
         self.declaration = declaration
-        """Of its pipeline, which is kept as long as the request runs."""
+        """The declaration of its pipeline, kept alive while the request runs."""
         self.capacity = app.capacity
         self.max_held = app.max_held_items
-        self.context = options.context.copy()  # Its own, also where a map has given it to many.
+        # A copy, since a map passes one context to all its requests.
+        self.context = options.context.copy()
         self.priority = options.priority
         self.given = options.given
         self.parent = parent
-        """The call that started it, where a stage called a pipeline."""
+        """The call that started it, for an inner request."""
         self._root: Request | None = None if parent is None else parent.run.request.root
         self.number = next(self._numbers)
         """Unique in this process."""
         self._id: str | None = None
         self.arrived = app.loop.time()
-        """When it began, on the loop's clock."""
+        """Time of its start, on the loop's clock."""
         self.finished = 0.0
-        """When it ended, likewise."""
+        """Time of its end, on the loop's clock."""
         self.deadline: float | None = None
-        """When its time is over, on the loop's clock."""
+        """Time at which it times out, on the loop's clock; None: never."""
         self.held = 0
-        """Pieces and items in group and join buffers."""
+        """Number of items in group and join buffers."""
         self.usage = RequestUsage()
-        """What its generations have cost."""
+        """Usage of its generations."""
         self.error: RequestError | None = None
         self.stopping = False
-        """It failed or was cancelled: nothing new is started, nothing is kept."""
+        """It failed or was cancelled: no call is started and no result is kept."""
         self.reason = ""
-        """Why it was cancelled."""
+        """Reason of its cancellation, for the error message."""
         self.ended = False
         self.fresh = options.order is not None
-        """True if its reader has not got its first result yet."""
+        """True until its reader has got the first result."""
         self.first_unread = False
-        """True if its reader is about to read its first result: it goes before all that follows."""
+        """True while its reader is about to read the first result. Workers pause to let it."""
         self.on_end: Callable[[Request], None] | None = None
         self._drops: deque[tuple[NodeRun, Path]] = deque()
         self._ended: asyncio.Event | None = None
@@ -191,30 +191,30 @@ class Request:
         at = self.arrived + timeout
         if self.deadline is None or at < self.deadline:
             self.deadline = at
-        # Not in the caller's context, which the timer would keep alive.
+        # Not in the caller's context: the timer would keep it alive.
         self._timer = self.app.loop.call_at(
             at, self.fail, DeadlineExceeded(timeout), context=self.app.context
         )
 
     @property
     def id(self) -> str:
-        """What names it in events, errors and results; unique, also among processes."""
+        """Id in events, errors and results, unique also among processes."""
         if self._id is None:
             self._id = f"{_PROCESS}-{self.number}"
         return self._id
 
     @property
     def root(self) -> Request:
-        """The request that the program started: itself, unless a stage called a pipeline."""
+        """The outermost request: itself, or for an inner request the one that the program started."""
         return self if self._root is None else self._root
 
     @property
     def runs(self) -> Sequence[NodeRun]:
-        """What there is of it at each stage; nothing once it has ended."""
+        """The request's run at each stage; empty once it has ended."""
         return self._runs
 
     def start(self, inputs: Sequence[object]) -> None:
-        """Give it its input."""
+        """Push the inputs to their consumers."""
         if (notify := self.app.notify_request) is not None:
             self._notify(notify, self._started_event())
         for value, consumers in zip(inputs, self._plan.inputs, strict=True):
@@ -223,12 +223,12 @@ class Request:
         self.check_end()
 
     def producer(self, source: int) -> NodeRun | None:
-        """Return the run whose stream has that number; None for an input of the pipeline."""
+        """Return the run that produces stream *source*; None for an input of the pipeline."""
         index = source - len(self._plan.inputs)
         return self._runs[index] if index >= 0 and self._runs else None
 
     def drop_soon(self, run: NodeRun, ancestor: Path) -> None:
-        """Drop what *run* gives below *ancestor*. One after the other: graphs are deep."""
+        """Drop what *run* produces below *ancestor*. Not recursive, because graphs may be deep."""
         self._drops.append((run, ancestor))
         if len(self._drops) == 1:
             while self._drops:
@@ -237,17 +237,17 @@ class Request:
                 self._drops.popleft()
 
     def add_held(self, items: int, run: NamedRun) -> None:
-        """Count items that are held for a group or a join; fail where there are too many."""
+        """Count *items* in group and join buffers; fail the request if there are too many."""
         self.held += items
         if self.held > self.max_held:
             self.fail(BufferExceeded(run.name, self.max_held))
 
     def remove_held(self, items: int) -> None:
-        """Count items that are held no more."""
+        """Count *items* that have left group and join buffers."""
         self.held -= items
 
     def add_usage(self, usage: Usage) -> None:
-        """Count what a generation has cost, here and in the requests around this one."""
+        """Add the usage of a generation, here and in the requests around this one."""
         request: Request = self
         while True:
             total = request.usage
@@ -262,18 +262,18 @@ class Request:
             request = request.parent.run.request  # type: ignore[assignment]  # a call sees less of it
 
     def stage_failed(self, call: Call, cause: BaseException) -> None:
-        """Fail with what a call has raised."""
+        """Fail with the exception that a call has raised."""
         _cut_traceback(cause)
         self.fail(StageError(call.run.name, call.path, cause))
 
     def fail(self, error: RequestError) -> None:
-        """Stop with *error*. Of several errors the first counts; the others become notes of it."""
+        """Stop with *error*. The first of several errors counts; the others become notes on it."""
         if self.ended:
             return
         if self.error is not None:
             self.error.add_note(f"while stopping, also: {error}")
             return
-        if self.stopping:  # Cancelled before: the error is not asked for.
+        if self.stopping:  # Cancelled before: no reader takes the error.
             if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
                 return  # It ends the program by itself.
             asyncio.get_running_loop().call_exception_handler(
@@ -285,22 +285,22 @@ class Request:
         self._stop()
 
     def cancel(self, reason: str = "its handle was closed or left") -> None:
-        """Stop; the results are not wanted any more, for *reason*. Idempotent."""
+        """Stop; the results are not needed any more, for *reason*. Idempotent."""
         if not self.stopping and not self.ended:
             self.reason = reason
             self.sink.clear()
             self._stop()
 
     def give_up(self) -> None:
-        """Stop without waiting for calls, which may never end since alto itself has failed."""
+        """Stop and end without waiting for calls, which may never end because alto itself has failed."""
         self.cancel()
         if not self.ended:
             self._end()
 
     async def wait_ended(self) -> None:
-        """Wait until nothing of it runs any more.
+        """Wait until none of its calls runs any more.
 
-        Cancellation: the request goes on.
+        Cancellation: the request continues.
         """
         if not self.ended:
             await self._end_event().wait()
@@ -312,7 +312,7 @@ class Request:
             RequestError: It failed.
             RequestCancelled: It was cancelled.
 
-        Cancellation: the request is cancelled, and has ended when this raises.
+        Cancellation: the request is cancelled; raised when it has ended.
         """
         if not self.ended:
             try:
@@ -324,15 +324,15 @@ class Request:
         return self.take_all()
 
     def take_all(self) -> list[Any]:
-        """Take all results of a request that has ended, in ancestry order; its error is raised."""
+        """Take all results of an ended request, in ancestry order, or raise its error."""
         if self.stopping:
             raise self.take_error()
         return self.sink.take_all()
 
     def take_error(self) -> RequestError:
-        """Take what to raise to the reader of a request that was stopped. It lets go of it."""
-        # An error that is raised has a traceback, which has the frames of its readers, which have
-        # the request: without letting go all of that would wait for the garbage collector.
+        """Take the error to raise to the reader of a stopped request; the request forgets it."""
+        # A raised error refers to its traceback, that to the frames of readers, and those to the
+        # request. If the request referred to the error, only the garbage collector would free them.
         error, self.error = self.error, None
         if error is None:
             error = RequestCancelled(self.reason)
@@ -357,11 +357,11 @@ class Request:
         self.check_end()
 
     def check_end(self) -> None:
-        """See whether it has ended, now that no call of it runs or it was stopped."""
+        """End the request if it has all results, or was stopped, and none of its calls runs."""
         if self.ended or not (self.sink.complete or self.stopping):
             return
-        # All results may be there while calls still run whose results go nowhere (the other side of
-        # an empty join). They are waited for: a request makes the calls that a sequential run makes.
+        # All results may have arrived while calls still run whose outputs go nowhere (the other side
+        # of an empty join). Wait for them: a request makes the calls that a sequential run makes.
         if any(run.busy for run in self._runs):
             return
         self._end()
@@ -390,13 +390,11 @@ class Request:
             on_end(self)
 
     def _notify(self, notify: Notify, event: Event) -> None:
-        # In the request's context: what an observer sets at the start is seen by the request's calls,
-        # and can be reset at its end.
+        # In the request's context: the request's calls see what an observer sets at the start, and the
+        # observer can reset it at the end.
         try:
             self.context.run(notify, event)
-        except (
-            RuntimeError
-        ):  # Within an event of the same request, whose context is entered already.
+        except RuntimeError:  # Inside an event of the same request: its context is entered already.
             notify(event)
 
     def _started_event(self) -> RequestStarted:
@@ -425,10 +423,10 @@ class Request:
 
 
 def _cut_traceback(error: BaseException) -> None:
-    # Leave the frames of the runtime out: they say nothing to users, and would keep the request's
-    # items alive for as long as the error is.
+    # Remove the runtime's own frames: they do not help users, and would keep the request's items
+    # alive as long as the error.
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__package__") == "alto._runtime":
         trace = trace.tb_next
-    if trace is not None:  # Past a class whose fields cannot be set: a frozen dataclass.
+    if trace is not None:  # Works also for a frozen dataclass, whose fields cannot be set.
         BaseException.with_traceback(error, trace)

@@ -1,4 +1,4 @@
-"""Resources of an app and of single requests: which are engines, who starts and stops them."""
+"""Resources of an app and of single requests; starting and stopping the engines among them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ __all__ = (
 )
 
 _users: Final[dict[int, int]] = {}
-"""Apps that use an engine which one of them has started, by its identity; they keep it alive."""
+"""Number of apps that use an engine which one of them has started, by ``id(engine)``.
+
+The apps refer to the engine, so the id is not reused.
+"""
 _stopping: Final[dict[int, anyio.Event]] = {}
-"""Engines that an app stops now, and what tells that it is over."""
+"""Engines that an app is stopping, by ``id(engine)``, with an event that is set when it has."""
 
 
 class Resources:
     """Resources by name, and the engines among them.
 
-    Engines that do not run yet are started, side by side, and those are stopped again, by the last
-    app that uses them; engines that somebody else has started are left alone.
+    Engines that do not run yet are started, concurrently. They are stopped by the last app that uses
+    them. Engines that were started elsewhere are not stopped.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Resources:
         self._used: list[Engine] = []
 
     async def start(self) -> None:
-        """Start what does not run.
+        """Start the engines that do not run.
 
         Raises:
             EngineStartError: One did not start; the others have been stopped again.
@@ -62,7 +65,7 @@ class Resources:
                 await engine.start()
             except Exception as error:  # noqa: BLE001  # raised below, without a group around it
                 errors.append(error)
-                tasks.cancel_scope.cancel()  # the others need not load to the end
+                tasks.cancel_scope.cancel()  # the others need not finish loading
             else:
                 self._use(engine)
                 if self._notify is not None:
@@ -91,17 +94,17 @@ class Resources:
         _users[id(engine)] = _users.get(id(engine), 0) + 1
 
     def _stop_using(self, engine: Engine) -> bool:
-        """Stop using an engine, and say whether no other app uses it."""
-        left = _users.pop(id(engine)) - 1
-        if left:
-            _users[id(engine)] = left
-        return not left
+        """Stop using an engine. Returns whether no other app uses it."""
+        others = _users.pop(id(engine)) - 1
+        if others:
+            _users[id(engine)] = others
+        return not others
 
     async def stop(self) -> None:
-        """Stop what apps have started and this one was the last to use. Cancellation: shielded.
+        """Stop the engines that apps have started and this one is the last to use. Cancellation: shielded.
 
         Raises:
-            Exception: What an engine raised; all have been asked to stop.
+            Exception: An engine raised it; all have been asked to stop.
         """
         errors: list[Exception] = []
 
@@ -129,7 +132,7 @@ class Resources:
 
 
 def runs(engine: Engine) -> bool:
-    """Return whether an engine has been started."""
+    """Return whether an engine is running."""
     try:
         engine.check_health()
     except Closed:
@@ -140,10 +143,10 @@ def runs(engine: Engine) -> bool:
 def check_names(
     declaration: Declaration, others: Sequence[Declaration], names: Iterable[str]
 ) -> None:
-    """Refuse a name that no stage takes, of a pipeline or of *others* that its stages call.
+    """Raise an error for a name that no stage takes, of a pipeline or of *others* that its stages call.
 
     Raises:
-        ResourceError: It says which names there are, or that ``bind`` has fixed it.
+        ResourceError: The message lists the names, or says that ``bind`` has fixed this one.
     """
     pipelines = (declaration, *others)
     taken = {name for one in pipelines for name in _taken(one)}
@@ -163,9 +166,9 @@ def check_names(
 def check_inner(
     declaration: Declaration, others: Sequence[Declaration], given: Mapping[str, object]
 ) -> None:
-    """Refuse a value that only pipelines which stages call take, and that fits none of them.
+    """Raise an error for a value that only inner pipelines take, and that fits none of them.
 
-    Which of them will be called is not known: one that a value does not fit refuses it then.
+    It is not known which of them will be called. If a value does not fit one, calling that raises.
 
     Raises:
         ResourceError: As :func:`values_of_request`.
@@ -190,9 +193,9 @@ def _taken(declaration: Declaration) -> set[str]:
 def values_of_request(
     declaration: Declaration, given: Mapping[str, object]
 ) -> tuple[Mapping[str, object] | None, ...]:
-    """Give, per stage of *declaration*, the resources among *given* that it takes; None: none.
+    """Return, for each stage of *declaration*, the resources among *given* that it takes; None: none.
 
-    A resource that ``bind`` has fixed for a stage stays.
+    ``bind`` takes precedence over *given*.
 
     Raises:
         ResourceError: A value is of a wrong type, is an engine that does not run, or is to be made

@@ -1,4 +1,4 @@
-"""Room for items at one place, and the line of those who wait for it."""
+"""Room for items at one place, and the queue of calls that wait for it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ __all__ = ("Blocked", "Room")
 
 
 class Blocked(Protocol):
-    """A queue whose next call may not start, since its outputs would have no room."""
+    """A queue whose next call may not start, because its outputs would have no room."""
 
     def unblock(self) -> None:
-        """Look again: there may be room."""
+        """Check again: there may be room."""
         ...
 
 
 class Room:
-    """Who waits for room at one place: calls with an item in hand, and queues of calls.
+    """The waiters for room at one place: calls that hold an item, and queues of calls.
 
-    Room is given to one call at a time: a call that takes it passes on what is left, a call that
-    cannot take it passes it on whole. Queues are woken all at once, and look for themselves.
+    Room is granted to one call at a time. A call that uses it wakes the next one if room is left; a
+    call that cannot use it wakes the next one too. Blocked queues are woken together, and each checks
+    for itself.
     """
 
     __slots__ = ("_calls", "_queues", "awaited")
@@ -33,7 +34,7 @@ class Room:
         """True if a call or a queue waits."""
 
     def add(self, granted: asyncio.Event, *, first: bool) -> None:
-        """Put a call in line: at its end, or (a call that was in line before) at its head."""
+        """Queue a call: at the end, or at the head if it was queued before."""
         if first:
             self._calls.appendleft(granted)
         else:
@@ -41,18 +42,18 @@ class Room:
         self.awaited = True
 
     def remove(self, granted: asyncio.Event) -> None:
-        """Take a call out of the line."""
+        """Remove a call from the queue."""
         if granted in self._calls:
             self._calls.remove(granted)
         self.awaited = bool(self._calls or self._queues)
 
     def block(self, queue: Blocked) -> None:
-        """Let a queue wait, behind all calls."""
+        """Queue a blocked queue, behind all calls."""
         self._queues.append(queue)
         self.awaited = True
 
     def wake(self) -> None:
-        """Wake the first in line, since there may be room. Calls go before queues."""
+        """Wake the first waiter, since there may be room. Calls go before queues."""
         calls = self._calls
         while calls:
             granted = calls.popleft()
@@ -66,7 +67,7 @@ class Room:
             queue.unblock()
 
     def wake_all(self) -> None:
-        """Wake all that wait, once each: there is no bound any more. They may find that there is."""
+        """Wake all waiters, because the bound is lifted. Each checks again, and may queue again."""
         calls, queues = self._calls, self._queues
         self._calls, self._queues, self.awaited = deque(), [], False
         for granted in calls:

@@ -1,4 +1,4 @@
-"""Where a request's results go: to a reader, as they come, or into a list."""
+"""The results of a request, for a reader as they come or for a list."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class SinkRequest(Protocol):
 
 
 class Sink:
-    """The results of one request. Implements the interface of a port.
+    """The results of one request. Implements :class:`alto._runtime.ports.Target`.
 
     Args:
-        request: Whose results these are.
-        depth: Length of their paths.
-        order: How they are handed out; None: not at all, they are kept for a list.
+        request: The request.
+        depth: Length of the results' paths.
+        order: Order in which a reader gets them; None: no reader, they are kept for a list.
     """
 
     __slots__ = ("_completion", "_kept", "_order", "buffer", "changed", "complete", "request",
@@ -53,7 +53,7 @@ class Sink:
         if order == "ancestry" and depth:
             self._order = ReorderBuffer(depth, self.buffer)
         self.complete = False
-        """All results there will ever be are here."""
+        """All results have arrived."""
         self.waiting = False
         """True if a reader waits for ``changed``."""
         self.changed: asyncio.Event | None = None
@@ -61,23 +61,23 @@ class Sink:
 
     @property
     def held(self) -> int:
-        """Results that have not been taken."""
+        """Number of results that have not been taken."""
         return len(self.buffer) + (len(self._order) if self._order is not None else 0)
 
     def is_full(self, path: Path) -> bool:  # noqa: ARG002
-        """Return whether the reader has enough to read. A list has no bound of its own."""
+        """Return whether the reader has enough to read. A list has no bound."""
         return len(self.buffer) >= self.request.capacity and not self.request.stopping
 
     def room_for(self, path: Path) -> Room:  # noqa: ARG002
-        """Return where to wait while it is full."""
+        """Return the room to wait for while it is full."""
         return self.room
 
     def inlet(self, path: Path) -> tuple[Callable[[Path], bool], Callable[[Path, Any], None]]:  # noqa: ARG002
-        """Return ``is_full`` and ``push`` for what one generator call gives."""
+        """Return ``is_full`` and ``push`` for the outputs of one generator call."""
         return self.is_full, self.push
 
     def push(self, path: Path, value: Any) -> None:  # noqa: ANN401
-        """Take a result."""
+        """Accept a result."""
         if self.request.stopping:
             return
         if self._kept is not None:
@@ -99,7 +99,7 @@ class Sink:
             self.wake()
 
     def counted(self, parent: Path, children: int) -> None:
-        """Take the count of children of the node at *parent*."""
+        """Accept the number of children of the node at *parent*."""
         if self.request.stopping:
             return
         assert self._completion is not None
@@ -111,7 +111,7 @@ class Sink:
             self.wake()
 
     def take(self) -> Any:  # noqa: ANN401
-        """Take the next result, of which there is one."""
+        """Take the next result. There must be one."""
         self.request.fresh = self.request.first_unread = False
         result = self.buffer.popleft()
         if self.room.awaited:
@@ -126,7 +126,7 @@ class Sink:
         return [value for _, value in kept]
 
     def next_change(self) -> asyncio.Event:
-        """Return what is set when there is something to read, or nothing will come any more."""
+        """Return an event that is set when there is a result to read, or no more will come."""
         if self.changed is None:
             self.changed = asyncio.Event()
         self.changed.clear()
@@ -134,29 +134,29 @@ class Sink:
         return self.changed
 
     def wake(self) -> None:
-        """Wake the reader: there is something to read, or nothing will come any more."""
+        """Wake the reader: there is a result to read, or no more will come."""
         self.waiting = False
         if self.changed is not None:
             self.changed.set()
 
     def stop(self) -> None:
-        """Drop the list, which is given whole or not at all. What a reader can read stays."""
+        """Drop the list, which is returned whole or not at all. A reader keeps what is in the buffer."""
         if self._kept is not None:
             self._kept = []
 
     def detach(self) -> None:
-        """Forget the request, which has ended: its handle would keep it, and it keeps this."""
+        """Forget the request, which has ended. This breaks their reference cycle."""
         self.request = _ENDED_REQUEST
 
     def clear(self) -> None:
-        """Drop what has not been read."""
+        """Drop all unread results."""
         self.buffer.clear()
         self._order = None
         self._kept = None if self._kept is None else []
 
 
 class _EndedRequest:
-    """Stands for all requests that have ended."""
+    """Stand-in for a request that has ended."""
 
     capacity = 1
     max_held = 1
@@ -165,7 +165,7 @@ class _EndedRequest:
     first_unread = False
 
     def fail(self, error: RequestError) -> None:
-        """Nothing takes an error any more."""
+        """Ignore the error: the request has ended."""
 
 
 _ENDED_REQUEST = _EndedRequest()

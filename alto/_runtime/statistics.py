@@ -1,4 +1,4 @@
-"""What an app is doing at this moment."""
+"""Statistics of an app."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ __all__ = ("AppStatistics", "ReplicaStatistics", "StageStatistics", "prefix_of",
 
 @attrs.frozen(kw_only=True)
 class ReplicaStatistics:
-    """What one replica of a stage is doing at this moment."""
+    """Statistics of one replica of a stage, at one moment."""
 
     number: int = attrs.field(eq=False)
-    """Which one: 0, 1, ... in the order in which they came; not compared."""
+    """Number of the replica, 0, 1, ... in the order in which they were made; not compared."""
     running: int = 0
-    """Calls that have started and have not ended, those that wait inside alto included."""
+    """Number of calls that have started and have not ended, including those that wait inside alto."""
     waiting: int = 0
-    """Calls that it was given and that have not started."""
+    """Number of calls that wait for this replica and have not started."""
     bound: int = 0
-    """Groups that are bound to it, those of its calls included."""
+    """Number of groups that are bound to it, including those of its calls."""
     draining: bool = False
-    """True if it gets nothing new, since the stage was scaled down."""
+    """True if it receives nothing new, because the stage was scaled down."""
     done: int = attrs.field(default=0, eq=False)
-    """Calls that have ended by themselves since it was made; not compared."""
+    """Number of calls that have ended by themselves since it was made; not compared."""
     abandoned: int = 0
-    """Threads that still run the function of a call that was cancelled."""
+    """Number of threads that still run the function of a cancelled call."""
 
 
 @attrs.frozen(kw_only=True)
 class StageStatistics:
-    """What one stage is doing at this moment."""
+    """Statistics of one stage, at one moment."""
 
     running: int = 0
-    """Calls that have started and have not ended, those that wait inside alto included."""
+    """Number of calls that have started and have not ended, including those that wait inside alto."""
     waiting: int = 0
-    """Calls that have all they need and have not started."""
+    """Number of calls that have all their inputs and have not started."""
     done: int = attrs.field(default=0, eq=False)
-    """Calls that have ended by themselves since the app was opened; not compared."""
+    """Number of calls that have ended by themselves since the app was opened; not compared."""
     replicas: tuple[ReplicaStatistics, ...] = ()
-    """Its instances, by number."""
+    """Its replicas, in the order of their numbers."""
 
 
 @attrs.frozen(kw_only=True)
 class AppStatistics:
-    """What an open pipeline is doing at this moment. An idle one equals a fresh one."""
+    """Statistics of an app, at one moment. Those of an idle app equal those of a new one."""
 
     open_requests: int
-    """Requests that have not ended, those that stages have started included."""
+    """Number of requests that have not ended, including those started by stages."""
     stages: Mapping[str, StageStatistics]
-    """By stage; those of pipelines that stages call only while they do something."""
+    """By stage. Stages of inner pipelines are included only while they have calls."""
     open_groups: int
-    """Groups whose call has not ended."""
+    """Number of groups whose call has not ended."""
     buffered_items: int
-    """Pieces in group and join buffers, and results that nobody has taken."""
+    """Number of items in group and join buffers, and of results that have not been taken."""
 
 
 def prefix_of(declaration: Declaration, own: Declaration) -> str:
-    """Return what stands before the names of a pipeline's stages in an app of *own*."""
+    """Return the prefix of a pipeline's stage names in the statistics of an app of *own*."""
     return "" if declaration is own else f"{declaration.name}."
 
 
@@ -80,7 +80,7 @@ class InstalledPipeline(Protocol):
 def statistics_of(
     installed: Iterable[InstalledPipeline], requests: Collection[Request]
 ) -> AppStatistics:
-    """Add up what the requests of an app are doing."""
+    """Return the statistics of an app with these *requests*."""
     stages: dict[str, StageStatistics] = {}
     at: dict[Node, list[NodeRun]] = {}
     for request in requests:

@@ -1,11 +1,11 @@
-"""Plain functions on worker threads, which a cancelled call leaves behind.
+"""Plain functions in worker threads, which a cancelled call abandons.
 
-Theory of operation. Nothing can interrupt a thread. A call that is cancelled returns at once and
-*abandons* its thread: what the function returns or raises is dropped, and the next call runs on
+Theory of operation. A thread cannot be interrupted. A call that is cancelled returns immediately and
+*abandons* its thread: the function's result or exception is dropped, and the next call runs in
 another thread. An abandoned thread ends, or is used again, when its function has returned.
 
-The threads are daemons of a pool of their own, since those of ``concurrent.futures`` are joined
-when the interpreter exits: a function that never returns would keep the program from ending.
+The threads are daemons of a separate pool. Those of ``concurrent.futures`` are joined when the
+interpreter exits, so a function that never returns would keep the program from ending.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from alto._wait import wait_shielded
 __all__ = ("GRACE_S", "MOST_PER_PERMIT", "Threads")
 
 GRACE_S: Final = 2.0
-"""Seconds that closing waits for abandoned threads, before their resources are given back."""
+"""Seconds that closing waits for abandoned threads before it gives back their resources."""
 MOST_PER_PERMIT: Final = 4
-"""Threads of a replica, for each call that may run at once; those abandoned included."""
+"""Maximum number of a replica's threads, per permit, including abandoned ones."""
 
 _log = logging.getLogger("alto")
 T = TypeVar("T")
@@ -44,30 +44,30 @@ class Threads:
     Args:
         stage: Name of the stage.
         number: Number of the replica.
-        concurrency: How many calls run at once.
+        concurrency: Maximum number of calls that run concurrently.
     """
 
     def __init__(self, stage: str, number: int, concurrency: int) -> None:
         self._stage = stage
         self._number = number
-        self._pool = _Pool(f"alto {stage} {number}", concurrency)
+        self._pool = _ThreadPool(f"alto {stage} {number}", concurrency)
         self._slots = asyncio.Semaphore(MOST_PER_PERMIT * concurrency)
-        """A slot is taken from the start of a function until it has returned, abandoned or not."""
+        """Slots for threads, held from the start of a function until it has returned, abandoned or not."""
         self._loop = asyncio.get_running_loop()
         self._returned = anyio.Event()
 
     @property
     def abandoned(self) -> int:
-        """Threads that still run the function of a call that was cancelled."""
+        """Number of threads that still run the function of a cancelled call."""
         return self._pool.abandoned
 
     async def run(self, function: Callable[..., Any], /, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
         """Run *function* in a thread, in a copy of the caller's context.
 
-        Waits first while as many threads run as the replica may have.
+        Waits first while the maximum number of threads runs.
 
-        Cancellation: raised at once; the thread is abandoned, what *function* returns or raises is
-        dropped.
+        Cancellation: raised immediately; the thread is abandoned, and the function's result or
+        exception is dropped.
         """
         await self._slots.acquire()
         job = _Job(_in_context(function, args, kwargs), self._wake)
@@ -80,17 +80,18 @@ class Threads:
             return await done
         finally:
             if done.done() and not done.cancelled():
-                done.exception()  # Retrieved, also when this task is cancelled at the same moment.
+                done.exception()  # Mark it as retrieved, also if this task is cancelled at the same moment.
                 self._slots.release()
             else:
                 done.cancel()
+                # The thread keeps the slot until its function has returned: see _over().
                 if not self._pool.abandon(job):
                     self._slots.release()
 
     async def run_to_end(self, function: Callable[..., Any], /, *args: object) -> Any:  # noqa: ANN401
-        """Run *function* in a thread, however many threads there are.
+        """Run *function* in a thread, without a limit on their number.
 
-        Cancellation: raised when *function* has returned; what it returned is lost.
+        Cancellation: raised when *function* has returned; its result is lost.
         """
         job = _Job(_in_context(function, args, {}), self._wake)
         done = self._loop.run_in_executor(self._pool, job)
@@ -102,11 +103,11 @@ class Threads:
             await wait_shielded(wait)
         finally:
             if not done.cancelled():
-                done.exception()  # Retrieved, also when the cancellation is raised instead.
+                done.exception()  # Mark it as retrieved, also if the cancellation is raised instead.
         return done.result()
 
     def _wake(self) -> None:
-        # In the thread of a function that has returned to nobody.
+        # Runs in the thread of an abandoned function that has returned.
         with contextlib.suppress(RuntimeError):  # The loop is closed.
             self._loop.call_soon_threadsafe(self._over)
 
@@ -115,21 +116,21 @@ class Threads:
         self._returned.set()
 
     async def settle(self) -> None:
-        """Wait until no thread is abandoned, but at most for the grace."""
+        """Wait until no thread is abandoned, but at most ``GRACE_S`` seconds."""
         with anyio.move_on_after(GRACE_S):
             while self.abandoned:
                 self._returned = anyio.Event()
                 await self._returned.wait()
 
     def close(self) -> None:
-        """End the threads; those that are abandoned end when their functions have returned."""
-        left = self._pool.close()
-        if left:
+        """End the threads. Abandoned ones end when their functions have returned."""
+        running = self._pool.close()
+        if running:
             _log.warning(
                 "stage %r: %d thread(s) of replica %d still run functions whose calls were "
-                "cancelled; nothing can interrupt them: give what they do a time limit of its own",
+                "cancelled; a thread cannot be interrupted: give the function a time limit of its own",
                 self._stage,
-                left,
+                running,
                 self._number,
             )
 
@@ -138,20 +139,22 @@ def _in_context(
     function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object]
 ) -> Callable[[], T]:
     context = copy_context()
-    context.run(current_call.set, None)  # A call belongs to its loop.
+    context.run(
+        current_call.set, None
+    )  # In a thread there is no current call: a call belongs to its loop.
     return partial(context.run, partial(function, *args, **kwargs))
 
 
 @final
 class _Job:
-    """A function that is to run in a thread, and how far it is. Guarded by its pool's lock."""
+    """A function to run in a thread, and its state. Guarded by its pool's lock."""
 
     __slots__ = ("_call", "abandoned", "ended", "future", "returned", "thread")
 
     def __init__(self, call: Callable[[], object], returned: Callable[[], None]) -> None:
         self._call = call
         self.returned = returned
-        """Called in the thread when the function has returned after it was abandoned."""
+        """Called in the thread when an abandoned function has returned."""
         self.future: Future[Any] = Future()
         self.thread: threading.Thread | None = None
         """The thread that runs it."""
@@ -162,16 +165,16 @@ class _Job:
         """Run the function."""
         try:
             return self._call()
-        except StopIteration as error:  # A future takes any exception but this one.
+        except StopIteration as error:  # A future does not accept a StopIteration.
             msg = "the function raised StopIteration"
             raise RuntimeError(msg) from error
 
 
 @final
-class _Pool(Executor):
-    """Daemon threads that run jobs: one for each at once, and at most *keep* that wait for work.
+class _ThreadPool(Executor):
+    """A pool of daemon threads: one for each running job, and at most *keep* idle ones.
 
-    An executor, so that a loop on virtual time knows that something runs outside.
+    It is a ``concurrent.futures.Executor``, so that a loop on virtual time knows that a job runs.
     """
 
     def __init__(self, name: str, keep: int) -> None:
@@ -181,15 +184,15 @@ class _Pool(Executor):
         self._work: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: dict[int, threading.Thread] = {}
         self._spare = 0
-        """Threads that wait for work and have none in the queue."""
+        """Number of threads that wait for work and have none in the queue."""
         self._jobs: set[_Job] = set()
-        """Those that have not ended."""
+        """Jobs that have not ended."""
         self.abandoned = 0
-        """How many of them are abandoned."""
+        """Number of abandoned jobs."""
         self._closed = False
 
     def submit(self, fn: Callable[..., T], /, *_: Any, **__: Any) -> Future[T]:  # noqa: ANN401
-        """Run a job on a thread of its own."""
+        """Run a job in a thread."""
         assert isinstance(fn, _Job)
         with self._lock:
             if self._spare:
@@ -208,7 +211,7 @@ class _Pool(Executor):
         self._threads[number] = thread
 
     def abandon(self, job: _Job) -> bool:
-        """Let go of a job. Returns False if it has ended: `returned` is not called then."""
+        """Abandon a job. Returns False if it has ended; then its ``returned`` is not called."""
         with self._lock:
             if not job.ended:
                 job.abandoned = True
@@ -216,13 +219,13 @@ class _Pool(Executor):
             return job.abandoned
 
     def close(self) -> int:
-        """End all threads but those that run jobs, which end with those. Returns their number.
+        """End all idle threads. Returns the number of others, which end with their jobs.
 
-        All jobs that run were abandoned, unless the loop goes down and cancels everything at once.
+        All running jobs were abandoned, unless the loop shuts down and cancels everything together.
         """
         with self._lock:
             self._closed = True
-            # A job whose future can be cancelled has not begun, and never will.
+            # A job whose future can be cancelled has not begun, and now never will.
             busy = {job.thread for job in self._jobs if not job.future.cancel()}
             idle = [thread for thread in self._threads.values() if thread not in busy]
             for _ in idle:
@@ -240,19 +243,19 @@ class _Pool(Executor):
         if job is None:
             return False
         job.thread = threading.current_thread()
-        # A cancellation reaches the future before the call that awaits it says that it is abandoned.
+        # The future is cancelled before the awaiting call can mark the job as abandoned.
         begins = job.future.set_running_or_notify_cancel()
         value, error = None, None
         if begins:
             try:
                 value = job()
-            except BaseException as raised:  # noqa: BLE001  # raised by whoever waits for it
+            except BaseException as raised:  # noqa: BLE001  # passed to the future
                 error = raised
         with self._lock:
             job.ended = True
             self._jobs.discard(job)
             self.abandoned -= job.abandoned
-            # Before anybody can know the result, so that the next job finds this thread.
+            # Before the result is set, so that a job submitted then finds this thread spare.
             stays = not self._closed and len(self._threads) <= self._keep + self.abandoned
             if stays:
                 self._spare += 1
@@ -268,5 +271,5 @@ class _Pool(Executor):
             else:
                 job.future.set_result(value)
         finally:
-            del error, value  # No cycle through the traceback's frame.
+            del error, value  # Break the cycle through the traceback's frame.
         return stays

@@ -1,26 +1,26 @@
 """Workers: the tasks that run stage calls.
 
-They are asyncio's own, not an anyio group's: there are as many as calls wait, and the scopes of a
-group's tasks cost each of them several times what it costs itself. Workers are not cancelled from
-outside; they end when they are asked to. One task in the app's group stands for all of them, so that
-the group ends when they have. The app raises what they failed with when it closes.
+Workers are plain asyncio tasks, not tasks of an anyio group: there is one for each call that waits,
+and the cancel scopes of a group's task cost several times as much as the task. One task in the app's
+group waits for all workers (:class:`WorkerTasks`), so the group ends after them. When the app closes,
+it raises the exceptions that workers have failed with.
 
 Theory of operation. A replica of a stage has a pool of worker tasks, shared by all requests. At most
-one idle worker at a time is being woken or runs calls that have not suspended yet: the *leader*. As
-long as its calls end without ever suspending, the leader takes call after call without a task
-switch. The moment a call suspends, its worker stops being leader, and if there is more to start
-another worker is woken. So work that never waits costs no wake-ups, and work that waits gets as many
-workers as there are permits.
+one worker at a time is the *leader*: it is being woken, or runs calls that have not suspended. While
+its calls end without suspending, the leader takes call after call without a task switch. When a call
+suspends, its worker stops being the leader, and another worker is woken if more calls can start. So
+work that never waits costs no wake-ups, and work that waits gets as many workers as there are
+permits.
 
-A worker steps each call by hand, in the call's own context. That is also how it sees the moment of
-suspension. Every future is passed through unchanged.
+A worker steps each call by hand, in the call's own context, instead of awaiting it. This shows it
+the moment at which the call suspends. Every future that a call yields is passed on unchanged.
 
-Calls that never suspend are interrupted every few milliseconds, so that the event loop can do
-something else.
+Calls that never suspend would starve the event loop. So after a time slice of a few milliseconds a
+worker yields to the loop before it starts the next call.
 
-Workers are in no cancel scope (worker_tasks.py): the app ends them by saying so, after their calls
-have ended. A single call is cancelled with ``Task.cancel`` (see ``Call.cancel``), once, and what the
-call does to clean up runs undisturbed.
+Workers are in no cancel scope. The app ends them with a flag, after their calls have ended. A single
+call is cancelled with one ``Task.cancel`` of its worker's task (see ``Call.cancel``), and its
+clean-up is not interrupted.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ __all__ = ("Worker", "WorkerReplica", "WorkerTasks", "clock_of", "has_real_time"
 
 @final
 class WorkerTasks:
-    """The tasks of an app's workers: starts them, and waits until they have ended.
+    """The tasks of an app's workers.
 
     Args:
-        loop: Where they run.
-        context: Each runs in a copy of it; calls have contexts of their own.
-        failed: Called at once when one has failed, with no effect on the others.
+        loop: The loop in which they run.
+        context: Each task runs in a copy of it; calls have their own contexts.
+        failed: Called when a task has failed. The other tasks are not affected.
     """
 
     __slots__ = (
@@ -71,13 +71,13 @@ class WorkerTasks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._changed = asyncio.Event()
-        """Set when a task has ended, or none is started any more."""
-        self._callback = self._done  # One object for all.
+        """Set when the last task has ended, or when it was closed."""
+        self._callback = self._done  # One bound method for all tasks.
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Start a worker's task."""
-        # Past the program's task factory: an eager one would run the stage at once, within the call
-        # that has just handed over an item.
+        # Not by the program's task factory: an eager one would run the stage immediately, inside the
+        # call that has just handed over an item.
         task = asyncio.Task(work, loop=self._loop, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._callback, context=self._context)
@@ -93,20 +93,20 @@ class WorkerTasks:
                 self._changed.set()
 
     def close(self) -> None:
-        """Wait only for the workers that there are: none is started any more."""
+        """Let :meth:`wait_closed` return when the last worker has ended. No more are started."""
         self._closing = True
         self._changed.set()
 
     def check(self) -> None:
-        """Raise what workers have failed with.
+        """Raise the exceptions that workers have failed with.
 
-        Not a matter of `stand`, for a task that ends with a KeyboardInterrupt stops its loop, and
-        the worker's has done so already.
+        :meth:`wait_closed` does not raise them: a task that ends with a KeyboardInterrupt stops the
+        loop, and the worker's task has already done so.
 
         Raises:
             BaseExceptionGroup: One or more have failed.
         """
-        # The loop itself has raised what ends the program.
+        # The loop itself has raised those that end the program.
         failures = [one for one in self._failures
                     if not isinstance(one, KeyboardInterrupt | SystemExit)]  # fmt: skip
         if failures:
@@ -114,10 +114,10 @@ class WorkerTasks:
             raise BaseExceptionGroup(msg, failures)
 
     async def wait_closed(self) -> None:
-        """Wait until it was closed and all have ended.
+        """Wait until it is closed and all tasks have ended.
 
-        Cancellation: shielded from scopes. Natively only a loop that goes down cancels it, which
-        cancels the workers too: it is raised when they have ended, closed or not.
+        Cancellation: shielded from scopes. Only a loop that shuts down cancels it natively, and the
+        workers with it: then it is raised when they have ended, closed or not.
         """
         cut: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
@@ -132,17 +132,17 @@ class WorkerTasks:
 
 
 _MOST_IDLE: Final = 1024
-"""Idle workers kept per replica, 5 KB each; those beyond, which a burst has needed, end."""
+"""Idle workers kept per replica, 5 KB each. More than that, left over from a burst, end."""
 
 _SLICE_S: Final = 0.005
-"""Seconds after which calls that do not suspend give the event loop back."""
+"""Time slice, in seconds, after which a worker whose calls do not suspend yields to the loop."""
 
 _STEP_S: Final = 0.00002
-"""Seconds that an item or a call is taken to last where time is virtual."""
+"""Seconds that each reading of the clock adds where time is virtual."""
 
 
 class _StepClock:
-    """Counts instead of measuring, so that runs on a virtual clock are all alike."""
+    """A clock that counts instead of measuring, so that runs on a virtual clock are reproducible."""
 
     __slots__ = ("_now",)
 
@@ -155,13 +155,13 @@ class _StepClock:
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return the clock that says when a worker has had the loop for long."""
+    """Return the clock that measures time slices on *loop*."""
     own = isinstance(loop, asyncio.BaseEventLoop) and not has_real_time(loop)
     return _StepClock() if own else time.monotonic
 
 
 def has_real_time(loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether ``loop.time()`` is ``time.monotonic()``, which then is the quicker way to ask."""
+    """Return whether ``loop.time()`` is ``time.monotonic()``, which is the faster call then."""
     return isinstance(loop, asyncio.BaseEventLoop) and type(loop).time is asyncio.BaseEventLoop.time
 
 
@@ -174,7 +174,7 @@ class WorkerReplica(CallReplica, Protocol):
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Says when a worker has had the loop for long."""
+        """Clock that measures the time slices of workers."""
         ...
 
     @property
@@ -184,15 +184,15 @@ class WorkerReplica(CallReplica, Protocol):
 
     @property
     def routed(self) -> bool:
-        """Return whether a router says which replica of the stage gets what."""
+        """True if a router chooses among several replicas of the stage."""
         ...
 
     def enqueue(self, queue: ReadyQueue) -> None:
-        """Put *queue* in line."""
+        """Queue *queue* for a permit."""
         ...
 
     def dispatch(self) -> None:
-        """Route what has waited for a free replica."""
+        """Route items that wait for a free replica."""
         ...
 
 
@@ -200,13 +200,13 @@ class WorkerReplica(CallReplica, Protocol):
 def _run_suspended(
     worker: Worker, context: Context, waited_for: Any  # noqa: ANN401
 ) -> Generator[Any, Any, None]:  # fmt: skip
-    """Step a call, which has suspended, to its end, and say whenever it suspends."""
+    """Step a call that has suspended to its end; notify *worker* of each suspension."""
     step, runner = context.run, worker.runner
     while waited_for is not ENDED:
         worker.on_suspend()
         try:
             yield waited_for
-        except BaseException as error:  # noqa: BLE001  # passed on to where it belongs
+        except BaseException as error:  # noqa: BLE001  # thrown into the call, as an await would
             worker.until = worker.clock() + _SLICE_S
             waited_for = step(runner.throw, error)
         else:
@@ -221,14 +221,14 @@ class Worker:
 
     def __init__(self, replica: WorkerReplica) -> None:
         self.replica = replica
-        self.clock: Any = replica.clock  # Any: pyright takes it for a method
+        self.clock: Any = replica.clock  # Any: pyright takes a callable attribute for a method
         self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
-        """The call it runs, as long as that has not suspended. Its queue is out of line so long."""
+        """The running call, until it suspends. Meanwhile its queue is not queued for a permit."""
         self.runner = cast("Generator[Any, Any, None]", run_calls(self))
-        self.runner.send(None)  # Up to where it takes a call.
+        self.runner.send(None)  # Run to the first yield, where it takes a call.
         self.until = 0.0
-        """When it has had the loop for long, on its clock."""
+        """End of its time slice, on its clock."""
         self._idle: asyncio.Event | None = None
 
     async def main(self) -> None:
@@ -239,8 +239,8 @@ class Worker:
         finally:
             replica = self.replica
             if self.call is not None and self.call.ended and self.call.has_permit:
-                replica.permits.give_back()  # It has ended the program.
-            if self in replica.idle:  # Cancelled by the loop, which is going down.
+                replica.permits.give_back()  # The call raised an exception that ends the program.
+            if self in replica.idle:  # Cancelled by a loop that shuts down.
                 replica.idle.remove(self)
             if replica.leader is self:
                 replica.leader = None
@@ -248,23 +248,24 @@ class Worker:
                 replica.use_permits()
 
     def wake(self) -> None:
-        """Stop being idle. No effect on a worker that has not begun yet."""
+        """End its idle wait. No effect on a worker that has not begun yet."""
         if self._idle is not None:
             self._idle.set()
 
     def on_suspend(self) -> None:
-        """Let another worker lead: the call is about to wait, and can be cancelled from now on."""
+        """Hand the lead to another worker: the call is about to wait, and can be cancelled from now on."""
         call, self.call = self.call, None
         replica = self.replica
         if call is not None and not call.ended:
             call.has_suspended = True
             queue = call.queue
             queue.run.suspended[call.path] = call
+            # The queue was taken out while this worker served it; others may serve it now.
             if queue.ready and not queue.blocked:
                 replica.permits.enqueue(queue)
         if replica.leader is self:
             replica.leader = None
-        elif call is None:  # It has suspended before: nothing has come since.
+        elif call is None:  # Not the first suspension of the call: nothing to hand over.
             return
         if replica.leader is None:
             if replica.permits.has_next:
@@ -278,7 +279,9 @@ class Worker:
             self.until = self.clock() + _SLICE_S
             if (queue := self._next()) is not None:
                 if await self._serve(queue):
-                    await asyncio.sleep(0)  # It leads on; a second leader would be one too many.
+                    await asyncio.sleep(
+                        0
+                    )  # It stays leader during the pause, so no second one is woken.
                 continue
             if replica.leader is self:
                 replica.leader = None
@@ -290,19 +293,21 @@ class Worker:
             self._idle = None
 
     def _next(self) -> ReadyQueue | None:
-        # Take a permit for what is next in line. Where a router says who gets what, it may have
-        # waited for this moment.
+        # Take a permit for the queue whose turn it is. In a routed stage, items may have waited for a
+        # free permit of this replica: route them first.
         replica = self.replica
         queue = replica.permits.next_queue()
         if queue is None and replica.routed and not replica.closing:
-            if replica.leader is None:  # No other is to be woken for what this one can take.
+            # Lead, so that dispatch() wakes no other worker for this one's work.
+            if replica.leader is None:
                 replica.leader = self
             replica.dispatch()
             queue = replica.permits.next_queue()
         return queue
 
     async def _serve(self, queue: ReadyQueue | None) -> bool:
-        # Serve until nothing can be started, or for long: True then. A permit was taken for *queue*.
+        # Run calls until none can start, or until the time slice is over: then return True. A permit was
+        # taken for *queue*.
         permits, clock, send = self.replica.permits, self.clock, self.runner.send
         assert self.task is not None
         cancelling = self.task.cancelling
@@ -315,13 +320,14 @@ class Worker:
             path, args = start
             self.call = call = Call(queue, path, args, self)
             context = request.context.copy()
+            # Step by hand: most calls end in this one step, without a coroutine or a task switch.
             waited_for = context.run(send, call)
             if waited_for is not ENDED:
                 await _run_suspended(self, context, waited_for)
-                self.call = call  # It has the permit still, if it has one.
+                self.call = call  # If it has a permit, main() gives it back should this task fail.
                 permits.move_to_end(queue)
             more = bool(queue.ready) and not queue.blocked
-            if call.has_permit:
+            if call.has_permit:  # Hand its permit to the next call, without giving it back first.
                 call.has_permit = False
                 queue = permits.give_back_and_next(queue, more)
                 if queue is None and permits.resuming:
@@ -337,12 +343,12 @@ class Worker:
         return False
 
     def is_cancelled(self) -> bool:
-        """Return whether its task was cancelled by something else than alto, so that it is to end."""
+        """Return whether something other than alto has cancelled its task, so that it must end."""
         return self.task is not None and self.task.cancelling() > 0
 
     def _give_up(self, queue: ReadyQueue) -> bool:
-        # The permit for *queue* goes to whichever worker comes next: another one, where the task is
-        # cancelled, or this one, which only pauses. Gives whether it pauses.
+        # Give back the permit for *queue*: to this worker, after a pause, or to another one if this
+        # task is cancelled. Returns whether this worker only pauses.
         replica = self.replica
         pauses = not self.is_cancelled()
         if pauses and replica.leader is None:

@@ -23,39 +23,38 @@ __all__ = ("Broken", "Probe", "build")
 
 
 class Broken(Exception):  # what a drawn stage raises, not an error of this kit
-    """What a drawn stage raises where the drawing says that it fails."""
+    """The exception of a drawn stage that is to fail."""
 
 
 class Probe:
-    """What the stages of one drawn pipeline report to, and what tells one of them to fail."""
+    """The probe of one drawn pipeline: stages report to it, and it makes one of them fail."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, Path]] = Counter()
-        """How often each stage was called at each path, over all requests."""
+        """Number of calls of each stage at each path, over all requests."""
         self.heard: list[tuple[str, Words]] = []
-        """What each call was given, as far as it has read it."""
+        """Arguments that each call has read so far."""
         self.barren: bool = False
-        """Whether a generator gave nothing at all; what it was to be joined with is then for
-        nothing, and may be cancelled."""
+        """True if a generator yielded nothing: then calls it would be joined with may be cancelled."""
         self.fuse: tuple[str, Words] | None = None
-        """The call that fails, by its stage and what it is given."""
+        """The call that fails, by its stage and arguments."""
         self.after: int = 0
-        """How many outputs it gives before, as far as it has so many."""
+        """Number of outputs before the failure, at most those that the call has."""
         self._lock = threading.Lock()
 
     def reset(self) -> None:
-        """Forget what was reported; the fuse stays."""
+        """Forget all reports; the call that is to fail stays."""
         self.calls.clear()
         self.heard.clear()
         self.barren = False
 
     def called(self, name: str, path: Path | None = None) -> None:
-        """A call has begun, at *path* or, if that is not said, at that of the current call."""
+        """Record the begin of a call at *path*, by default that of the current call."""
         with self._lock:  # Some stages run in threads.
             self.calls[name, getattr(current_call.get(), "path", ()) if path is None else path] += 1
 
     def check(self, name: str, words: Words, output: int | None) -> None:
-        """A call is about to give output number *output*, or (None) to end.
+        """Record that a call is about to yield output number *output* or, if None, to end.
 
         Raises:
             Broken: The fuse says so.
@@ -67,7 +66,7 @@ class Probe:
 
 
 def build(draw: PipelineDraw, probe: Probe) -> Any:  # noqa: ANN401  # a Pipeline of unknown arity
-    """The real pipeline, and with it all its stages and the pipelines that they call."""
+    """Build the pipeline, all its stages and the pipelines that they call."""
     built: dict[int, Any] = {}
     for target in (*draw.targets(), draw):
         if isinstance(target, StageDraw):
@@ -128,7 +127,7 @@ def _sign(
 
 def _plain(draw: StageDraw, probe: Probe) -> Callable[..., Any]:
     def body(*args: str) -> str:
-        probe.called(draw.name, ())  # In a thread nobody knows.
+        probe.called(draw.name, ())  # A thread has no current call.
         probe.check(draw.name, args, 0)
         probe.check(draw.name, args, None)
         return draw.mark(args, 0)
@@ -228,7 +227,7 @@ async def _inner(draw: StageDraw, inner: Any, word: str) -> list[str]:  # noqa: 
 
 
 async def _read(draw: StageDraw, args: Sequence[Any]) -> Words:
-    """All that a call is given: its items, then the pieces of its groups."""
+    """Return all arguments of a call: its items, then the pieces of its groups."""
     items = [arg for arg, group in zip(args, draw.groups, strict=True) if not group]
     groups: list[Group[str]] = [arg for arg, group in zip(args, draw.groups, strict=True) if group]
     pieces: list[list[str]] = [[] for _ in groups]

@@ -1,6 +1,6 @@
 """Drawn pipelines: the records that a strategy draws, and how it draws them.
 
-What a stage does follows from its record and from the items it gets, never from time or luck, so a
+The behaviour of a stage follows from its record and its items, never from time or randomness, so a
 sequential run and a concurrent one must agree. Every item is a text that begins with its request
 and says which stage made it of what (``r0:b1(a0(x))``); long ones are cut to a checksum.
 """
@@ -30,41 +30,46 @@ __all__ = (
 T = TypeVar("T")
 
 Reading: TypeAlias = Literal["sequential", "reversed", "alternate", "together", "through"]
-"""How a stage reads its groups: one after another, last one first, a piece of each in turns, all at
-once, or, with one group, giving outputs for each piece before it reads the next."""
+"""Order in which a stage reads its groups.
+
+One after another, last one first, a piece of each in turn, all concurrently, or, with one group,
+yielding outputs for each piece before it reads the next.
+"""
 
 Calling: TypeAlias = Literal["run", "stream", "arrival"]
-"""How a stage calls a pipeline: ``run``, ``stream(order="ancestry")``, or ``stream()`` with the
-results sorted."""
+"""Way in which a stage calls a pipeline.
+
+``run``, ``stream(order="ancestry")``, or ``stream()`` with the results sorted.
+"""
 
 Words: TypeAlias = tuple[str, ...]
-"""All that a call has been given, in a fixed order."""
+"""All arguments of a call, in a fixed order."""
 
 _LONGEST = 48
 
 
 @attrs.frozen(kw_only=True)
 class InnerDraw:
-    """A pipeline that a stage calls, and how it takes the results."""
+    """A pipeline that a stage calls, and the way in which it takes the results."""
 
     pipeline: PipelineDraw
     how: Calling
     take: int | None
-    """Leave the stream after so many results; None: read all."""
+    """Number of results after which the stream is left; None: read all."""
 
 
 @attrs.frozen(kw_only=True)
 class StageDraw:
-    """What a stage looks like, and what it does."""
+    """The record of a stage: its signature and its behaviour."""
 
     name: str
     groups: tuple[bool, ...]
-    """Per parameter whether it is a Group."""
+    """For each parameter, True if it is a Group."""
     generator: bool
     fans: tuple[int, ...] = (1,)
-    """How many outputs a call gives, chosen by what it is given."""
+    """Numbers of outputs of a call; its arguments choose one."""
     delays: tuple[float | None, ...] = (None,)
-    """Seconds before an output, chosen likewise; 0 lets others run, None does not suspend."""
+    """Seconds before an output, chosen likewise; 0 yields to the loop, None does not suspend."""
     concurrency: int = 1
     replicas: int = 1
     router: str = "LeastWork"
@@ -73,15 +78,15 @@ class StageDraw:
     order: GroupOrder = "ancestry"
     reading: Reading = "sequential"
     take: int | None = None
-    """Leave each group after so many pieces; None: read all; 0: do not even look."""
+    """Number of pieces after which each group is left; None: read all; 0: do not read it at all."""
     inner: InnerDraw | None = None
 
     def chosen(self, table: Sequence[T], words: Words) -> T:
-        """What *table* says for a call that is given *words*."""
+        """Return the entry of *table* for a call with the arguments *words*."""
         return table[_checksum("|".join((self.name, *words))) % len(table)]
 
     def mark(self, words: Sequence[str], output: int) -> str:
-        """Output number *output* of a call that is given *words*."""
+        """Return output number *output* of a call with the arguments *words*."""
         tags = [tag for tag in (word.partition(":")[0] for word in words) if tag != "-"]
         inside = "+".join(word.partition(":")[2] for word in words)
         if len(inside) > _LONGEST:
@@ -89,7 +94,7 @@ class StageDraw:
         return f"{tags[0] if tags else '-'}:{self.name}{output}({inside})"
 
     def __str__(self) -> str:
-        """As people would write it."""
+        """Return the source code of its function."""
         params = ", ".join("Group" if group else "item" for group in self.groups)
         said = [f"{self.name}({params})"]
         if self.inner is not None:
@@ -116,9 +121,9 @@ class NodeDraw:
     """One call in a pipeline function."""
 
     target: StageDraw | PipelineDraw
-    """What is called; a pipeline is inlined."""
+    """The stage or pipeline that is called; a pipeline is inlined."""
     sources: tuple[int, ...]
-    """The streams it is called with: the inputs first, then one per node."""
+    """Numbers of the streams it is called with: the inputs first, then one per node."""
     by: int | None = None
     """The stream given as ``by=``."""
 
@@ -132,12 +137,12 @@ class PipelineDraw:
     nodes: tuple[NodeDraw, ...]
     output: int
     widths: tuple[int, ...]
-    """Per level of the result at most how many items there are in one request."""
+    """Maximum number of items in one request, for each level of the result."""
     cost: int
-    """At most how many calls one request makes, those of pipelines it calls included."""
+    """Maximum number of calls of one request, including those of pipelines it calls."""
 
     def targets(self) -> list[StageDraw | PipelineDraw]:
-        """Everything that is called in here, once each, what is inside of it before it."""
+        """Return every stage and pipeline that is called, once each, inner ones first."""
         found: dict[int, StageDraw | PipelineDraw] = {}
         for node in self.nodes:
             target = node.target
@@ -150,17 +155,17 @@ class PipelineDraw:
         return list(found.values())
 
     def stages(self) -> list[StageDraw]:
-        """All stages, those of pipelines in here included."""
+        """Return all stages, including those of its pipelines."""
         return [target for target in self.targets() if isinstance(target, StageDraw)]
 
     def __str__(self) -> str:
-        """Its function, and the lines that say what its stages do."""
+        """Return its source code, and lines that describe its stages."""
         inside = self.targets()
         lines = [str(one) if isinstance(one, StageDraw) else one.code() for one in inside]
         return "\n".join([*lines, self.code()])
 
     def code(self) -> str:
-        """Its function, as people would write it."""
+        """Return the source code of its function."""
         streams = [f"x{number}" for number in range(self.inputs)]
         lines = [f"def {self.name}({', '.join(streams)}):"]
         for number, node in enumerate(self.nodes):
@@ -183,9 +188,9 @@ def _either(choices: Sequence[object]) -> str:
 
 _DEEPEST: Final = 4
 _MOST_ITEMS: Final = 120
-"""Items on one edge in one request, at most."""
+"""Maximum number of items on one edge in one request."""
 _MOST_CALLS: Final = 400
-"""Calls of pipelines inside one stage in one request, at most."""
+"""Maximum number of calls of pipelines inside one stage in one request."""
 _READINGS: Final[tuple[Reading, ...]] = (
     "sequential", "reversed", "alternate", "together", "through",
 )  # fmt: skip
@@ -203,25 +208,25 @@ _DELAYS: Final[tuple[tuple[float | None, ...], ...]] = (
 
 
 class Chooser:
-    """Draws stages and pipelines with names of their own."""
+    """Draws stages and pipelines with unique names."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self._draw = draw
         self.sparse = draw(st.booleans())
-        """Whether generators may give nothing, and groups be left early. Else all is needed."""
+        """True if generators may yield nothing and groups may be left early; otherwise all is needed."""
         self._stages = 0
         self.inner: list[PipelineDraw] = []
 
     def one_of(self, *choices: T) -> T:
-        """One of *choices*; failures are shrunk towards the first."""
+        """Draw one of *choices*; failures are shrunk towards the first."""
         return self._draw(st.sampled_from(choices))
 
     def integer(self, least: int, most: int) -> int:
-        """A number."""
+        """Draw a number."""
         return self._draw(st.integers(least, most))
 
     def inner_pipeline(self) -> PipelineDraw:
-        """A small pipeline, to be inlined or called; one of those before or a new one."""
+        """Draw a small pipeline, to be inlined or called: an earlier one or a new one."""
         known = self._draw(st.sampled_from([*self.inner, None]))
         if known is None:
             known = self.pipeline(inputs=1, most=3, inner=True)
@@ -229,7 +234,7 @@ class Chooser:
         return known
 
     def pipeline(self, *, inputs: int, most: int, inner: bool) -> PipelineDraw:
-        """A pipeline; an *inner* one is small and has none in it."""
+        """Draw a pipeline; an *inner* one is small and contains none."""
         sketch = _Sketch(self, inputs, inner=inner)
         for _ in range(self.one_of(*range(3 if inner else 5))):
             sketch.open_level()
@@ -238,7 +243,7 @@ class Chooser:
         return sketch.finish("inner" + str(len(self.inner)) if inner else "drawn")
 
     def fan_out(self, fan: int) -> StageDraw:
-        """A generator over items."""
+        """Draw a generator over items."""
         return StageDraw(
             name=self._name(),
             groups=(False,),
@@ -264,7 +269,7 @@ class Chooser:
         return self.one_of(*_DELAYS)
 
     def stage(self, *, groups: tuple[bool, ...], fan: int, calls: int, inner: bool) -> StageDraw:
-        """A stage with these parameters, giving at most *fan* outputs, called *calls* times."""
+        """Draw a stage with these parameters and at most *fan* outputs, called *calls* times."""
         generator = fan > 1 and self.integer(0, 2) > 0
         order: GroupOrder = "ancestry"
         reading: Reading = "sequential"
@@ -310,7 +315,7 @@ class Chooser:
 
 
 class _Sketch:
-    """A pipeline that is being drawn: like the declaration, it knows what levels streams have."""
+    """A pipeline that is being drawn. Like the declaration, it knows the levels of its streams."""
 
     def __init__(self, chooser: Chooser, inputs: int, *, inner: bool) -> None:
         self._chooser = chooser
@@ -320,19 +325,19 @@ class _Sketch:
         self._most = 6 if inner else _MOST_ITEMS
         self._nodes: list[NodeDraw] = []
         self._levels: list[tuple[int, ...]] = [()] * inputs
-        self._open = list(range(inputs))  # Streams that nobody takes yet.
+        self._open = list(range(inputs))  # Streams without a consumer.
         self._width: dict[int, int] = {}  # Per level at most how many items.
         self._cost = 0
 
     def open_level(self) -> None:
-        """One more generator, on the stream that is the deepest so far."""
+        """Add a generator on the deepest stream."""
         levels = self._levels[-1]
         fan = min(5, self._most // self._items(levels))
         if fan > 1 and len(levels) < self._deepest:
             self._add((len(self._levels) - 1,), self._chooser.fan_out(fan), None, levels)
 
     def add(self) -> None:
-        """One more call, of a stage or an inlined pipeline."""
+        """Add a call of a stage or an inlined pipeline."""
         chooser = self._chooser
         if not self._inner and chooser.integer(0, 7) == 7 and self._inlined():
             return
@@ -346,7 +351,7 @@ class _Sketch:
         return self._chooser.one_of(*streams)
 
     def finish(self, name: str) -> PipelineDraw:
-        """The whole pipeline; what is left over is joined."""
+        """Return the whole pipeline; streams without a consumer are joined."""
         while len(self._open) > 1:
             self._call(tuple(self._open[:2]))
         levels = self._levels[self._open[0]]
@@ -431,7 +436,7 @@ class _Sketch:
         return len(levels) < self._deepest and (self._outputs(stage, sources, levels) <= self._most)
 
     def _outputs(self, stage: StageDraw, sources: tuple[int, ...], levels: tuple[int, ...]) -> int:
-        """At most how many outputs a generator gives in one request."""
+        """Return the maximum number of outputs of a generator in one request."""
         most = max(stage.fans)
         if stage.inner is not None:
             widths = stage.inner.pipeline.widths
@@ -443,7 +448,7 @@ class _Sketch:
     def _readings(
         self, sources: tuple[int, ...]
     ) -> list[tuple[tuple[bool, ...], int | None, tuple[int, ...]]]:
-        """Every way to declare a stage over *sources*: which are groups, by=, levels of a call."""
+        """Return all ways to declare a stage over *sources*: the groups, ``by=``, levels of a call."""
         found: list[tuple[tuple[bool, ...], int | None, tuple[int, ...]]] = []
         own = [self._levels[source] for source in sources]
         anchors = dict.fromkeys([None, *(self._levels.index(one) for one in self._levels)])
@@ -466,7 +471,7 @@ class _Sketch:
 
 
 def _common(pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The levels at which groups alone are gathered: what they share, one less than each."""
+    """Return the levels of a call with groups only: those that all share, without the last of each."""
     shortest = min(map(len, pieces))
     if not shortest:
         return ()

@@ -1,12 +1,10 @@
 """Contract checks that run against any implementation.
 
-A probe asks; the promises that it looks into are in `alto.testing.checks` and, as far as an engine
-may also refuse them, in `alto.testing.checks`.
+A :class:`Probe` runs requests against an engine. :class:`Abilities` checks what an engine may also
+refuse: one that cannot do it must raise ``InvalidRequest``; one that does it wrongly, or ignores the
+request for it, breaks the contract. ``_Check`` has the promises that hold for every engine.
 
-An engine need not be able to do any of it. One that cannot says so with ``InvalidRequest``; one
-that does it wrongly, or acts as if it had not been asked, breaks the contract.
-
-Each raises `AssertionError` with a sentence that says what was promised and what came instead.
+Each check raises `AssertionError` with a sentence that states the promise and what happened instead.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ def require(condition: object, message: str) -> None:
 
 
 def text_of(chunks: Sequence[Chunk], index: int = 0) -> str:
-    """What one sample says."""
+    """Return the text of one sample."""
     return "".join(chunk.text for chunk in chunks if chunk.index == index)
 
 
@@ -46,14 +44,14 @@ class Probe:
     engine: Engine
     """The engine."""
     request: GenerateRequest
-    """One that it can serve any number of times."""
+    """A request that the engine can serve any number of times."""
     expect: str | None
-    """What it says to *request*; None: anything."""
+    """The engine's answer to *request*; None: any."""
     timeout: float
-    """Seconds that anything may take."""
+    """Seconds after which a step counts as hanging."""
 
     async def within(self, what: str, work: Awaitable[_T]) -> _T:
-        """The result of *work*, which may not hang."""
+        """Return the result of *work*, which must not hang."""
         try:
             async with asyncio.timeout(self.timeout):
                 return await work
@@ -61,7 +59,7 @@ class Probe:
             raise AssertionError(f"{what} did not end within {self.timeout:g} s") from error
 
     async def read(self, request: GenerateRequest) -> list[Chunk]:
-        """All chunks of one generation."""
+        """Return all chunks of one generation."""
 
         async def collect() -> list[Chunk]:
             return [chunk async for chunk in self.engine.generate(request)]
@@ -69,14 +67,14 @@ class Probe:
         return await self.within("a generation", collect())
 
     async def outcome(self, request: GenerateRequest) -> list[Chunk] | Exception:
-        """What :meth:`read` gives or raises; a task group would wrap an error in a group."""
+        """Return the result or the exception of :meth:`read`. A task group would wrap an exception."""
         try:
             return await self.read(request)
-        except Exception as error:  # noqa: BLE001  # raised again by who asks
+        except Exception as error:  # noqa: BLE001  # the caller raises it
             return error
 
     async def refused(self, kind: type[Exception], request: GenerateRequest, when: str) -> None:
-        """The first iteration raises *kind*."""
+        """Assert that the first iteration raises *kind*."""
         try:
             chunks = await self.read(request)
         except kind:
@@ -90,7 +88,7 @@ class Probe:
         )
 
     def unhealthy(self, when: str) -> None:
-        """The health check raises ``Closed``."""
+        """Assert that the health check raises ``Closed``."""
         try:
             self.engine.check_health()
         except Closed:
@@ -98,13 +96,13 @@ class Probe:
         raise AssertionError(f"check_health() {when} must raise Closed, and it returned")
 
     def idle(self, when: str) -> None:
-        """Nothing runs and nothing waits."""
+        """Assert that no generation runs or waits."""
         now = self.engine.statistics()
         require(now == EngineStatistics(), f"{when}, statistics() must be all zeros, not {now}")
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Any]:
-        """A generation whose first chunk has been read."""
+        """Run a block with a generation whose first chunk has been read."""
         chunks = self.engine.generate(self.request)
         try:
             await self.within("the first chunk", anext(chunks))
@@ -117,11 +115,11 @@ _SAMPLES = 3
 
 
 class _TailFailedError(Exception):
-    """What a failing tail raises."""
+    """The exception of a failing tail."""
 
 
 def usage_adds_up(chunks: Sequence[Chunk], request: GenerateRequest) -> None:
-    """Counts and times of the last chunk."""
+    """Assert that the counts and times of the last chunk are consistent."""
     usage = chunks[-1].usage
     if usage is None:
         raise AssertionError("the last chunk must have a usage")
@@ -146,10 +144,10 @@ def usage_adds_up(chunks: Sequence[Chunk], request: GenerateRequest) -> None:
 
 @attrs.frozen(kw_only=True)
 class Abilities(Probe):
-    """What an engine may be able to do. Every method leaves it as it was."""
+    """Checks of optional abilities. Every method leaves the engine as it was."""
 
     async def served(self, request: GenerateRequest) -> list[Chunk] | None:
-        """All chunks; None: the engine refused the request, as it may."""
+        """Return all chunks; None if the engine refused the request, as it may."""
         try:
             chunks = await self.read(request)
         except InvalidRequest:
@@ -158,7 +156,7 @@ class Abilities(Probe):
         return chunks
 
     async def samples_are_well_formed(self) -> None:
-        """Several samples of one prompt: each ends once, the usage is for all."""
+        """Assert that each of several samples ends once, and that the usage is that of all."""
         request = attrs.evolve(self.request, n=_SAMPLES, temperature=1.0)
         chunks = await self.served(request)
         if chunks is None:
@@ -180,7 +178,7 @@ class Abilities(Probe):
         usage_adds_up(chunks, request)
 
     async def logprobs_come_with_tokens(self) -> None:
-        """One for each token of every chunk."""
+        """Assert that every chunk has one log probability per token."""
         chunks = await self.served(attrs.evolve(self.request, logprobs=2))
         for number, chunk in enumerate(chunks or ()):
             logprobs = chunk.logprobs or ()
@@ -196,7 +194,7 @@ class Abilities(Probe):
                 )
 
     async def a_streamed_prompt_is_its_text(self, *, equal: bool) -> None:
-        """A prompt that comes piece by piece gets the answer of the whole."""
+        """Assert that a prompt that arrives piece by piece gets the answer of the whole prompt."""
         prompt = self.request.prompt
         if not isinstance(prompt, str):
             return
@@ -222,7 +220,7 @@ class Abilities(Probe):
                 )
 
     async def a_failing_tail_frees(self) -> None:
-        """A prompt whose tail raises ends with that error, and holds nothing."""
+        """Assert that a generation whose prompt raises ends with that error and holds nothing."""
         if not isinstance(self.request.prompt, str):
             return
         streamed = StreamedPrompt(self.request.prompt, _failing())
@@ -242,7 +240,7 @@ class Abilities(Probe):
         )
 
     async def leaving_an_open_tail_frees(self) -> None:
-        """A reader that is cancelled while the prompt is still being written leaves nothing."""
+        """Assert that a reader cancelled while the prompt is still being written leaves nothing behind."""
         if not isinstance(self.request.prompt, str):
             return
         asked = asyncio.Event()
@@ -310,7 +308,7 @@ async def check_engine(  # noqa: PLR0913  # each is a fact about the engine unde
         max_tokens: For most of the generations.
         expect: What it says to *prompt*; None: anything.
         unservable: Requests that it must refuse with ``InvalidRequest``.
-        concurrency: How many generations to run at once.
+        concurrency: Number of generations to run concurrently.
         repeatable: Whether it says the same to equal requests with temperature 0 and a seed.
         restart: Whether to start it a second time, which may be slow.
         timeout: Seconds that a start, a stop or a generation may take.
@@ -352,10 +350,10 @@ async def check_engine(  # noqa: PLR0913  # each is a fact about the engine unde
 @final
 @attrs.frozen(kw_only=True)
 class _Check(Abilities):
-    """One engine under test. Every method is a promise, and leaves the engine as it was."""
+    """Checks of the contract. Every method leaves the engine as it was."""
 
     async def nothing_works_before_the_start(self) -> None:
-        """Before the start."""
+        """Assert that requests are refused before the start."""
         require(isinstance(self.engine, Engine), f"{self.engine!r} lacks a method of Engine")
         require(isinstance(self.engine.name, str), f"name must be a str: {self.engine.name!r}")
         self.idle("before the start")
@@ -364,13 +362,13 @@ class _Check(Abilities):
         await self.within("stop() before the start", self.engine.stop())
 
     async def starting_again_does_nothing(self) -> None:
-        """A second start."""
+        """Assert that a second start has no effect."""
         await self.within("a second start()", self.engine.start())
         self.engine.check_health()
         self.idle("after the start")
 
     async def a_generation_is_well_formed(self) -> None:
-        """Chunks, the finish reason, the usage, the text."""
+        """Check the chunks, finish reason, usage and text of one generation."""
         chunks = await self.read(self.request)
         require(chunks, "a generation must have at least one chunk")
         for number, chunk in enumerate(chunks):
@@ -396,7 +394,7 @@ class _Check(Abilities):
         self.idle("after a generation")
 
     async def max_tokens_is_respected(self) -> None:
-        """One token at most."""
+        """Check that ``max_tokens=1`` yields at most one token."""
         chunks = await self.read(attrs.evolve(self.request, max_tokens=1))
         last = chunks[-1]
         require(
@@ -409,13 +407,13 @@ class _Check(Abilities):
         )
 
     async def equal_requests_get_equal_text(self) -> None:
-        """The same twice."""
+        """Check that equal requests get equal answers."""
         first = text_of(await self.read(self.request))
         second = text_of(await self.read(self.request))
         require(first == second, f"equal requests must get equal text: {first!r}, {second!r}")
 
     async def many_run_at_once(self, concurrency: int, *, equal: bool) -> None:
-        """All end, and say what they say alone."""
+        """Check that concurrent generations end with the answers that they get alone."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.outcome(self.request)) for _ in range(concurrency)]
         texts = set()
@@ -432,7 +430,7 @@ class _Check(Abilities):
         self.idle(f"after {concurrency} generations at once")
 
     async def the_engine_goes_on_unread(self) -> None:
-        """The slot of a generation that nobody reads."""
+        """Check that a generation that is not read frees its slot."""
 
         async def wait_idle() -> None:
             while self.engine.statistics() != EngineStatistics():  # noqa: ASYNC110  # all there is
@@ -442,7 +440,7 @@ class _Check(Abilities):
             await self.within("a generation that is not read on", wait_idle())
 
     async def closing_early_frees(self) -> None:
-        """Left after one chunk, or before the first."""
+        """Check a generation that is left after one chunk, or before the first."""
         async with self.reading() as chunks:
             await self.within("aclose()", chunks.aclose())
             self.idle("after a generation was closed early")
@@ -454,7 +452,7 @@ class _Check(Abilities):
         self.idle("after a generation was closed before its first chunk")
 
     async def cancelling_the_reader_frees(self) -> None:
-        """A task that is cancelled in the middle of reading, at several places."""
+        """Check a task that is cancelled while it reads, at several points."""
         for steps in range(4):
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(self.outcome(self.request))
@@ -464,13 +462,13 @@ class _Check(Abilities):
             self.idle(f"after a reading task was cancelled at its step {steps}")
 
     async def what_cannot_be_served_is_refused(self, request: GenerateRequest) -> None:
-        """Refused, without harm to others."""
+        """Check that a bad request is refused without harm to others."""
         await self.refused(InvalidRequest, request, f"of {request!r}")
         self.idle("after a refused request")
         await self.read(self.request)
 
     async def stopping_ends_what_runs(self) -> None:
-        """Readers learn of it, and a second stop does nothing."""
+        """Check that readers get an error at a stop, and that a second stop does nothing."""
         request = attrs.evolve(self.request, max_tokens=None)
         chunks = self.engine.generate(request)
         await self.within("the first chunk", anext(chunks))
@@ -512,7 +510,7 @@ class _Check(Abilities):
         require(not ran, "a generation that runs when the engine is stopped must end with Closed")
 
     async def it_starts_again(self) -> None:
-        """A second life."""
+        """Check that the engine can be started again."""
         await self.within("start() after a stop", self.engine.start())
         self.engine.check_health()
         self.idle("after a second start")

@@ -1,11 +1,10 @@
-"""An event loop on virtual time: seconds cost nothing, and a loop that can never go on says so.
+"""An event loop on virtual time, which raises an error when it can never continue.
 
 The loop never waits for its timers. When no callback is ready and no file is readable, it moves its
-own clock to the next timer and goes on, so a year's sleep takes microseconds and every time is
-exact: after ``await asyncio.sleep(0.1)`` the clock has moved by 0.1 and by nothing else.
+clock to the next timer and continues. So a year's sleep takes microseconds, and every time is exact: after ``await asyncio.sleep(0.1)`` the clock has moved by 0.1 and by nothing else.
 
-When nothing is ready and no timer is armed either, a real loop would wait for ever; this one raises
-`Deadlock`, which names the waiting tasks and the lines they wait in.
+When nothing is ready and no timer is armed, a real loop would wait for ever. This one raises
+`Deadlock`, which names the waiting tasks and the lines in which they wait.
 
 Threads and files live in real time. Before the loop jumps or gives up, it grants those that it can
 see (jobs of its executor, and, when no timer is armed, other threads and open files) a little real
@@ -39,23 +38,28 @@ _File: TypeAlias = int | _HasFileno
 _Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
 
 _RESOLUTION: Final = 1e-6
-"""Seconds within which two times are one. asyncio's own 1e-9 is finer than a float past 4e6 seconds,
-where a loop would spin on a timer that it can never reach."""
+"""Seconds within which two times are equal.
+
+asyncio's own 1e-9 is finer than a float past 4e6 seconds: the loop would spin on a timer that it can
+never reach.
+"""
 
 _NEVER: Final = 1e9
-"""Seconds (some thirty years) from which on a timer counts as none: ``sleep(math.inf)`` is a wait
-without an end, and `Deadlock` must see it as one."""
+"""Seconds (about thirty years) from which on a timer is ignored.
+
+``sleep(math.inf)`` is a wait without an end, and `Deadlock` must see it as one.
+"""
 
 
 @final
 class Deadlock(RuntimeError):
-    """Nothing is ready, no timer is armed, and tasks still wait: the program can never go on.
+    """Nothing is ready, no timer is armed, and tasks still wait: the program can never continue.
 
-    Not the error of a task: it leaves ``run_until_complete``, and the tasks stay as they are.
+    It is raised from ``run_until_complete``, not in a task; the tasks stay as they are.
     """
 
     time: float
-    """When it happened, in virtual seconds."""
+    """Time of the deadlock, in virtual seconds."""
 
     tasks: tuple[str, ...]
     """The waiting tasks, each with the file, line and function that it waits in."""
@@ -82,23 +86,23 @@ class TaskLeak(RuntimeError):
 
 
 def run_virtual(
-    function: Callable[[*_Ts], Coroutine[Any, Any, _T]],  # Any: nobody sends into it
+    function: Callable[[*_Ts], Coroutine[Any, Any, _T]],  # Any: no value is sent into it
     /,
     *args: *_Ts,
 ) -> _T:
     """Run a coroutine function to its end on a fresh virtual loop.
 
     Args:
-        function: Called once with *args*, on a loop whose clock stands at 0.
+        function: Called once with *args*, on a loop whose clock shows 0.
         args: Its arguments.
 
     Returns:
-        What *function* returned.
+        The result of *function*.
 
     Raises:
         Deadlock: *function* waits for something that can never happen.
         TaskLeak: It returned while tasks were still running; they have been cancelled.
-        BaseException: Whatever *function* raised; leaked tasks are then a note on it.
+        BaseException: *function* raised it; leaked tasks are then a note on it.
 
     The thread must have no running loop. The loop is closed in every case.
     """
@@ -159,7 +163,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
-        """Run a function in a thread; the clock stands still meanwhile (see *patience*)."""
+        """Run a function in a thread; the clock does not move meanwhile (see *patience*)."""
         future = super().run_in_executor(executor, func, *args)
         self._jobs += 1
         future.add_done_callback(self._job_done)

@@ -1,4 +1,4 @@
-"""The events of an app, recorded, and whether they tell a story that can be."""
+"""Recorded events of an app, and a check of their consistency."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class RecordedEvents:
 
     def __init__(self, wants: Iterable[type] | None = None) -> None:
         self.wants: tuple[type, ...] | None = None if wants is None else tuple(wants)
-        """The kinds that it gets; None: all but ``ItemProduced``."""
+        """The kinds that it receives; None: all but ``ItemProduced``."""
         self.events: list[Event] = []
-        """What it has got, oldest first."""
+        """The events so far, oldest first."""
 
     def __repr__(self) -> str:
         return f"<RecordedEvents: {len(self.events)}>"
@@ -48,25 +48,26 @@ class RecordedEvents:
         self.events.append(event)
 
     def of(self, kind: type[E]) -> list[E]:
-        """Give the events of one kind, oldest first."""
+        """Return the events of one kind, oldest first."""
         return [cast("E", event) for event in self.events if isinstance(event, kind)]
 
     def check(self) -> None:
         """Assert that every start has exactly one end, and that everything ends within its parent.
 
-        For an app without open requests, recorded from its opening with all default kinds.
+        The app must have no open requests, and its events must have been recorded since it was opened,
+        with all default kinds.
 
         Raises:
-            AssertionError: It does not hold; the message says of what.
+            AssertionError: It does not hold; the message names the event.
         """
-        story = _Story()
+        open_now = _Open()
         for event in self.events:
-            story.goes_on(event)
-        story.has_ended()
+            open_now.take(event)
+        open_now.check_ended()
 
 
-class _Story:
-    """What goes on after the events so far."""
+class _Open:
+    """The open requests, calls and generations after the events so far."""
 
     def __init__(self) -> None:
         self.requests: dict[str, RequestStarted] = {}
@@ -75,8 +76,8 @@ class _Story:
         self.ended: set[object] = set()
         self.now = float("-inf")
 
-    def goes_on(self, event: Event) -> None:
-        """Take one event."""
+    def take(self, event: Event) -> None:
+        """Check one event and record it."""
         assert event.time >= self.now, f"{event} is earlier than the event before it"
         self.now = event.time
         match event:
@@ -109,7 +110,7 @@ class _Story:
     def _request_ended(self, event: RequestEnded) -> None:
         assert event.request in self.requests, f"{event} has no start, or ended before"
         inside = [call for call in self.calls if call[0] == event.request]
-        assert not inside, f"{event}, while {inside} go on"
+        assert not inside, f"{event}, while {inside} are still open"
         assert (event.error is not None) == (event.outcome == "failed"), event
         del self.requests[event.request]
         self.ended.add(event.request)
@@ -128,14 +129,14 @@ class _Story:
         assert started.replica == event.replica, f"{event} moved to another replica"
         assert event.seconds == event.time - started.time, f"{event} took another time"
         assert (event.error is not None) == (event.outcome == "failed"), event
-        left = [number for number, of in self.generations.items() if of == call]
-        assert not left, f"{event}, while generations {left} go on"
+        still_open = [number for number, of in self.generations.items() if of == call]
+        assert not still_open, f"{event}, while generations {still_open} are still open"
         inner = [one for one in self.requests.values() if _parent(one) == call]
-        assert not inner, f"{event}, while {inner} go on"
+        assert not inner, f"{event}, while {inner} are still open"
         self.ended.add(call)
 
-    def has_ended(self) -> None:
-        """Assert that nothing goes on."""
+    def check_ended(self) -> None:
+        """Assert that nothing is open."""
         open_ones = (*self.requests, *self.calls, *self.generations)
         assert not open_ones, f"these have no end: {open_ones}"
 

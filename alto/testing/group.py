@@ -1,4 +1,4 @@
-"""Groups made by hand: to call the plain function of a stage in a unit test."""
+"""Groups made by hand, for unit tests that call the function of a stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 def group(pieces: Iterable[T] | AsyncIterable[T], /) -> Group[T]:
-    """A group of *pieces*, as a stage would get it: ``await tally.fn(group([1, 2, 3]))``.
+    """Return a group of *pieces*, as a stage gets it: ``await tally.fn(group([1, 2, 3]))``.
 
     Like a real one it may be iterated once, and then raises ``Closed``.
     """

@@ -1,11 +1,11 @@
-"""What a pipeline means: a sequential interpreter, a page of code.
+"""The meaning of a pipeline, as a sequential interpreter of one page.
 
 Theory of operation. The stages of a pipeline are taken one after another, each is called for one
 path after another, and each call is run to its end before anything else happens. A stream is a
 dict from path to item, in ancestry order, because it was filled in that order. There is nothing to
-wait for, so there is nothing to go wrong: whatever a schedule does, `app.run` must give this list.
+wait for, so no schedule can change the result: `app.run` must return this list under every schedule.
 
-It shares no code with the runtime, and of the plan it believes only the depths.
+It shares no code with the runtime, and uses only the depths of the plan.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _Items: TypeAlias = dict[Path, Any]
 async def reference_run(
     pipeline: Pipeline[*Ins, R], /, *inputs: *Ins, **resources: object
 ) -> list[R]:
-    """Run a pipeline without any concurrency: what ``app.run`` must return.
+    """Run a pipeline without any concurrency, and return the list that ``app.run`` must return.
 
     Args:
-        pipeline: The pipeline. Pipelines that its stages call are run in the same way, at the
-            moment when their first result is asked for.
-        inputs: One request's inputs, as ``app.run`` takes them.
+        pipeline: The pipeline. Pipelines that its stages call are run in the same way, when their
+            first result is read.
+        inputs: The inputs of one request, as ``app.run`` takes them.
         resources: As ``open`` takes them. Engines that do not run are started, and stopped again.
 
     Returns:
@@ -54,7 +54,7 @@ async def reference_run(
         StageError: A stage raised. The first in this order: stages as they are declared, then
             paths.
 
-    Cancellation: stops where it is.
+    Cancellation: the stage that runs is cancelled.
     """
     declaration = pipeline.declaration
     async with AsyncExitStack() as engines:
@@ -68,12 +68,14 @@ async def reference_run(
 
 
 class _Interpreter:
-    """Runs pipelines, all with the same resources."""
+    """An interpreter of pipelines that all have the same resources."""
 
     def __init__(self, resources: Mapping[str, object], stack: AsyncExitStack) -> None:
         self._resources = resources
         self._stack = stack
-        self._made: dict[tuple[int, int, str], object] = {}  # What replicas would make: once each.
+        self._made: dict[
+            tuple[int, int, str], object
+        ] = {}  # Resources of replicas, each made once.
 
     def stream(self, declaration: Declaration, inputs: Sequence[object], /) -> _Results:
         """Return the results of a pipeline that a stage calls, computed when the first is read."""
@@ -85,7 +87,9 @@ class _Interpreter:
             check_input(declaration, spec, value)
         given = inner_resources(declaration, self._resources)
         streams: list[_Items] = [{(): value} for value in inputs]
-        levels: list[tuple[int, ...]] = [() for _ in inputs]  # Per stream: who opened its levels.
+        levels: list[tuple[int, ...]] = [
+            () for _ in inputs
+        ]  # By stream: the streams that opened its levels.
         for node, resources, plan in zip(
             declaration.nodes, bind_resources(declaration, given), declaration.plan.nodes,
             strict=True,
@@ -113,7 +117,7 @@ class _Interpreter:
         return list(streams[declaration.plan.output].values())
 
     async def _own(self, key: tuple[int, int, str], value: object, wanted: object) -> object:
-        # A stage has one replica here.
+        # Here every stage has one replica.
         if not isinstance(value, PerReplica):
             return value
         if key not in self._made:
@@ -153,7 +157,7 @@ class _Interpreter:
 
 @final
 class _ReferenceCall:
-    """The call that runs: what handles inside a stage look at, and how it calls pipelines."""
+    """The running call, as handles inside a stage see it. Implements ``CurrentCall``."""
 
     cancelled = False
     priority = 0
@@ -166,18 +170,18 @@ class _ReferenceCall:
         self.inner_runner = interpreter  # Also runs the pipelines that a stage calls.
 
     def generation_started(self, engine: str, /) -> int:  # noqa: ARG002
-        """Nobody observes it."""
+        """Return 0: there are no observers."""
         return 0
 
     def generation_ended(
         self, number: int, engine: str, usage: Usage | None, error: BaseException | None, /
     ) -> None:
-        """Nobody observes it."""
+        """Do nothing: there are no observers."""
 
 
 @final
 class _Results:
-    """The results of a pipeline that a stage called. Stands in for a stream handle."""
+    """The results of a pipeline that a stage called, in place of a stream handle."""
 
     def __init__(
         self, interpreter: _Interpreter, declaration: Declaration, inputs: Sequence[object]
@@ -191,7 +195,7 @@ class _Results:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:  # noqa: ANN401  # the pipeline says what
+    async def __anext__(self) -> Any:  # noqa: ANN401  # a result of any pipeline
         if self._closed:
             msg = "this stream was closed"
             raise Closed(msg)
@@ -213,17 +217,17 @@ class _Results:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Nothing runs; only say so to later readers."""
+        """Refuse later reads. Nothing runs that must be closed."""
         self._closed = True
 
     async def list(self) -> list[Any]:
-        """All results that have not been read."""
+        """Return all unread results."""
         return [result async for result in self]
 
 
 @final
 class _PiecesInOrder:
-    """A group's pieces; unlike an async generator it has nothing to close when it is left."""
+    """The pieces of a group. Unlike an async generator it need not be closed when a loop is left."""
 
     def __init__(self, pieces: Sequence[object]) -> None:
         self._remaining = iter(pieces)
@@ -238,7 +242,7 @@ class _PiecesInOrder:
 
 
 def _below(items: _Items, path: Path) -> list[Any]:
-    # A group: everything on a stream that descends from one ancestor.
+    # The pieces of a group: the items of a stream that descend from one ancestor.
     return [item for key, item in items.items() if key[: len(path)] == path]
 
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: whole pipelines, with what runs through them.
+"""Hypothesis strategies for whole pipelines, with the requests that run through them.
 
 Needs Hypothesis, which alto itself does not.
 """
@@ -20,26 +20,26 @@ __all__ = ("DrawnPipeline", "Failing", "Scaling", "pipelines")
 
 @attrs.frozen(kw_only=True)
 class Failing:
-    """One call that fails: which of them is decided among those that a sequential run makes."""
+    """One call that fails, chosen among the calls of a sequential run."""
 
     request: int
     """Index of the request in ``DrawnPipeline.inputs``."""
     pick: int
-    """Which of its calls, counted round and round."""
+    """Index of the call, modulo their number."""
     after: int
-    """How many outputs the call gives before, as far as it has so many."""
+    """Number of outputs before the failure, at most those that the call has."""
 
 
 @attrs.frozen
 class Scaling:
-    """A stage gets more or fewer replicas at some time."""
+    """A change of a stage's number of replicas."""
 
     at: float
     """Seconds after the app was opened."""
     pick: int
-    """Which stage of the pipeline, counted round and round."""
+    """Index of the stage, modulo their number."""
     replicas: int
-    """How many it gets."""
+    """New number of replicas."""
 
 
 class _Printer(Protocol):
@@ -48,34 +48,34 @@ class _Printer(Protocol):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class DrawnPipeline:
-    """A pipeline, requests for it, and how to open it. Its repr is the whole of it, as code."""
+    """A pipeline, requests for it, and the options of ``open``. Its repr shows all of it as code."""
 
     pipeline: Any
     """A real pipeline of one or two ``str`` inputs and ``str`` results."""
     inputs: tuple[tuple[str, ...], ...]
-    """Per request its inputs."""
+    """The inputs of each request."""
     capacity: int
     """For ``open(capacity=...)``."""
     failing: Failing | None
-    """None: nothing fails. The stages fail only once it is armed."""
+    """The call that fails, once :meth:`arm` was called; None: nothing fails."""
     scalings: tuple[Scaling, ...]
-    """How many replicas stages get while requests run."""
+    """Changes of the number of replicas while requests run."""
     early: bool
-    """Whether a stage leaves a group or a pipeline early; calls above it may then be cancelled."""
+    """True if a stage leaves a group or a pipeline early; then calls above it may be cancelled."""
     probe: Probe
-    """What the stages report to."""
+    """The probe to which the stages report."""
     describe: str
-    """The pipeline as people would write it."""
+    """The source code of the pipeline."""
 
     def __repr__(self) -> str:
         requests = ", ".join(f"({', '.join(map(repr, one))})" for one in self.inputs)
         failing = "" if self.failing is None else f"\n{self.failing}"
         scaled = "".join(f"\n{one}" for one in self.scalings)
-        told = f"capacity {self.capacity}, requests {requests}{failing}{scaled}"
-        return f"\n{self.describe}\n{told}\n"
+        options = f"capacity {self.capacity}, requests {requests}{failing}{scaled}"
+        return f"\n{self.describe}\n{options}\n"
 
     def _repr_pretty_(self, printer: _Printer, cycle: bool) -> None:  # noqa: FBT001  # as IPython's
-        """Hypothesis prints it as it is."""
+        """Make Hypothesis print the repr."""
         del cycle
         printer.text(repr(self))
 
@@ -93,10 +93,11 @@ class DrawnPipeline:
         """Make one call fail.
 
         Args:
-            heard: ``probe.heard`` after a run of nothing but the request that shall fail.
+            heard: ``probe.heard`` after a run of only the request that is to fail.
 
         Returns:
-            False where no call of that request can be told from those of others; nothing is armed.
+            False if no call of that request can be distinguished from those of others; then nothing
+            is armed.
         """
         assert self.failing is not None
         tag = f"r{self.failing.request}:"

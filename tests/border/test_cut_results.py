@@ -342,14 +342,14 @@ async def test_a_second_reader_is_refused_and_the_first_reads_on() -> None:
 
     async with p.open(seen=seen) as app:
         assert await app.run((1.0, 1.0, 1.0)) == [[0, 1, 2]]
-    assert "another task already reads this Group" in str(seen[0])
+    assert "another task is already reading this Group" in str(seen[0])
 
     async with counted.open() as app, app.stream((1.0, 1.0)) as handle:
         first = asyncio.ensure_future(anext(handle))
         await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="another task already reads this stream"):
+        with pytest.raises(RuntimeError, match="another task is already reading this stream"):
             await anext(handle)
-        with pytest.raises(RuntimeError, match="another task already reads this stream"):
+        with pytest.raises(RuntimeError, match="another task is already reading this stream"):
             await handle.list()
         assert await first == 0
         assert await handle.list() == [1]
@@ -357,7 +357,7 @@ async def test_a_second_reader_is_refused_and_the_first_reads_on() -> None:
     async with waited.open() as other, other.map([1.0, 2.0]) as results:
         second = asyncio.ensure_future(anext(results))
         await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="another task already reads this map"):
+        with pytest.raises(RuntimeError, match="another task is already reading this map"):
             await anext(results)
         assert (await second).index == 0
         assert [record.index for record in await results.list()] == [1]

@@ -116,7 +116,7 @@ async def test_a_source_that_fails_while_it_cleans_up() -> None:
         async with app.map(Source(fails=True).over_time()) as records:
             await anext(records)
         assert [type(one["exception"]) for one in said] == [LookupError]
-        assert "the inputs of a map that was left" in said[0]["message"]
+        assert "the inputs of a map that was closed" in said[0]["message"]
         assert await app.run(1) == [1]
 
 

@@ -1,21 +1,19 @@
-"""Which replica of a stage gets what, and for how long.
+"""Binding of items and groups to the replicas of a stage.
 
-Theory of operation. A stage has replicas, numbered in the order in which they came; a number is
-never used again. Two kinds of things are routed:
+Theory of operation. The replicas of a stage are numbered in the order in which they are made; a number
+is never reused. Two kinds of things are routed:
 
-* *items* of a stage that does not gather: each is *placed* on its own, and counts until it has
-  *ended*, or until it is *withdrawn* before it began;
-* *groups* of a stage that gathers: a group is *bound* when its first piece comes (or when it turns
-  out to be empty) and stays where it is until it is *released*. All inputs of the stage ask the
-  same table, so they land together.
+* *items* of a stage that does not gather: each is *placed* by itself, and counts as unfinished until
+  it has *ended*, or until it is *withdrawn* before it began;
+* *groups* of a stage that gathers: a group is *bound* when its first piece arrives (or when it turns
+  out to be empty), and stays at its replica until it is *released*. All inputs of the stage use the
+  same table, so their groups go to one replica.
 
-Which replica is chosen is the business of a router, which sees the replicas that take anything new.
-Whatever it answers, a group that is bound is not asked about again, and counters change in the
-step that chooses. A replica that is *drained* gets nothing new; it is *empty* when its last item has
-ended and its last group was released.
+A router chooses the replica among those that are not draining. It is asked once per group, and the
+counters change in the same step. A replica that is *draining* receives nothing new; it is *drained*
+when its last item has ended and its last group was released.
 
-How long a replica needs for an item is learnt from what it has ended, as a moving average over
-about the last 16.
+The time that a replica needs for an item is a moving average over about its last 16 items.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class Binding:
     """The replicas of one stage, their loads, and the groups that are bound to them.
 
     Args:
-        router: Who picks.
+        router: Chooses a replica for each item and group.
         stage: Name of the stage, for messages.
     """
 
@@ -54,37 +52,37 @@ class Binding:
         self._bound: dict[tuple[int, Path], int] = {}
 
     def __len__(self) -> int:
-        """Groups that are bound."""
+        """Return the number of bound groups."""
         return len(self._bound)
 
     @property
     def live(self) -> Sequence[ReplicaLoad]:
-        """Replicas that take something new, in order of their numbers; never changed in place."""
+        """Replicas that are not draining, in the order of their numbers; never changed in place."""
         return self._live
 
     @property
     def loads(self) -> Mapping[int, ReplicaLoad]:
-        """All replicas by their number, those that drain included."""
+        """All replicas by number, including those that drain."""
         return self._loads
 
     # ---- replicas come and go
 
     def reserve(self) -> int:
-        """A number for a replica that is being made."""
+        """Return a number for a new replica."""
         self._next += 1
         return self._next - 1
 
     def add(self, number: int, slots: int) -> None:
-        """Replica *number*, which can run *slots* calls at once, takes items from now on."""
+        """Add replica *number*, which can run *slots* calls concurrently."""
         load = ReplicaLoad(number=number, slots=slots)
         self._loads[number] = load
         self._live = tuple(sorted((*self._live, load), key=lambda one: one.number))
 
     def drain(self, number: int) -> None:
-        """A replica gets nothing new. Its groups stay. Idempotent.
+        """Route nothing new to a replica. Its groups stay. Idempotent.
 
         Raises:
-            ValueError: It is the last one that takes anything.
+            ValueError: It is the last one that is not draining.
         """
         load = self._loads[number]
         if load not in self._live:
@@ -95,24 +93,24 @@ class Binding:
         self._live = tuple(one for one in self._live if one is not load)
 
     def least_loaded(self, count: int) -> list[int]:
-        """Which *count* replicas would go first: those with the least to do, then the youngest."""
+        """Return the *count* replicas with the least to do; of equal ones the youngest."""
         order = sorted(self._live, key=lambda load: (load.unfinished, -load.number))
         return [load.number for load in order[:count]]
 
     def is_drained(self, number: int) -> bool:
-        """Return whether a replica takes nothing new, and has nothing left."""
+        """Return whether a replica receives nothing new and has nothing left."""
         load = self._loads[number]
         return not load.unfinished and load not in self._live
 
     def forget(self, number: int) -> None:
-        """A drained replica is gone."""
+        """Remove a drained replica."""
         assert self.is_drained(number), number
         del self._loads[number]
 
-    # ---- what they are given
+    # ---- routing
 
     def place(self, request: int, path: Path, value: object) -> int:
-        """Give an item to a replica.
+        """Place an item at a replica.
 
         Returns:
             The number of the replica.
@@ -126,26 +124,26 @@ class Binding:
         return load.number
 
     def count_existing(self, number: int, items: int) -> None:
-        """A replica has had *items* from before anybody counted."""
+        """Count *items* that a replica received before the stage was routed."""
         load = self._loads[number]
         load.unfinished += items
         load.placed += items
 
     def ended(self, number: int, seconds: float | None = None) -> None:
-        """An item has ended. What it took is learnt where it is said."""
+        """Record the end of an item, and the *seconds* that it took, if they are known."""
         load = self._loads[number]
         load.unfinished -= 1
         if seconds is not None:
             self.record_time(number, seconds)
 
     def withdrawn(self, number: int) -> None:
-        """An item that was placed will not begin there."""
+        """Withdraw an item that was placed and has not begun."""
         load = self._loads[number]
         load.unfinished -= 1
         load.placed -= 1
 
     def bind(self, request: int, path: Path, value: object) -> int:
-        """The replica of a group, chosen when it is asked for the first time.
+        """Return the replica of a group, which is chosen at the first call.
 
         Raises:
             RoutingError: The router failed; nothing was bound.
@@ -158,7 +156,7 @@ class Binding:
         return number
 
     def bind_to(self, request: int, path: Path, number: int) -> None:
-        """Bind a group that has no replica yet to a given one, without asking."""
+        """Bind an unbound group to replica *number*, without asking the router."""
         assert (request, path) not in self._bound
         load = self._loads[number]
         self._bound[request, path] = number
@@ -167,7 +165,7 @@ class Binding:
         load.bound += 1
 
     def release(self, request: int, path: Path) -> int:
-        """A group is closed: nothing of it is left.
+        """Release a closed group.
 
         Returns:
             The number of the replica that it was bound to.
@@ -179,7 +177,7 @@ class Binding:
         return number
 
     def record_time(self, number: int, seconds: float) -> None:
-        """A call has ended at a replica, after it had been run for *seconds*."""
+        """Record that a call has run for *seconds* at a replica."""
         load = self._loads[number]
         known = load.seconds
         load.seconds = seconds if known is None else known + (seconds - known) * _NEWEST
@@ -211,7 +209,7 @@ class Binding:
 
 
 def _index(answer: object) -> int:
-    # -1 of what is no index; NumPy's whole numbers are.
+    # The answer as an index, -1 if it is none. NumPy's integers are accepted.
     if isinstance(answer, bool):
         return -1
     try:

@@ -1,12 +1,12 @@
-"""How long an item that is repeated for its descendants is of use.
+"""Lifetime of an item that is broadcast to the calls below it.
 
-Theory of operation. An item at a path of length ``top`` serves every call below it. The calls form
-a tree; how many children its inner nodes have is *counted*, as for a group (see ``closure.py``). A
-call is *done* when it has started, or when it is known that it never will. Unlike the pieces of a
-group, calls may be given up: an inner node is done as a whole when it is dropped, whatever had
-started below it. So a node remembers *which* children are done, not how many, and being told twice
-changes nothing. A node is done when it is counted and all its children are; when the node at ``top``
-is, the item is of no more use, and everything known below it is forgotten.
+Theory of operation. An item at a path of length ``top`` serves every call below it. The calls form a
+tree whose inner nodes' children are *counted*, as for a group (see completion.py). A call is *done*
+when it has started, or when it will never start. Unlike the pieces of a group, calls may be dropped:
+then an inner node is done as a whole, even if calls below it had started. So a node stores *which*
+children are done, not how many, and a repeated event changes nothing. A node is done when it is
+counted and all its children are done. When the node at ``top`` is done, the item is *spent*, and all
+that is known below it is forgotten.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _InnerNode:
 
 
 class Broadcast:
-    """Say when the last call below an item is done.
+    """Detect when the last call below an item is done.
 
     Args:
         top: Length of the item's path; calls are deeper.
@@ -39,16 +39,16 @@ class Broadcast:
         self._tops: dict[Path, dict[Path, _InnerNode]] = {}
 
     def __len__(self) -> int:
-        """Items that something is known of, and that may still be of use."""
+        """Return the number of items with known calls that are not spent."""
         return len(self._tops)
 
     def done(self, path: Path, /) -> Path | None:
-        """The call or inner node at *path*, deeper than an item, is done.
+        """Record that the call or inner node at *path*, deeper than an item, is done.
 
-        Told so of an item that is of no more use already, it keeps a note until the item is dropped.
+        An event below an item that is already spent leaves an entry until the item is dropped.
 
         Returns:
-            The item that is of no more use now, or None.
+            The item that is spent now, or None.
         """
         item = path[: self.top]
         nodes = self._tops.setdefault(item, {})
@@ -63,10 +63,10 @@ class Broadcast:
         return item
 
     def counted(self, parent: Path, children: int, /) -> Path | None:
-        """The inner node at *parent*, an item or below one, has that many children; 0 is legal.
+        """Record that the inner node at *parent*, an item or below one, has that many children (>= 0).
 
         Returns:
-            The item that is of no more use now, or None.
+            The item that is spent now, or None.
         """
         item = parent[: self.top]
         node = self._tops.setdefault(item, {}).setdefault(parent, _InnerNode())

@@ -1,11 +1,11 @@
-"""When a group is complete.
+"""Completion of groups, by counting.
 
-Theory of operation. A :class:`Closure` watches one stream whose items have paths of length
+Theory of operation. A :class:`CompletionCounter` watches one stream whose items have paths of length
 ``depth``, and groups them by their first ``top`` indices. The items below one ancestor form a
-tree; every inner node of it is one call of a generator stage, whose end says how many children
-the node has. Two events come in, in any order and interleaving:
+tree. Each of its inner nodes is one call of a generator stage, whose end tells the number of the
+node's children. There are two events, in any order and interleaving:
 
-* ``arrived(path)``: an item is here. It completes one child of its parent.
+* ``arrived(path)``: an item has arrived. It completes one child of its parent.
 * ``counted(parent, n)``: the call at *parent* has ended after *n* children; 0 is legal.
 
 A node is complete when it is counted and that many of its children are complete. Completion of a
@@ -24,7 +24,7 @@ __all__ = ("CompletionCounter",)
 
 
 class CompletionCounter:
-    """Count the items below each ancestor and say when an ancestor has all of them.
+    """Counter of the items below each ancestor, which detects when all have arrived.
 
     Args:
         top: Length of an ancestor's path, >= 0.
@@ -47,11 +47,11 @@ class CompletionCounter:
         self._nodes: dict[Path, list[int]] = {}
 
     def __len__(self) -> int:
-        """Inner nodes that something is known of and that are not complete."""
+        """Return the number of known inner nodes that are not complete."""
         return len(self._nodes)
 
     def arrived(self, path: Path, /) -> Path | None:
-        """An item is here.
+        """Record the arrival of an item.
 
         Args:
             path: The item's ancestry, of length ``depth``. Each arrives once.
@@ -73,7 +73,7 @@ class CompletionCounter:
         return self._closed(parent)
 
     def counted(self, parent: Path, children: int, /) -> Path | None:
-        """The call at *parent* has ended.
+        """Record the end of the call at *parent*.
 
         Args:
             parent: Path of an inner node, ``top <= len(parent) < depth``. Each is counted once.

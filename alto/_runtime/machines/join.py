@@ -1,15 +1,15 @@
-"""Which calls of a stage can start, where a call needs more than one item.
+"""Joins by ancestry: matching the inputs of calls that need more than one.
 
 Theory of operation. A stage is called once per path of length ``depth``. A call needs
 
 * from every *full* input (its items have paths of that length) the item at exactly its path,
 * from every *shallow* input (shorter paths) the item at the call's ancestor of that length; one
   item serves all calls below it,
-* where the stage has groups: that one of them has begun (a first piece, or it is complete).
+* if the stage has groups: that one of them has begun (it has its first piece, or is complete).
 
-The call starts when the last of these is there, exactly once, whatever came first. An item of a
+The call starts when the last of these is there, exactly once, in whatever order they arrive. An item of a
 shallow input is kept until every call that needs it has started or was dropped: ``counted`` says
-how many children a node between the item and the calls has, and :class:`Uses` keeps the books.
+how many children a node between the item and the calls has, and :class:`Broadcast` tracks them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JoinedCall = tuple[Path, list[Any]]
 
 
 class _Pending:
-    """A call that something is here for. Invariant: missing > 0."""
+    """A call with some of its inputs. Invariant: missing > 0."""
 
     __slots__ = ("missing", "values")
 
@@ -37,14 +37,14 @@ class _Pending:
 
 
 class Join:
-    """Match the inputs of a stage by ancestry.
+    """Matcher of a stage's inputs by ancestry.
 
     Args:
         depth: Length of a call's path.
         inputs: Per input of the stage the length of its items' paths, or None for a group.
 
     Raises:
-        ValueError: A length is greater than *depth*, or nothing says when to call.
+        ValueError: A length is greater than *depth*, or no input determines the calls.
     """
 
     __slots__ = (
@@ -77,13 +77,13 @@ class Join:
         self._waiting: dict[tuple[int, Path], list[Path]] = {}
         self._pending: dict[Path, _Pending] = {}
         self._broadcasts = {k: Broadcast(d) for k, d in self._shallow}
-        # Ancestors without any call below them, whose item is still to come and of no use.
+        # Ancestors all of whose calls are done though their item has not arrived: it will be ignored.
         self._spent: set[tuple[int, Path]] = set()
         self.held = 0
-        """Items kept: shallow ones in use and full ones whose call cannot start yet."""
+        """Number of items kept: shallow ones in use and full ones whose call cannot start yet."""
 
     def arrived(self, slot: int, path: Path, value: Any, /) -> list[JoinedCall]:  # noqa: ANN401
-        """An item of input *slot* is here.
+        """Record the arrival of an item of input *slot*.
 
         Returns:
             The calls that can start now, in ancestry order.
@@ -103,18 +103,22 @@ class Join:
         return starts
 
     def begun(self, path: Path, /) -> list[JoinedCall]:
-        """A group of the call at *path* has its first piece or is complete. Once per call."""
+        """Record, once per call, that a group of the call at *path* has its first piece or is complete.
+
+        Returns:
+            The calls that can start now.
+        """
         return self._met(path, None, None)
 
     def counted(self, slot: int, parent: Path, children: int, /) -> None:
-        """The node at *parent*, below an item of shallow input *slot*, has that many children."""
+        """Record the children of the node at *parent*, at or below an item of shallow input *slot*."""
         self._release(slot, self._broadcasts[slot].counted(parent, children))
 
     def drop(self, ancestor: Path, /) -> list[Path]:
         """Forget every call at and below *ancestor*.
 
         Returns:
-            The calls that something was here for, in no order.
+            The calls that had some of their inputs, in no order.
         """
         size = len(ancestor)
         gone = [p for p in self._pending if p[:size] == ancestor]

@@ -1,9 +1,9 @@
-"""What of a stream nobody needs any more.
+"""Liveness of a stream: which parts of it are still needed.
 
-Theory of operation. A stream has one or more consumers, fixed at declaration. A consumer that has
-seen enough releases everything below one ancestor. An ancestor is *dead* when every consumer has
-released it or something above it: only then may its producers be cancelled. Releases never
-come back, so dead stays dead.
+Theory of operation. A stream has one or more consumers, fixed at declaration. A consumer that needs no
+more releases everything at and below one ancestor. An ancestor is *dead* when every consumer has
+released it or something above it. Only then may its producers be cancelled. A release is final, so
+a dead ancestor stays dead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ("Liveness",)
 
 
 class Liveness:
-    """Intersect what the consumers of one stream have released.
+    """The intersection of what the consumers of one stream have released.
 
     Args:
         consumers: How many consumers the stream has, >= 1.
@@ -28,16 +28,16 @@ class Liveness:
             raise ValueError(msg)
         # Invariant: no path in one of these sets is an ancestor of another in the same set.
         self._released: list[set[Path]] = [set() for _ in range(consumers)]
-        # Length of the longest path ever released: nothing below that is to be looked for.
+        # Length of the longest path ever released. Nothing deeper needs to be searched for.
         self._deepest = 0
         self.dead: set[Path] = set()
-        """Ancestors that are dead, none of them below another."""
+        """Dead ancestors, none of them below another."""
 
     def release(self, consumer: int, ancestor: Path, /) -> list[Path]:
-        """Consumer number *consumer* needs nothing at or below *ancestor* any more.
+        """Record that consumer number *consumer* needs nothing at or below *ancestor* any more.
 
         Returns:
-            Ancestors that are dead now and were not before, none of them below another.
+            Ancestors that have become dead, none of them below another.
         """
         if self.released(consumer, ancestor):
             return []

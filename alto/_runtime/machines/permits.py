@@ -1,21 +1,21 @@
-"""Permits of a stage, and the order in which they are given.
+"""Permits of a replica, and the order in which they are granted.
 
 Theory of operation. A replica of a stage has ``limit`` permits. A call holds one while it runs user
-code, and gives it back while it waits inside alto: for a piece of its group, for room on its output,
-for a pipeline that it called. So no permit is ever held by a call that waits for another call's
-permit, and neither a slow reader nor a deep recursion can starve a stage. Two kinds wait:
+code, and gives it back while it waits inside alto: for a piece of its group, for room for its output,
+for a pipeline that it called. So no call holds a permit while it waits for another call's permit, and
+neither a slow reader nor a deep recursion can starve a stage. Two kinds wait for permits:
 
-* *resuming* calls, which gave their permit back and want to go on: first come, first served;
-* *queues* of calls that have not started. A :class:`Rotation` says which is next: queues of a lower
-  ``priority`` number before all others; of equal ones each *root* request in turn, and of one root
-  each of its queues in turn. So a request shuts out no other one, however many items it has and
-  however many pipelines its stages call.
+* *resuming* calls, which gave their permit back and want to continue: first come, first served;
+* *queues* of calls that have not started. A :class:`Rotation` orders them: queues with a lower
+  ``priority`` number first; of equal ones each *root* request in turn, and of one root each of its
+  queues in turn. So no request shuts out another one, however many items it has and however many
+  pipelines its stages call.
 
-Resuming calls go first: what they hold is older than anything that could be started instead.
+Resuming calls go first, because their items are older than those of calls that have not started.
 
-Events: ``took``/``gave`` (a permit), ``resume``/``left`` (a resuming call), ``offered``/``withdrawn``
-(a queue that has something to start / has nothing or may not). The answer to each is asked with
-``next_resume`` and ``next_queue``.
+Events: ``give_back`` (a permit), ``resume``/``cancel_resume`` (a resuming call),
+``enqueue``/``dequeue`` (a queue that has something to start / that has nothing, or may not start it).
+The answers are asked for with ``next_resume`` and ``next_queue``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ("Permits", "Queued", "Rotation")
 
 
 class Queued(Protocol):
-    """What takes turns: the calls of one request that wait at one place."""
+    """A queue of calls of one request that wait at one place."""
 
     @property
     def priority(self) -> int:
@@ -38,7 +38,7 @@ class Queued(Protocol):
 
     @property
     def root(self) -> Hashable:
-        """The request that the program started: of inner requests the outermost one."""
+        """The outermost request: the one that the program started."""
         ...
 
 
@@ -47,18 +47,18 @@ C = TypeVar("C")
 
 
 class Rotation(Generic[Q]):
-    """The order in which queues are served: by priority, root requests in turn, queues in turn."""
+    """A queue of queues, served by priority, then root requests in turn, then queues in turn."""
 
     __slots__ = ("_behind", "_levels", "_priorities", "members")
 
     def __init__(self) -> None:
         self.members: set[Q] = set()
-        """The queues in line; to be read only."""
+        """The queues that wait; read only."""
         self._priorities: list[int] = []
         self._levels: dict[int, dict[Hashable, Q]] = {}
-        # Per priority the first queue of each root. The root whose turn it is stands first.
+        # By priority: the first queue of each root. The first root has the next turn.
         self._behind: dict[tuple[int, Hashable], deque[Q]] = {}
-        # The queues of a root that stand behind its first one; most often a root has one queue.
+        # Other queues of a root, behind its first one. Usually a root has only one queue.
 
     def __bool__(self) -> bool:
         return bool(self.members)
@@ -70,7 +70,7 @@ class Rotation(Generic[Q]):
         return queue in self.members
 
     def add(self, queue: Q, /) -> None:
-        """Put *queue* at the end of its root's line, unless it is in line already."""
+        """Append *queue* to its root's queues, unless it waits already."""
         if queue in self.members:
             return
         self.members.add(queue)
@@ -84,7 +84,7 @@ class Rotation(Generic[Q]):
             level[root] = queue
 
     def discard(self, queue: Q, /) -> None:
-        """Take *queue* out of the line. Unknown ones are ignored."""
+        """Remove *queue*. No effect if it does not wait."""
         if queue not in self.members:
             return
         self.members.discard(queue)
@@ -101,13 +101,13 @@ class Rotation(Generic[Q]):
             del level[root]
             self._tidy(priority)
         else:
-            level[root] = following  # In its place: the root's turn stays what it is.
+            level[root] = following  # In the same position: the root keeps its turn.
 
     def pop(self) -> Q:
-        """Take out the queue whose turn it is.
+        """Remove and return the queue whose turn it is.
 
         Raises:
-            IndexError: No queue is in line.
+            IndexError: No queue waits.
         """
         priority = self._priorities[0]
         level = self._levels[priority]
@@ -121,10 +121,10 @@ class Rotation(Generic[Q]):
         return queue
 
     def move_to_end(self, queue: Q, /) -> None:
-        """Move the root of *queue* to the end of the line, where it is in line: it has just been served.
+        """Move the root of *queue* to the end, if it waits: it has just been served.
 
-        A queue with more to start stands in line again while its call runs. Roots that came meanwhile
-        are to go before it.
+        A queue with more to start waits again while its call runs. Roots that were added meanwhile
+        go before it.
         """
         level = self._levels.get(queue.priority)
         if level is not None and len(level) > 1 and queue.root in level:
@@ -140,7 +140,7 @@ class Rotation(Generic[Q]):
         return queue
 
     def _level(self, priority: int) -> dict[Hashable, Q]:
-        for other in list(self._priorities):  # One that stayed though it was empty.
+        for other in list(self._priorities):  # Remove a level that was kept though it was empty.
             if not self._levels[other]:
                 self._drop(other)
         level = self._levels[priority] = {}
@@ -148,7 +148,7 @@ class Rotation(Generic[Q]):
         return level
 
     def _tidy(self, priority: int) -> None:
-        # A level that is alone stays when it is empty: most often there is but one.
+        # The only level is kept when it is empty: usually all requests have one priority.
         if len(self._priorities) > 1 and not self._levels[priority]:
             self._drop(priority)
 
@@ -170,10 +170,10 @@ class Rotation(Generic[Q]):
 
 
 class Permits(Generic[Q, C]):
-    """The permits of one replica, and who waits for them.
+    """The permits of one replica, and the calls and queues that wait for them.
 
     Args:
-        limit: How many calls may run at once, >= 1.
+        limit: Maximum number of calls that run concurrently, >= 1.
     """
 
     __slots__ = ("_queued", "_queues", "free", "limit", "resuming")
@@ -184,34 +184,34 @@ class Permits(Generic[Q, C]):
             raise ValueError(msg)
         self.limit = limit
         self.free = limit
-        """Permits that no call holds; 0 <= free <= limit."""
+        """Number of permits that no call holds; 0 <= free <= limit."""
         self.resuming: dict[C, None] = {}
-        """Calls that wait to go on, in order; to be read only."""
+        """Calls that wait to resume, in order; read only."""
         self._queues: Rotation[Q] = Rotation()
         self._queued = self._queues.members
 
     @property
     def has_next(self) -> bool:
-        """Return whether a queue could be served now."""
+        """True if a queue could be served now."""
         return self.free > 0 and bool(self._queued) and not self.resuming
 
     @property
     def spare(self) -> int:
-        """Permits that no call and no queue waits for."""
+        """Number of free permits that no call and no queue waits for."""
         return 0 if self._queued or self.resuming else self.free
 
     def enqueue(self, queue: Q, /) -> None:
-        """Put *queue*, which has something to start, in line. Twice is as once."""
+        """Queue *queue*, which has something to start. Idempotent."""
         self._queues.add(queue)
 
     def dequeue(self, queue: Q, /) -> None:
-        """Take *queue*, which has nothing to start any more, out of the line."""
+        """Remove *queue*, which has nothing to start any more."""
         self._queues.discard(queue)
 
     def next_queue(self) -> Q | None:
-        """Take a permit for the queue whose turn it is, and take the queue out of the line.
+        """Take a permit for the queue whose turn it is, and remove the queue.
 
-        A queue that has more to start is offered again, and so gets to the end of its line.
+        A queue that has more to start is enqueued again, behind the others.
 
         Returns:
             The queue, or None when there is no permit, no queue, or a call wants to resume.
@@ -222,9 +222,9 @@ class Permits(Generic[Q, C]):
         return self._queues.pop()
 
     def enqueue_and_next(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
-        """Take a permit for the next queue after *queue*, which is not in line and may have *more*.
+        """Take a permit for the next queue after *queue*, which does not wait and may have *more*.
 
-        The same as offering it again and asking for the next, faster where no other waits.
+        Equal to ``enqueue`` and ``next_queue``, but faster if no other queue waits.
         """
         if more:
             if self.free > 0 and not self._queued and not self.resuming:
@@ -236,7 +236,7 @@ class Permits(Generic[Q, C]):
     def give_back_and_next(self, queue: Q, more: bool, /) -> Q | None:  # noqa: FBT001
         """Take back the permit of a call of *queue* that has ended, and take one for the next queue.
 
-        The same as ``gave`` and ``next_after``.
+        Equal to ``give_back`` and ``enqueue_and_next``, but faster if no other queue waits.
         """
         if more and not self._queued and not self.resuming:
             return queue
@@ -246,14 +246,14 @@ class Permits(Generic[Q, C]):
         return self.next_queue()
 
     def move_to_end(self, queue: Q, /) -> None:
-        """Let other root requests go first: a call of *queue*, which may be in line, has ended."""
+        """Let other root requests go first: a call of *queue*, which may wait again, has ended."""
         self._queues.move_to_end(queue)
 
     def resume(self, call: C, /) -> bool:
-        """Take a permit for *call*, which wants to go on, or let it wait.
+        """Take a permit for *call*, which wants to resume, or queue it.
 
         Returns:
-            Whether it has a permit now; else it waits, until ``next_resume`` names it.
+            True if it has a permit now; otherwise it waits until ``next_resume`` returns it.
         """
         if self.free > 0 and not self.resuming:
             self.free -= 1
@@ -262,15 +262,15 @@ class Permits(Generic[Q, C]):
         return False
 
     def cancel_resume(self, call: C, /) -> bool:
-        """Forget *call*, which stops waiting to go on (it was cancelled).
+        """Remove *call*, which was cancelled while it waited to resume.
 
         Returns:
-            Whether it was still waiting; if not, it has been given a permit.
+            True if it was still waiting; False if it has been granted a permit.
         """
         return self.resuming.pop(call, _ABSENT) is None
 
     def next_resume(self) -> C | None:
-        """Take a permit for the call that has waited longest to go on, if there are both."""
+        """Take a permit for the call that has waited longest to resume, and return it, if there are both."""
         if not self.resuming or self.free <= 0:
             return None
         call = next(iter(self.resuming))

@@ -1,13 +1,13 @@
-"""Release the pieces of one group in ancestry order, each as early as it is certain.
+"""Reorder buffer: releases the pieces of one group in ancestry order, each as early as possible.
 
 Theory of operation. Pieces arrive in any order under suffixes of equal length (their paths below
-the group's ancestor). A piece is certain to be next when everything before it has been released
-or is known not to exist. A cursor walks the tree of suffixes depth first: it stands at the suffix
+the group's ancestor). A piece is next when everything before it has been released or is known not to
+exist. A cursor walks the tree of suffixes depth first: it points to the suffix
 that is due next; when the node it is in is known to have no more children it leaves that node for
 its parent's next child. It waits where neither the piece nor the count is known.
 
 The group is complete when the cursor has left its last child: then every piece there will ever be
-has been released. This is the same moment at which a :class:`~alto._runtime.machines.completion.Closure` closes.
+has been released. This is the same moment at which a :class:`~alto._runtime.machines.completion.CompletionCounter` closes.
 
 With one level the cursor is a plain counter.
 """
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 
 class ReorderBuffer(Generic[T]):
-    """Put the pieces of one group into ancestry order.
+    """A buffer that puts the pieces of one group into ancestry order.
 
     Args:
         levels: Length of every suffix, >= 1.
         out: Released pieces are appended here.
-        skip: How many indices of every path come before its suffix.
+        skip: Number of indices before the suffix of each path.
     """
 
     __slots__ = ("_counts", "_cursor", "_end", "_held", "_levels", "_next", "_skip", "out")
@@ -49,11 +49,11 @@ class ReorderBuffer(Generic[T]):
         self._counts: dict[Path, int] = {}
 
     def __len__(self) -> int:
-        """Pieces that have arrived and are not certain yet."""
+        """Return the number of pieces that have arrived and have not been released."""
         return len(self._held)
 
     def arrived(self, path: Path, piece: T, /) -> bool:
-        """A piece is here; it and what waited for it alone go to ``out``.
+        """Record the arrival of a piece. It and the pieces that waited for it go to ``out``, if it is due.
 
         Returns:
             Whether that completes the group.
@@ -78,7 +78,7 @@ class ReorderBuffer(Generic[T]):
         return list(suffix) == self._cursor and self._walk()
 
     def counted(self, path: Path, children: int, /) -> bool:
-        """The node at *path*, shorter than a piece's, has that many children; 0 is legal.
+        """Record that the node at *path*, shorter than a piece's, has that many children (>= 0).
 
         Returns:
             Whether that completes the group.
