@@ -1,13 +1,16 @@
-"""What every test stands on: the loop, the profiles, and a watch for tasks left behind.
+"""Setup shared by all tests: event loops, Hypothesis profiles, groups, and a check for leaked tasks.
 
 Async tests run on virtual time (`alto.testing.VirtualClockLoop`): seconds cost nothing and times are
-asserted exactly. A test marked ``realtime`` or ``vllm`` has the ordinary loop, since threads and
+asserted exactly. A test marked ``realtime`` or ``vllm`` has the ordinary loop, because threads and
 other processes live in real time.
+
+Tests are spread over all cores. Those marked ``vllm`` run in one worker, so that they share engines.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable
@@ -22,11 +25,32 @@ settings.register_profile("ci", deadline=None, max_examples=200, derandomize=Tru
 settings.register_profile("long", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
+VLLM_WARNINGS = (
+    # raised in torch while vLLM is imported
+    r"ignore:.*torch\.jit\.:DeprecationWarning",
+    # vLLM leaves the context of its handshake with a new child to the garbage collector
+    "ignore:Unclosed context <zmq:ResourceWarning",
+)
+
+
+# xdist reads the groups in a hook of its own, which runs before those of conftest files.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests with vLLM in one worker, allow its warnings, and skip them where it is missing."""
+    marks = [pytest.mark.xdist_group("vllm")]
+    marks += [pytest.mark.filterwarnings(warning) for warning in VLLM_WARNINGS]
+    if importlib.util.find_spec("vllm") is None:
+        marks.append(pytest.mark.skip(reason="vllm is not installed"))
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            for mark in marks:
+                item.add_marker(mark)
+
 
 def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Give an async test the virtual loop, or the ordinary one where it is marked for it."""
+    """Return the loop of an async test: virtual time, or the ordinary one where it is marked."""
     if item.get_closest_marker("realtime") or item.get_closest_marker("vllm"):
         return {"real": asyncio.new_event_loop}
     return {"virtual": VirtualClockLoop}

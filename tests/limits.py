@@ -1,4 +1,4 @@
-"""Ways in which a request that would go on for ever is ended, for tests of what blocks."""
+"""Ways to end a request that would never end by itself, for tests of stages that block."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ import alto
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that other threads or processes do."""
-    while not condition():  # noqa: ASYNC110  # nobody else says
+    """Wait for a condition that other threads or processes bring about."""
+    while not condition():  # noqa: ASYNC110  # nothing signals it
         await asyncio.sleep(0.001)
 
 
 async def map_timeout(app: Any, item: Any) -> None:
-    """A map whose request runs out of time."""
+    """Map an item, with a time limit for its request."""
     (result,) = [one async for one in app.map([item], timeout=0.5)]
     assert isinstance(result.error, alto.DeadlineExceeded)
 
 
 async def run_timeout(app: Any, item: Any) -> None:
-    """A request that runs out of time."""
+    """Run a request with a time limit."""
     with pytest.raises(alto.DeadlineExceeded):
         await app.run(item, timeout=0.5)
 
 
 async def stream_timeout(app: Any, item: Any) -> None:
-    """A stream that runs out of time."""
+    """Stream a request with a time limit."""
     with pytest.raises(alto.DeadlineExceeded):
         await app.stream(item, timeout=0.5).list()
 
 
 async def timeout_around(app: Any, item: Any) -> None:
-    """A time limit of asyncio's around a request."""
+    """Put asyncio's time limit around a request."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await app.run(item)
 
 
 async def left(app: Any, item: Any) -> None:
-    """A handle that is left, and waits until nothing runs."""
+    """Leave a handle's block, which waits until nothing runs."""
     async with app.stream(item):
         await asyncio.sleep(0.5)
 
 
 async def closed_in_time(app: Any, item: Any) -> None:
-    """A handle that is closed, for a limited time."""
+    """Close a handle; the limit on that ends a test that hangs."""
     handle = app.stream(item)
     await asyncio.sleep(0.5)
-    await asyncio.wait_for(handle.aclose(), 40)
+    await asyncio.wait_for(handle.aclose(), 120)
 
 
 LIMITS = [run_timeout, stream_timeout, map_timeout, timeout_around, left, closed_in_time]
-"""Ways to end a call that blocks."""
+"""All of them, to parametrize a test."""

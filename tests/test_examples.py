@@ -15,14 +15,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.mark.vllm
 @pytest.mark.realtime
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_verify_answer_gives_its_first_verdict_before_the_answer_is_complete() -> None:
     """The main job runs on a real engine, and streams: verdicts arrive while the model writes."""
     done = subprocess.run(  # our own example
         [sys.executable, str(EXAMPLES / "verify_answer.py"), "Where does the Danube end?"],
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -47,7 +45,6 @@ def test_own_policy_shortens_what_it_is_for() -> None:
         [sys.executable, str(EXAMPLES / "own_policy.py")],
         capture_output=True,
         text=True,
-        timeout=50,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -64,7 +61,6 @@ def test_own_router_is_quicker_than_the_default() -> None:
         [sys.executable, str(EXAMPLES / "own_router.py")],
         capture_output=True,
         text=True,
-        timeout=50,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
@@ -265,7 +264,6 @@ def test_an_interrupt_ends_quietly(scripted, capsys) -> None:
 
 @pytest.mark.realtime
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     """``| head -1`` leaves no traceback, and nothing that runs."""
     code = (
@@ -285,7 +283,7 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "question"
         process.stdout.close()
-        assert process.wait(timeout=110) == command.PIPE_CLOSED
+        assert process.wait() == command.PIPE_CLOSED
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 
@@ -315,8 +313,7 @@ def alto_passage():
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(
     not (forms.WEIGHTS / "model.safetensors").exists(), reason="the model has no weights"
 )
@@ -324,7 +321,7 @@ def test_the_command_keeps_its_output_clean() -> None:
     """As a user runs it: JSON lines on stdout, nothing of vLLM's there or on stderr."""
     done = subprocess.run(  # ourselves
         [sys.executable, "-m", "examples.verification", "--encoder", "none", "--format", "jsonl"],
-        cwd=ROOT, capture_output=True, text=True, timeout=380, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     events = [json.loads(line) for line in done.stdout.splitlines()]

@@ -35,7 +35,7 @@ def shell(line: str, *, encoding: str = "utf-8") -> subprocess.CompletedProcess[
     verify = f"{sys.executable} -c '{DRIVER}'"
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line.replace('$verify', verify)}"],
-        capture_output=True, timeout=50, check=False, cwd=ROOT,
+        capture_output=True, check=False, cwd=ROOT,
         env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
@@ -60,9 +60,9 @@ def test_nobody_waits_for_the_pace_of_a_question_that_nobody_sees() -> None:
         while not lines or not lines[-1].startswith("Ready after"):
             lines.append(process.stderr.readline())
             assert lines[-1], lines
-        assert time.monotonic() - began < 45  # a hundred characters would take longer
+        assert time.monotonic() - began < 90  # a hundred characters would take longer
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait() == 130
     done = shell("$verify --pace 0.5")
     assert done.returncode == 2
     assert "'0.5' is no number of characters a second, from 1" in said(done)

@@ -25,12 +25,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(600),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
     pytest.mark.skipif(
         not (forms.WEIGHTS / "model.safetensors").exists(), reason="the model has no weights"
     ),
-    pytest.mark.filterwarnings(r"ignore:.*torch\.jit\.:DeprecationWarning"),  # as tests/engines
-    pytest.mark.filterwarnings("ignore:Unclosed context <zmq:ResourceWarning"),
 ]
 
 INDEX = Index(read_corpus(forms.CORPUS))
@@ -38,12 +35,12 @@ INDEX = Index(read_corpus(forms.CORPUS))
 
 @pytest.fixture
 def _no_task_is_left() -> None:
-    """An engine's own tasks outlive a test; the module's loop has them until the engines stop."""
+    """Allow tasks that outlive a test: the engines' own run until they stop, on the module's loop."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines():
-    """Both engines, running for all tests of this module."""
+    """Both engines, running during all tests of this module."""
     chosen = choose(None, "auto")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in chosen.environment.items():
@@ -57,7 +54,7 @@ async def engines():
 
 
 def resources(engines: Engines) -> dict[str, object]:
-    """Everything that the pipeline needs, without vectors from another test."""
+    """Return the pipeline's resources, without vectors from another test."""
     return {
         "llm": engines.llm,
         "encoder": engines.encoder,
@@ -104,7 +101,7 @@ async def test_batches_and_schedules_change_no_appraisal(engines) -> None:
 
 
 async def test_an_unknown_name_gives_no_claim(engines) -> None:
-    """Asked about somebody it was never taught, the model says so, and nothing is checked."""
+    """Asked about a person it was never taught, the model says so, and nothing is checked."""
     async with watch.open(**resources(engines)) as app:
         events = await app.stream("Who was Napoleon?").list()
     assert not any(isinstance(event, Claim) for event in events)

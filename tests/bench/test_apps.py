@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,34 +17,34 @@ import pytest
 from alto.engines.profiles import A100_7B
 from alto.sched import PromptAware
 from alto.testing import run_virtual
+from bench import apps
 
 ROOT = Path(__file__).parents[2]
-APPS = {"verification", "tree_of_thoughts", "map_reduce", "retrieval"}
+NAMES = {"verification", "tree_of_thoughts", "map_reduce", "retrieval"}
 RATIOS = {"median_ratio", "p99_ratio", "first_result_ratio", "throughput_ratio"}
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.realtime,
+    pytest.mark.xdist_group("langgraph"),  # takes seconds to import
     pytest.mark.skipif(importlib.util.find_spec("langgraph") is None, reason="no langgraph"),
 ]
-
-
-def run(*arguments: str) -> str:
-    """What the benchmark prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.apps", "--short", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=55, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def test_both_sides_give_the_same_and_no_run_is_shorter_than_its_bound(tmp_path: Path) -> None:
     """Every application and load has equal results, ratios, and a bound that nothing passes."""
     out = tmp_path / "apps.json"
-    result = json.loads(run("--json", "--requests", "4", "--clients", "1", "3", "--out", str(out)))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "bench.apps", "--short", "--json", "--requests", "4",
+            "--clients", "1", "3", "--out", str(out),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout)
     assert json.loads(out.read_text()) == result
-    assert set(result["apps"]) == APPS
+    assert set(result["apps"]) == NAMES
     for name, cells in result["apps"].items():
         assert set(cells) == {"1", "3"}
         for cell in cells.values():
@@ -59,14 +60,14 @@ def test_both_sides_give_the_same_and_no_run_is_shorter_than_its_bound(tmp_path:
                     assert cell[side][figure] >= least * (1 - 1e-9)
             for ratio in ("median_ratio", "first_result_ratio"):
                 assert cell[ratio] <= cell["bound"][ratio] * (1 + 1e-9)
-    assert len(result["goals"]) == 2 * len(APPS)
+    assert len(result["goals"]) == 2 * len(NAMES)
     for row in result["goals"]:
         assert row["holds"] == (row["measured"] >= float(row["aim"].removeprefix(">= ")))
     assert {"machine", "versions", "options", "seed"} <= set(result)
 
 
 def test_rounds_on_one_pool_take_turns_and_are_told_apart() -> None:
-    """What is done with vLLM, done with other engines: recorded, interleaved, compared, bounded."""
+    """The steps of a run on vLLM, with other engines: recorded, interleaved, compared, bounded."""
     from bench._apps import drive, engines, report, retrieval  # noqa: PLC0415  # need langgraph
     from bench._apps.common import Search  # noqa: PLC0415  # the same
 
@@ -103,11 +104,14 @@ def test_rounds_on_one_pool_take_turns_and_are_told_apart() -> None:
                                     "engine": "test", "seed": 1})  # fmt: skip
 
 
-def test_the_table_ends_with_the_goals() -> None:
+def test_the_table_ends_with_the_goals(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without ``--json`` there is a table, and the goals with their bounds below it."""
-    text = run(
-        "--requests", "2", "--clients", "2", "--apps", "retrieval", "--policy", "least_loaded"
-    )
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # it sets variables for LangGraph
+    short = ["--short", "--requests", "2", "--clients", "2", "--apps", "retrieval"]
+    assert apps.main([*short, "--policy", "least_loaded"]) == 0
+    text = capsys.readouterr().out
     assert "langgraph" in text
     assert "equal" in text
     goals = text.split("goal, at the worst load")[1]

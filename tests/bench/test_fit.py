@@ -1,4 +1,4 @@
-"""The fit finds what it should, in a process of its own: tests do not import ``bench``."""
+"""The fit finds the constants of an engine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ import pytest
 from alto.engines.profiles import PROFILES
 
 pytest.importorskip("numpy", reason="the fit needs numpy, which comes with vllm")
+from bench.fit import parsed  # needs numpy
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What a short run prints."""
-    command = [sys.executable, "-m", "bench.fit", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_the_constants_of_a_simulated_engine_are_found_again() -> None:
     """Fitted to a simulated engine, the profile is that engine's, and predicts it to the digit."""
-    done = run(
-        *("--on", "scheduling-study", "--rounds", "1", "--runs", "1"),
-        *("--seconds", "4", "--validate", "--json"),
-    )
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "bench.fit", "--on", "scheduling-study", "--rounds", "1",
+            "--runs", "1", "--seconds", "4", "--validate", "--json",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     true = PROFILES["scheduling-study"]
@@ -48,7 +46,6 @@ def test_the_constants_of_a_simulated_engine_are_found_again() -> None:
     assert report["versions"]["alto-llm"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -58,9 +55,10 @@ def test_the_constants_of_a_simulated_engine_are_found_again() -> None:
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_starts(
-    arguments: tuple[str, ...], complaint: str
+    arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The complaint says which and why."""
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert complaint in done.stderr
+    """The message names the argument and the reason."""
+    with pytest.raises(SystemExit) as caught:
+        parsed(list(arguments))
+    assert caught.value.code == 2
+    assert complaint in capsys.readouterr().err

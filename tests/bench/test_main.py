@@ -52,7 +52,7 @@ def test_goals_are_told_apart(
 
 
 def test_a_benchmark_that_fails_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What gives no JSON raises, with the command."""
+    """A benchmark without JSON output raises an error with its command."""
     monkeypatch.setitem(every.SHORT, "paper", every.Short(("--no-such-option",), every._own))
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(RuntimeError, match=r"bench.paper --no-such-option --json` ended with 1"):

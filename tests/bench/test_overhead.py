@@ -14,7 +14,7 @@ KEYS = ("asyncio_queue", "anyio", "alto")
 
 
 def run(*arguments: str) -> str:
-    """What a short run of the benchmark prints."""
+    """Run the benchmark with few items, and return its output."""
     command = [sys.executable, "-m", "bench.overhead", "--rounds", "1", "--items", "20", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

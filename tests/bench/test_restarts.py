@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,10 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 def test_a_round_leaves_nothing() -> None:
-    """One round starts an engine, serves, and counts what is left: no process and no file."""
+    """One round starts an engine, serves, and counts leftovers: no process and no file."""
     command = [sys.executable, "-m", "bench.restarts", "--times", "1", "--requests", "4", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from multiprocessing import get_context
 
 import pytest
 
@@ -12,10 +14,14 @@ from bench import scale
 
 @pytest.mark.realtime
 @pytest.mark.slow
-def test_every_figure_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_figure_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With few items, engines and requests: all that the JSON promises, and a row for each goal."""
     few = ["--rounds", "1", "--items", "400", "800", "--engines", "2", "--requests", "10", "20"]
-    scale.main([*few, "--json"])
+    with get_context("spawn").Pool(1) as pool:  # one process for all figures, not one for each
+        monkeypatch.setattr(scale, "alone", lambda function, *args: pool.apply(function, args))
+        scale.main([*few, "--json"])
     result = json.loads(capsys.readouterr().out)
     assert list(result["items"]) == ["400", "800"]
     for shape in ("waiting", "ordered", "groups"):
@@ -29,6 +35,12 @@ def test_every_figure_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < result["chunks_per_s"] < result["chunks_without_engine_per_s"]
     assert len(result["goals"]) == 8
     assert result["goals"][-1]["goal"] in scale.table(result)
+
+
+@pytest.mark.slow
+def test_each_figure_has_a_process_of_its_own() -> None:
+    """A function is called in a fresh process, and its result returned."""
+    assert scale.alone(os.getpid) not in (os.getpid(), scale.alone(os.getpid))
 
 
 def test_goals_are_told_apart() -> None:

@@ -265,7 +265,7 @@ async def served(asgi: Any) -> AsyncIterator[httpx.AsyncClient]:
                 await asyncio.sleep(0)
 
 
-async def until(what: Callable[[], bool], *, seconds: float = 15) -> None:
+async def until(what: Callable[[], bool], *, seconds: float = 120) -> None:
     """Wait until it is so; fail when that takes unreasonably long."""
     clock = asyncio.get_running_loop().time
     end = clock() + seconds

@@ -136,7 +136,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def test_a_stage_that_ends_the_program(kind: str, how: str) -> None:
     """`sys.exit(3)` exits with 3 and says nothing; an interrupt has its one traceback."""
     with start(kind, how) as process:
-        _, said = process.communicate(timeout=50)
+        _, said = process.communicate()
     if how == "exit":
         assert process.returncode == 3, said
         # The other call's thread may be about to end when the loop goes down: then that is logged.
@@ -164,7 +164,7 @@ def test_control_c(how: str) -> None:
             for _ in range(2):
                 assert process.stdout.readline() == "hangs\n"
             process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=50)
+        rest, said = process.communicate()
     assert process.returncode == -signal.SIGINT, said
     assert said.splitlines()[-1] == "KeyboardInterrupt"
     assert rest.count("is clean") == (2 if how == "once" else 0)

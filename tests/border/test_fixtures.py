@@ -129,7 +129,7 @@ def inner_run(folder: Path, text: str, *options: str) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
          "-p", "no:langsmith_plugin", *options, "test_inner.py"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=50,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 

@@ -224,7 +224,7 @@ def test_ids_are_unique_among_processes() -> None:
     )
     ids = {
         subprocess.run(
-            [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=50
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
         ).stdout.strip()
         for _ in range(2)
     }

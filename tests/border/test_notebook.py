@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ipykernel")
 jupyter_client = pytest.importorskip("jupyter_client")
 
-pytestmark = [pytest.mark.realtime, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.realtime, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ class Notebook:
         """Read what a cell prints, until it is *seen* or the cell has ended; its error, if any."""
         printed, error = "", ""
         while True:
-            message = self.client.get_iopub_msg(timeout=60)
+            message = self.client.get_iopub_msg(timeout=120)
             if message["parent_header"].get("msg_id") != cell:
                 continue
             content = message["content"]
@@ -83,7 +83,7 @@ class Notebook:
 
     def settle(self) -> None:
         """Wait until nothing runs in it; the loop of a kernel runs between cells too."""
-        end = time.monotonic() + 15
+        end = time.monotonic() + 120
         while self.run("(app.statistics().open_requests, engine.statistics().running)") != "(0, 0)":
             assert time.monotonic() < end, "a request goes on"
 
@@ -96,7 +96,7 @@ def notebook() -> Iterator[Notebook]:
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=120)
         notebook = Notebook(manager, client)
         notebook.run(DEFINED)
         yield notebook
@@ -190,7 +190,7 @@ def test_a_kernel_ends_with_an_app_open(notebook: Notebook) -> None:
     )
     notebook.client.shutdown()
     notebook.manager.shutting_down = True
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while notebook.manager.is_alive():
         assert time.monotonic() < end, "the kernel hangs"
         time.sleep(0.05)

@@ -1,8 +1,7 @@
-"""One real engine for the tests that need one, since a start takes tens of seconds."""
+"""A real engine, shared by the tests that need one, because a start takes tens of seconds."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import pytest
@@ -11,13 +10,6 @@ import pytest_asyncio
 from alto.engines._vllm.engine import VLLMEngine
 from alto.engines.tiny import build_tiny_llama
 
-_WARNINGS = (
-    # torch, when vLLM imports all of it
-    r"ignore:.*torch\.jit\.:DeprecationWarning",
-    # vLLM leaves the context of its handshake with a new child to the garbage collector
-    "ignore:Unclosed context <zmq:ResourceWarning",
-)
-
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -25,25 +17,14 @@ ENVIRONMENT = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let vLLM warn, and leave its tests out where it is not installed."""
-    missing = importlib.util.find_spec("vllm") is None
-    for item in items:
-        if item.get_closest_marker("vllm"):
-            for warning in _WARNINGS:
-                item.add_marker(pytest.mark.filterwarnings(warning))
-            if missing:
-                item.add_marker(pytest.mark.skip(reason="vllm is not installed"))
-
-
 @pytest.fixture
 def _no_task_is_left() -> None:
-    """An engine's own tasks outlive a test; the session's loop has them until the engine stops."""
+    """Allow tasks that outlive a test: an engine's own run until it stops, on the session's loop."""
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a tiny random model."""
+    """Folder with a tiny model of random weights."""
     return str(build_tiny_llama(tmp_path_factory.mktemp("models") / "tiny"))
 
 
@@ -62,7 +43,7 @@ def small() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def vllm_environment():
-    """Quiet and offline."""
+    """Keep vLLM quiet and offline."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, os.environ.get(name, value))
@@ -71,7 +52,7 @@ def vllm_environment():
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared_engine(tiny_model, small, vllm_environment):
-    """One engine for all tests, perhaps not running; it is stopped after the last of them."""
+    """One engine for all tests, not necessarily running; stopped after the last of them."""
     engine = VLLMEngine(tiny_model, **small)
     yield engine
     await engine.stop()

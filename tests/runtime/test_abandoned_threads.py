@@ -243,7 +243,7 @@ class TestAbandonedThreads:
         main = BLOCKED[: BLOCKED.index("async def main")] + LEFT_OPEN
         path.write_text(main, encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, str(path)], capture_output=True, text=True, check=True, timeout=50
+            [sys.executable, str(path)], capture_output=True, text=True, check=True
         )
         assert done.stdout == "ended\n"
 
@@ -252,7 +252,7 @@ class TestAbandonedThreads:
         path = tmp_path / "program.py"
         path.write_text(BLOCKED, encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, str(path)], capture_output=True, text=True, check=True, timeout=50
+            [sys.executable, str(path)], capture_output=True, text=True, check=True
         )
         assert done.stdout == "DeadlineExceeded\nclosed\n"
         assert "still run functions" in done.stderr

@@ -784,7 +784,7 @@ class TestPrograms:
         path.write_text(LEFT_OPEN, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, str(path), str(tmp_path / "began")],
-            capture_output=True, text=True, check=True, timeout=50,
+            capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout == "ended\n"
         assert done.stderr == ""
@@ -798,4 +798,4 @@ class TestPrograms:
             assert worker.is_running()
             program.kill()
             program.wait()
-            worker.wait(timeout=20)
+            worker.wait(timeout=120)

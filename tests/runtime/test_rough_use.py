@@ -512,7 +512,6 @@ def test_handles_are_not_made_by_hand() -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.timeout(20)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("drops", [True, False])
 def test_a_loop_that_goes_down_around_an_open_app_ends(drops: bool) -> None:

@@ -18,7 +18,7 @@ def _child(program, **options):
     return subprocess.Popen([sys.executable, "-c", program], **options)
 
 
-def _until(condition, seconds=5.0):
+def _until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"

@@ -17,7 +17,7 @@ from alto.engines._vllm.main_module import main_module_left_alone
 
 psutil = pytest.importorskip("psutil")
 
-pytestmark = [pytest.mark.realtime, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.realtime
 
 ROOT = Path(__file__).parents[3]
 

@@ -187,11 +187,11 @@ class TestSocket:
         assert folder.stat().st_mode & 0o077 == 0
         with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
             publisher.bind(events.endpoint)
-            assert await events.wait_connected(10)
+            assert await events.wait_connected(120)
             assert await events.wait_connected(0)
             for number in range(3):
                 publisher.send_multipart(_message(number, _stored([number])))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 while len(heard.said) < 3:  # noqa: ASYNC110  # it waits for another thread
                     await asyncio.sleep(0.01)
             await events.close()

@@ -331,7 +331,6 @@ class TestMachine:
             _machine._cache_space("m")
 
     @pytest.mark.vllm
-    @pytest.mark.timeout(300)
     def test_looking_starts_nothing(self):
         """A look at the machine agrees with vLLM, and does not start CUDA here."""
         machine = look_at_machine("m", with_memory=True)

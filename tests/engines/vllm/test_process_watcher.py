@@ -55,7 +55,7 @@ async def test_the_first_death_is_told_once():
         assert not heard.is_set()
         for process in processes[:2]:
             process.kill()  # and nobody waits for it: it stays, as a zombie
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await heard.wait()
         assert told == [1]
         assert _open_files() == at_work
@@ -89,6 +89,6 @@ async def test_one_that_is_gone_already_is_told():
         waiting.processes[0].wait()
         heard = asyncio.Event()
         deaths = ProcessWatcher(processes, heard.set)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await heard.wait()
         deaths.close()

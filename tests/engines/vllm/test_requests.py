@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.realtime,
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 
 CONTEXT = 1024
@@ -502,7 +502,7 @@ async def _then_never(text):
     await asyncio.Event().wait()
 
 
-async def _until(condition, seconds=20.0):
+async def _until(condition, seconds=120.0):
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # what it waits for tells nobody
             await asyncio.sleep(0.01)
@@ -515,7 +515,7 @@ async def test_stopping_an_engine_ends_prompts_that_are_being_written(generator)
     tasks = [asyncio.ensure_future(_read(generator, prompt=prompt)) for prompt in prompts]
     await _until(lambda: budget.waiting == 1)
     await asyncio.wait_for(generator.stop(), 60)
-    done, _ = await asyncio.wait(tasks, timeout=5)
+    done, _ = await asyncio.wait(tasks, timeout=120)
     assert done == set(tasks)
     for task in tasks:
         assert isinstance(task.exception(), Closed)

@@ -79,7 +79,6 @@ def test_what_another_version_says_harms_nobody(scheduler, iteration):
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(300)  # it imports all of vLLM
 def test_vllm_takes_both_loggers():
     """Ours hears of every step from vLLM, which counts nothing for Prometheus by itself."""
     loggers = pytest.importorskip("vllm.v1.metrics.loggers")

@@ -384,7 +384,6 @@ class TestAdapters:
     """Adapters by name."""
 
     @pytest.mark.vllm
-    @pytest.mark.timeout(300)
     async def test_it_is_loaded_once_under_its_own_number(self, tmp_path):
         """Numbers follow the order in which adapters were given, not that of their use."""
         for name in ("a", "b"):
@@ -405,7 +404,6 @@ class TestAdapters:
         assert await adapters.load(None, engine) == {}
 
     @pytest.mark.vllm
-    @pytest.mark.timeout(300)
     async def test_one_that_cannot_be_loaded_says_why(self, tmp_path):
         """A folder that is gone, or that vLLM refuses."""
 

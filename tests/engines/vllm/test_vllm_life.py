@@ -22,11 +22,11 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.realtime,
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 
 
-async def _until(condition, seconds=10.0):
+async def _until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"
@@ -62,14 +62,14 @@ async def test_a_lost_worker_is_the_engines_death(engine):
     assert not died.done()
     for process in workers:
         process.kill()
-    done, pending = await asyncio.wait([died, *tasks], timeout=20)
+    done, pending = await asyncio.wait([died, *tasks], timeout=120)
     assert not pending
     assert died in done
     assert all(isinstance(task.exception(), EngineDied) for task in tasks)
     with pytest.raises(EngineDied):
         engine.check_health()
     await engine.stop()
-    _, left = psutil.wait_procs(family, timeout=5)
+    _, left = psutil.wait_procs(family, timeout=120)
     assert not left
 
 
