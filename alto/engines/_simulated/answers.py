@@ -1,7 +1,7 @@
-"""What a simulated engine says: from a prompt to the tokens of its answer.
+"""Answers of a simulated engine: from a prompt to the tokens of its answer.
 
-Nothing here thinks: the answer is given by whoever makes the engine. It is cut into tokens, one a
-word unless a tokeniser is given, and to what the request allows.
+The answer is given when the engine is made. It is split into tokens, one per word unless a tokeniser is
+given, and cut to what the request allows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORD = re.compile(r"\s*\S+|\s+")
 
 
 def split_words(text: str, /) -> list[str]:
-    """*text* in tokens: words, each with the space before it."""
+    """Split *text* into words, each with the space before it."""
     return _WORD.findall(text)
 
 
@@ -40,26 +40,26 @@ def _token_id(text: str) -> int:
 @final
 @attrs.frozen
 class Answer:
-    """What is said to one request, by each of its samples."""
+    """The answer to one request; each of its samples gives it."""
 
     texts: Sequence[str]
     """Text of each token; at least one, which may be empty."""
     reason: FinishReason
-    """Why it ends."""
+    """Finish reason."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Its tokens; equal texts have equal ids."""
+        """Token ids of the answer; equal texts have equal ids."""
         return tuple(map(_token_id, self.texts))
 
 
 @final
 class SimulatedAnswers:
-    """Finds answers.
+    """Answers of one engine.
 
     Args:
-        says: What is said to what.
-        split: Cuts a text into the texts of its tokens, which must join to it.
+        says: The answer or answers, as given to the engine.
+        split: Splits a text into the texts of its tokens, which must join to it.
         max_model_len: The context, in tokens.
     """
 
@@ -73,17 +73,17 @@ class SimulatedAnswers:
         self._limit = max_model_len
 
     def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt: those of its words, or the ids that it consists of."""
+        """Return the token ids of a prompt: one for each word, or those that it consists of."""
         if isinstance(prompt, str) or isinstance(prompt[0], Message):
             return tuple(map(_token_id, self._split(prompt_text(prompt))))
         return prompt  # type: ignore[return-value]  # a prompt is of one kind
 
     def find(self, request: GenerateRequest, prompt: Prompt, prompt_tokens: int, /) -> Answer:
-        """What is said to *request*, whose prompt is *prompt*, of so many tokens.
+        """Return the answer to *request*, whose prompt is *prompt*, of *prompt_tokens* tokens.
 
         Raises:
             PromptTooLong: The prompt alone fills the context.
-            InvalidRequest: Nothing is given to be said to it.
+            InvalidRequest: There is no answer to it.
         """
         room = self._limit - prompt_tokens
         if room < 1:
@@ -144,7 +144,7 @@ def _filler(tokens: int) -> list[str]:
 
 
 def _cut(texts: Sequence[str], stops: Sequence[str]) -> Sequence[str]:
-    """*texts* up to the first of *stops*; the token that completes it has been generated."""
+    """Return *texts* up to the first of *stops*; the token that completes the stop text counts."""
     whole = "".join(texts)
     found = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
     if not found:

@@ -1,4 +1,4 @@
-"""One generation of a simulated engine, between the machine and its reader."""
+"""One generation of a simulated engine, between the batching machine and its reader."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class SimulatedGeneration(FakeGeneration):
 
     answer: Answer
     token_ids: tuple[int, ...]
-    """Of the answer."""
+    """Tokens of the answer."""
     samples: int
     prompt_tokens: int
     logprobs: bool
     said: list[int]
-    """Tokens that each sample has said."""
+    """Number of tokens that each sample has generated."""
     given: list[int]
-    """Those of them that the reader has got."""
+    """Number of them that the reader has got."""
     open: int
-    """Samples that the engine is not done with."""
+    """Number of samples that the engine is not done with."""
     cached_tokens: int = 0
     queue_time: float = 0.0
     first_token_time: float = -1.0
 
     def hear(self, sample: int, event: Event) -> None:
-        """The machine tells something of one sample."""
+        """Take note of an event of one sample."""
         if self.first_token_time < 0:
             self.first_token_time = event.time - self.asked
             self.queue_time = max(0.0, event.began - self.asked)
@@ -46,7 +46,7 @@ class SimulatedGeneration(FakeGeneration):
             self.open -= 1
 
     def take(self) -> Chunk | None:
-        """What some sample has said and the reader has not got; None: nothing."""
+        """Return the unread output of one sample as a chunk; None: there is none."""
         for sample in range(self.samples):
             start, stop = self.given[sample], self.said[sample]
             if stop > start:
@@ -73,5 +73,5 @@ class SimulatedGeneration(FakeGeneration):
 
     @property
     def is_read(self) -> bool:
-        """Whether the reader has got everything."""
+        """Whether the reader has got all output."""
         return all(given == len(self.token_ids) for given in self.given)

@@ -1,4 +1,4 @@
-"""One in-process vLLM engine: what :class:`alto.VLLM` makes a pool of."""
+"""One in-process vLLM engine; :class:`alto.VLLM` is a pool of them."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ __all__ = ("VLLMEngine",)
 
 _BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
 _WORKER: Final = ("multiprocessing.spawn", "VLLM::")
-"""What the command line of a worker has in it, under its first name or the one vLLM gives it."""
+"""Parts of a worker's command line: before, and after vLLM has renamed the process."""
 _CONNECT: Final = 2.0
-"""Seconds that the socket of the cache's events may take, once the engine runs."""
+"""Seconds to wait for the socket of the cache's events, once the engine runs."""
 _PATIENCE: Final = 1.0
-"""Seconds in which vLLM notices itself that a process of it has gone; then the others are killed."""
+"""Seconds for vLLM to notice that a process of it has ended; after that the others are killed."""
 _NOTICE: Final = 5.0
-"""Seconds in which it notices that, or we take it for dead."""
+"""Seconds for vLLM to notice that; after that the engine counts as dead anyway."""
 
 
 @final
 @attrs.frozen
 class _Health:
-    """In the place of a process, where the system does not tell an engine's processes."""
+    """Stand-in for a process, where the system does not list an engine's processes."""
 
     session: Session
     pid = -1
@@ -62,13 +62,13 @@ class _Health:
 @final
 @attrs.define(eq=False, kw_only=True)
 class _Lifespan:
-    """An engine from its start to its stop."""
+    """Lifespan of an engine, from a start to the next stop."""
 
     session: Session
     started: RunningEngine
     events: CacheEvents | None
     died: asyncio.Event = attrs.field(factory=asyncio.Event)
-    """A process is gone, and vLLM has noticed, if it will."""
+    """Set when a process has ended and vLLM has had the time to notice."""
     watcher: ProcessWatcher | None = None
     noticing: asyncio.Task[None] | None = None
 
@@ -79,14 +79,20 @@ class _Lifespan:
     def watch(self) -> None:
         workers = [worker for process in self.started.processes for worker in _workers(process)]
         processes = [*self.started.processes, *workers]
-        self.started.processes = tuple(processes)  # when the first is gone, who finds the others?
+        self.started.processes = tuple(
+            processes
+        )  # once the first has ended, its children cannot be found
         self.watcher = ProcessWatcher(processes or [_Health(self.session)], self._process_gone)
 
     def _process_gone(self) -> None:
         self.noticing = asyncio.get_running_loop().create_task(self._notice())
 
     async def _notice(self) -> None:
-        """Without one of its processes an engine is none, whatever the others still hope for."""
+        """Declare the engine dead: it cannot serve without one of its processes.
+
+        vLLM gets a moment to notice by itself, which ends its generations in order; otherwise its other
+        processes are killed, since they would wait for the one that ended.
+        """
         if not await self._is_noticed(_PATIENCE):
             import psutil
 
@@ -100,7 +106,7 @@ class _Lifespan:
     async def _is_noticed(self, timeout: float) -> bool:
         try:
             async with asyncio.timeout(timeout):
-                while not self.session.is_dead:  # noqa: ASYNC110  # vLLM tells nobody
+                while not self.session.is_dead:  # noqa: ASYNC110  # vLLM has no event for it
                     await asyncio.sleep(0.005)
         except TimeoutError:
             return False
@@ -124,16 +130,16 @@ class VLLMEngine:
 
     Starting takes from seconds to minutes and does not block the event loop. Several engines may
     be started at the same time. Ctrl-C reaches this program only, not the engine's processes, so
-    a program that catches it still has its engines to finish with.
+    a program that catches it can still use its engines to shut down in order.
 
     Args:
         model: Name on the hub, or a folder.
         name: For messages and statistics; None: the last part of *model*.
-        cores: CPU cores for its threads, in the words of ``VLLM_CPU_OMP_THREADS_BIND``; None: what
-            the environment or vLLM says. Means nothing on a GPU.
+        cores: CPU cores for its threads, in the format of ``VLLM_CPU_OMP_THREADS_BIND``; None: as
+            the environment or vLLM chooses. Ignored on a GPU.
         lora: Adapters that a request may name, with their folders.
-        streamed_prompts: Whether a prompt whose end is still being written is computed meanwhile.
-        kv_events: Whether the engine is to say what its prefix cache holds, for :meth:`listen`.
+        streamed_prompts: Whether to compute a prompt while its end is still being written.
+        kv_events: Whether the engine reports what its prefix cache holds, for :meth:`listen`.
         **engine_args: Any argument of vLLM's ``AsyncEngineArgs``.
     """
 
@@ -163,7 +169,7 @@ class VLLMEngine:
         self._lifecycle = LoopLock()
 
     def __repr__(self) -> str:
-        """Its state in a line."""
+        """Return its state in a line."""
         life = self._life
         if life is None:
             state = "stopped"
@@ -185,30 +191,31 @@ class VLLMEngine:
 
     @property
     def capacity(self) -> EngineCapacity:
-        """What it can do at once.
+        """Limits of the engine.
 
         Raises:
-            Closed: It is not running, so it is not known.
+            Closed: It is not running, so they are not known.
         """
         return self._running().session.capacity
 
     @property
     def streams_prompts(self) -> bool:
-        """Whether it computes a prompt while its end is being written."""
+        """Whether it computes a prompt while its end is still being written."""
         return self._streamed_prompts
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether it scores a pair of texts at once, as a cross-encoder does; False until it runs."""
+        """Whether the model is a cross-encoder, which scores a pair of texts; False until it runs."""
         return self._life is not None and self._life.session.scores_pairs
 
     async def start(self) -> None:
         """Load the model; a dead engine is replaced.
 
         Raises:
-            EngineStartError: With the true error of the engine's processes, and its last lines.
+            EngineStartError: The error names the cause in the engine's processes, and has the last
+                lines of their output.
 
-        Cancellation: processes that have been started are ended before it goes on.
+        Cancellation: processes that have been started are ended first.
         """
         async with self._lifecycle.here():
             if self._life is not None and not self._life.is_dead:
@@ -265,11 +272,11 @@ class VLLMEngine:
             await events.wait_connected(_CONNECT)
 
     async def stop(self) -> None:
-        """Abort what runs and end the engine's processes."""
+        """Abort all generations and end the engine's processes."""
         await run_shielded(self._stop_in_turn())
 
     async def __aenter__(self) -> Self:
-        """Start it."""
+        """Start the engine."""
         await self.start()
         return self
 
@@ -280,11 +287,11 @@ class VLLMEngine:
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Stop it."""
+        """Stop the engine."""
         await self.stop()
 
     def statistics(self) -> EngineStatistics:
-        """What it is doing now."""
+        """Return what the engine is doing now."""
         life = self._life
         if life is None:
             return EngineStatistics()
@@ -299,18 +306,23 @@ class VLLMEngine:
         )
 
     def check_health(self) -> None:
-        """Return if it can serve."""
+        """Return if the engine can serve.
+
+        Raises:
+            Closed: It has not been started, or was stopped.
+            EngineDied: It was started and has died.
+        """
         self._alive().check_health()
 
     async def wait_died(self) -> None:
-        """Wait until a process of it is gone; for ever, if it is stopped, or not running."""
+        """Wait until a process of the engine has ended; for ever, if it is stopped or not running."""
         if self._life is not None:
             await self._life.died.wait()
         else:
             await anyio.sleep_forever()
 
     def listen(self, listener: CacheListener, /) -> bool:
-        """Tell *listener* from now on, until it is stopped, what the prefix cache holds.
+        """Report to *listener* what the prefix cache holds, from now on until the engine is stopped.
 
         Raises:
             Closed: It is not running.
@@ -322,7 +334,7 @@ class VLLMEngine:
         return True
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The token ids of a prompt, as :meth:`generate` makes them."""
+        """Return the token ids of a prompt, as :meth:`generate` makes them."""
         return await self._running().session.encode(prompt)
 
     def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
@@ -345,7 +357,7 @@ class VLLMEngine:
     def _alive(self) -> Session:
         life = self._running()
         if life.died.is_set() and not life.session.is_dead:
-            raise EngineDied(self._name, "it died: a process of it is gone")
+            raise EngineDied(self._name, "it died: one of its processes has ended")
         return life.session
 
     async def _stop_in_turn(self) -> None:
@@ -359,9 +371,9 @@ class VLLMEngine:
 
 
 def _workers(process: Any) -> list[Any]:  # noqa: ANN401  # psutil is not typed
-    """The workers below vLLM's first process, without helpers that come and go.
+    """Return the workers below vLLM's first process, without short-lived helpers.
 
-    That process would notice the end of a worker too, but takes seconds to say so.
+    That process notices the end of a worker too, but takes seconds to report it.
     """
     import psutil
 
@@ -373,7 +385,7 @@ def _workers(process: Any) -> list[Any]:  # noqa: ANN401  # psutil is not typed
 
 
 def _has_one_cache(engine_args: Mapping[str, Any]) -> bool:
-    """Whether the engine has a prefix cache, and one only, whose events nobody else wants."""
+    """Return whether the engine has exactly one prefix cache, whose events the user has not claimed."""
     return (
         engine_args.get("enable_prefix_caching") is not False
         and engine_args.get("data_parallel_size", 1) == 1
@@ -382,8 +394,8 @@ def _has_one_cache(engine_args: Mapping[str, Any]) -> bool:
 
 
 async def _give_up(launch: Launch, building: asyncio.Future[None]) -> None:
-    """End what a cancelled start has brought to life."""
-    if not launch.cancel():  # it still imports: that harms nobody, and cannot be stopped
+    """End the processes that a cancelled start has started."""
+    if not launch.cancel():  # it only imports, which is harmless and cannot be stopped
         building.add_done_callback(lambda future: future.exception())
         return
     while not building.done():

@@ -1,13 +1,13 @@
 """Place engines on the devices of this machine.
 
-A replica needs ``width`` devices: the product of its parallel sizes. Without a word about replicas
+A replica needs ``width`` devices: the product of its parallel sizes. With ``replicas="auto"``
 there are as many as have devices of their own; a CPU counts as one device. More replicas than that
-share the devices, or a CPU's cores, as long as the memory allows. Nothing here asks the machine
-anything: see :mod:`alto.engines._vllm.placement`.
+share the devices, or a CPU's cores, as far as the memory suffices. :func:`look_at_machine` reads the
+state of the machine; :func:`plan` decides, from that alone.
 
 A process that has started CUDA holds some hundreds of megabytes of a GPU and cannot fork any more.
 So torch is asked only for the number of devices, which it learns from the driver; where their memory
-matters, a process of its own asks, and is gone.
+matters, a short-lived process of its own asks.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ DeviceId: TypeAlias = int | str
 
 _GIB = 1 << 30
 _UTILISATION = 0.92
-"""Part of a device's memory that engines take together, unless told otherwise."""
+"""Part of a device's memory that its engines take together by default."""
 _DEVICE_OVERHEAD = 2 * _GIB
-"""What an engine takes of a device besides its weights and its cache, about."""
+"""Bytes of a device that an engine takes besides its weights and its cache, roughly."""
 _PROCESS_MEMORY = 3 * _GIB // 2
-"""What the processes of one engine take on a CPU besides weights and cache: 1.3 GB were measured."""
+"""Bytes that the processes of one engine take on a CPU besides weights and cache; measured: 1.3 GB."""
 _SPARE_CORES = 4
 """With this many cores, a replica on a CPU leaves one to the process that schedules."""
 
@@ -60,15 +60,15 @@ class Device:
     index: int
     """Its number among the visible ones."""
     memory: int | None = None
-    """All of its memory, in bytes; None where nobody asked."""
+    """Total memory, in bytes; None: not known."""
     free: int | None = None
-    """What of it nobody uses, in bytes."""
+    """Free memory, in bytes; None: not known."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Machine:
-    """What there is to run engines on."""
+    """Hardware that engines can run on."""
 
     cpu: bool
     """Whether vLLM computes on the CPU."""
@@ -78,27 +78,27 @@ class Machine:
     """Numbers of the CPU's cores that the program may use, one for each physical core, those of one
     memory node beside each other; empty where the system cannot tell."""
     memory: int = 0
-    """All of the machine's memory, in bytes."""
+    """Total memory of the machine, in bytes."""
     available: int | None = None
-    """What of it is free, in bytes; None where nobody asked."""
+    """Free memory of the machine, in bytes; None: not known."""
     binding_chosen: bool = False
-    """Whether the program's environment says which cores to use; then we do not."""
+    """Whether the program's environment binds cores; then alto does not."""
     cache_space: int | None = None
-    """What the program's environment gives to the KV cache of each part of a replica on a CPU, in
-    bytes; then we do not. vLLM takes it before what the arguments say. None: it does not say."""
+    """Size of the KV cache of each part of a replica on a CPU, in bytes, where the program's environment
+    sets it; vLLM prefers it to its arguments, so alto sets none. None: it is not set."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class PlacementRequest:
-    """What the user wants."""
+    """Request for engines: their number, devices and sizes."""
 
     name: str
-    """Of the engine, for messages."""
+    """Name of the engine, for messages."""
     replicas: int | Literal["auto"] = "auto"
-    """How many."""
+    """Number of replicas."""
     devices: tuple[DeviceId, ...] | None = None
-    """Which devices to use; None: all."""
+    """Devices to use; None: all."""
     sizes: Mapping[str, int] = attrs.field(factory=dict)
     """The parallel sizes by the names of their arguments; those that are missing are 1."""
     engine_args: Mapping[str, Any] = attrs.field(factory=dict)
@@ -115,12 +115,12 @@ class PlacementRequest:
 @final
 @attrs.frozen(kw_only=True)
 class Placement:
-    """Where one replica runs."""
+    """Placement of one replica."""
 
     arguments: Mapping[str, Any] = attrs.field(factory=dict)
     """Arguments for its engine, besides the user's."""
     cores: str | None = None
-    """Cores to bind to, in the words of ``VLLM_CPU_OMP_THREADS_BIND``; None: it is left to vLLM."""
+    """Cores to bind to, in the format of ``VLLM_CPU_OMP_THREADS_BIND``; None: vLLM chooses."""
     group: int
     """Replicas of the same group share a device and start one after the other."""
 
@@ -128,10 +128,10 @@ class Placement:
 def check_request(
     replicas: object, tensor_parallel_size: object, devices: object
 ) -> tuple[DeviceId, ...] | None:
-    """Refuse what no machine could do; give the devices as a tuple.
+    """Refuse what is wrong on any machine, and return the devices as a tuple.
 
     Raises:
-        ValueError: With what is allowed.
+        ValueError: The message says what is allowed.
     """
     if replicas != "auto" and not is_whole(replicas, 1):
         raise ValueError(f'replicas must be a whole number above 0 or "auto", not {replicas!r}')
@@ -154,10 +154,11 @@ def check_request(
 
 
 def plan(machine: Machine, request: PlacementRequest) -> tuple[Placement, ...]:
-    """Where each replica runs.
+    """Place each replica.
 
     Raises:
-        EngineStartError: The machine does not allow it; what was asked, what there is, what to set.
+        EngineStartError: The machine has no room. The message says what was asked for, what there is,
+            and what to set.
     """
     return _plan_cpu(machine, request) if machine.cpu else _plan_devices(machine, request)
 
@@ -220,7 +221,7 @@ def _too_few(request: PlacementRequest, there: int, replicas: int) -> None:
 def _share_of_device(
     request: PlacementRequest, device_id: DeviceId, device: Device | None, sharers: int
 ) -> dict[str, Any]:
-    """Memory arguments of one of *sharers* replicas on a device."""
+    """Return the memory arguments of one of *sharers* replicas on a device."""
     asked = f"replicas={request.replicas} puts {sharers} of them on device {device_id!r}"
     cache = request.engine_args.get("kv_cache_memory_bytes")
     memory = None if device is None else device.memory
@@ -232,7 +233,7 @@ def _share_of_device(
                 f"{asked}, which takes about {_gib(needed)} with kv_cache_memory_bytes={cache}, "
                 f"and it has {_gib(memory)}; set fewer replicas or a smaller kv_cache_memory_bytes",
             )
-        # What vLLM wants to find free before it begins; the cache has its own size.
+        # vLLM refuses to start unless this share is free, even where the cache has a size of its own.
         return {"gpu_memory_utilization": _down(_UTILISATION / sharers)}
     given = request.engine_args.get("gpu_memory_utilization")
     if given is not None and given * sharers > 1:
@@ -245,7 +246,7 @@ def _share_of_device(
     least = (request.weights or 0) + _DEVICE_OVERHEAD
     if share <= 0:
         raise EngineStartError(
-            request.name, f"{asked}, which leaves none of it any; set fewer replicas"
+            request.name, f"{asked}, which leaves no memory for any of them; set fewer replicas"
         )
     if memory is not None and share * memory < least:
         raise EngineStartError(
@@ -318,7 +319,7 @@ def _share_of_memory(machine: Machine, request: PlacementRequest, replicas: int)
 
 
 def _cores_of(cores: Sequence[int], number: int, replicas: int, width: int) -> str:
-    """The cores of one replica: a list for each of its parts."""
+    """Return the cores of one replica: a list for each of its parts."""
     mine = _slice(cores, number, replicas)
     if len(mine) >= _SPARE_CORES * width:
         mine = mine[:-1]
@@ -338,7 +339,7 @@ def _gib(size: float) -> str:
 
 
 CACHE_SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
-"""Variable in which a user may give the size of a KV cache on a CPU, in GiB; empty is as not set."""
+"""Variable with the size of a KV cache on a CPU, in GiB; empty counts as not set."""
 _BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
 _ASK_TIMEOUT: Final = 120.0
 """Seconds that the process which asks for the devices' memory may take; it imports torch."""
@@ -350,11 +351,11 @@ _SUFFIXES: Final = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def look_at_machine(name: str, *, with_memory: bool = False) -> Machine:
-    """What there is. Blocks: imports vLLM, and with *with_memory* asks another process for seconds.
+    """Describe the machine. Blocks: imports vLLM, and with *with_memory* runs a process for seconds.
 
     Args:
-        name: Of the engine, for errors.
-        with_memory: Whether the memory of GPUs is wanted too.
+        name: Name of the engine, for errors.
+        with_memory: Whether to ask for the memory of GPUs too.
 
     Raises:
         EngineStartError: vLLM is not installed, or the environment gives a size that is no number.
@@ -383,7 +384,7 @@ def look_at_machine(name: str, *, with_memory: bool = False) -> Machine:
 
 
 def _cache_space(name: str) -> int | None:
-    """Bytes that the environment gives to a KV cache; None: it does not say."""
+    """Return the size of a KV cache that the environment sets, in bytes; None: it sets none."""
     given = os.environ.get(CACHE_SPACE)
     if not given:
         return None
@@ -410,9 +411,9 @@ def _devices(*, with_memory: bool) -> tuple[Device, ...]:
 
 
 def _ask_memory() -> list[tuple[int, int]]:
-    """Free and total bytes of each device; empty where that process fails."""
+    """Return free and total bytes of each device; empty where the process that asks fails."""
     try:
-        asked = subprocess.run(  # noqa: S603  # our own words
+        asked = subprocess.run(  # noqa: S603  # a constant program
             [sys.executable, "-c", _ASK],
             capture_output=True,
             check=True,
@@ -425,7 +426,7 @@ def _ask_memory() -> list[tuple[int, int]]:
 
 
 def _cores() -> tuple[int, ...]:
-    """One logical CPU for each physical core that we may use, by memory node."""
+    """Return a logical CPU for each physical core that this process may use, by memory node."""
     if not hasattr(os, "sched_getaffinity"):
         return ()
     chosen: dict[str, int] = {}
@@ -448,7 +449,7 @@ def _read(path: str) -> str:
 
 
 def size_of_weights(model: str) -> int | None:
-    """Size of the weights in a model folder, in bytes; None where it is no folder with weights."""
+    """Return the size of the weights in a model folder, in bytes; None: it is not such a folder."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None

@@ -56,12 +56,12 @@ __all__ = ("Session", "end", "run_shielded")
 async def end(
     started: RunningEngine, known: Mapping[str, bool], death: Exception | None, /
 ) -> None:
-    """Abort what runs, or tell it that the engine is dead, and end the processes.
+    """Abort the open generations, or end them with *death*, and end the processes.
 
     Args:
         started: The engine.
-        known: Its open generations, and whether it has said anything to them.
-        death: What those that wait are told, where it has died; None: it serves.
+        known: Its open generations, and whether it has given output to them.
+        death: Error for those that wait, if the engine has died; None: it serves.
     """
     engine = started.engine
     reader = getattr(getattr(engine.engine_core, "resources", None), "output_queue_task", None)
@@ -71,20 +71,20 @@ async def end(
             await engine.abort(list(known))
         handler = engine.output_handler
         if handler is not None:
-            if death is not None:  # it is about to tell those that wait
+            if death is not None:  # it is about to pass the death on to those that wait
                 await asyncio.wait([handler], timeout=1.0)
-            handler.cancel()  # or it would report the shutdown as a failure
+            handler.cancel()  # otherwise it would report the shutdown as a failure
             await asyncio.wait([handler])
         if death is not None:
             engine.output_processor.propagate_error(death)
     finally:
         await asyncio.get_running_loop().run_in_executor(None, shut_down, started)
-        if reader is not None:  # vLLM closes its sockets in the loop, and then cancels this
+        if reader is not None:  # vLLM closes its sockets in the loop, and cancels this task then
             await asyncio.wait([reader], timeout=1.0)
 
 
 async def _registered(engine: Any, known: Mapping[str, bool]) -> None:  # noqa: ANN401  # vLLM's
-    """Let vLLM take in what is on its way, since it can abort only what it knows."""
+    """Wait until vLLM has registered the requests under way, since it aborts only those it knows."""
     there = getattr(engine.output_processor, "external_req_ids", known)
     for _ in range(500):
         if engine.errored or all(heard or rid in there for rid, heard in known.items()):
@@ -126,7 +126,7 @@ class Session:
         self._aborted = 0
         self._numbers = itertools.count()
         self._open: dict[str, bool] = {}
-        """Requests by id, and whether the engine has said anything yet."""
+        """Open requests by id, and whether the engine has given output to them."""
         self._incoming: set[IncomingPrompt] = set()
         """Prompts that are still being written."""
         self._tokens = Tokens(name, started.engine)
@@ -145,12 +145,12 @@ class Session:
 
     @property
     def is_dead(self) -> bool:
-        """Whether a process of the engine is gone that should not be."""
+        """Whether vLLM reports the engine as failed."""
         return bool(self._engine.errored)
 
     @property
     def capacity(self) -> EngineCapacity:
-        """What it can do at once."""
+        """Limits of the engine."""
         return capacity_of(self._engine.vllm_config)
 
     @property
@@ -159,13 +159,16 @@ class Session:
         return self._pooling is not None and self._pooling.scores_pairs
 
     def check_health(self) -> None:
-        """Raise `EngineDied` if it did."""
+        """Raise `EngineDied` if the engine has died."""
         if self.is_dead:
             self.cut_incoming()
             raise self._death()
 
     def statistics(self) -> EngineStatistics:
-        """What it is doing now. A generation that the engine is done with does not count."""
+        """Return what the engine is doing now.
+
+        A generation that the engine is done with does not count, also while it is not read to its end.
+        """
         known = getattr(self._engine.output_processor, "external_req_ids", self._open)
         active = sum(1 for rid, heard in self._open.items() if not heard or rid in known)
         if self.is_dead:
@@ -179,7 +182,7 @@ class Session:
         )
 
     async def encode(self, prompt: Prompt, /) -> list[int]:
-        """The token ids of *prompt*, as :meth:`generate` makes them.
+        """Return the token ids of *prompt*, as :meth:`generate` makes them.
 
         Raises:
             InvalidRequest: It cannot be tokenised.
@@ -234,7 +237,7 @@ class Session:
             output = await self._next(run)
             data = output.outputs.data
             problem = getattr(output, "error", None)
-            if problem is not None or data.numel() == 0:  # nothing is what an abort leaves
+            if problem is not None or data.numel() == 0:  # an aborted request has no data
                 self._finish_reason("abort" if problem is None else f"error: {problem}")
             await self._let_end(run)
             return self._pooling.embedding(request, data, len(token_ids))
@@ -256,7 +259,7 @@ class Session:
             self._tokens.close()
 
     def check_usable(self) -> None:
-        """Raise what says why it cannot serve, if it cannot."""
+        """Raise the reason why the engine cannot serve, if it cannot."""
         self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise EngineError(self._name, "it belongs to the event loop that started it")
@@ -295,7 +298,7 @@ class Session:
         return OutputReader(request=request, prompt_tokens=length, times=times, reason=reason)
 
     async def _asked(self, request: GenerateRequest) -> tuple[Any, dict[str, Any]]:
-        """Its sampling parameters, and what else vLLM wants to know."""
+        """Return the sampling parameters of *request*, and the arguments for its adapter."""
         try:
             adapter = await self._adapters.load(request.lora, self._engine)
             return self._sampling.of(request), adapter
@@ -312,7 +315,9 @@ class Session:
             if not self._budget.fits(request):
                 token_ids, rest = await incoming.whole(), None
             else:
-                _, adapter = await self._asked(request)  # what is wrong with it fails now
+                _, adapter = await self._asked(
+                    request
+                )  # a wrong request fails before its prompt is read
                 token_ids, rest = await incoming.streamed(
                     self._budget,
                     self._sampling.prefill(),
@@ -359,7 +364,7 @@ class Session:
 
     async def _drop_prefill(self, run: VLLMRequest, _: Prefill) -> None:
         await self._abandon(run)
-        self._aborted -= 1  # it goes on, as another
+        self._aborted -= 1  # not aborted for its reader: it goes on as another request
         run.outputs = None
 
     async def _next(self, run: VLLMRequest) -> Any:  # noqa: ANN401  # vLLM is not typed here
@@ -370,7 +375,7 @@ class Session:
             raise self.translate(error) from error
 
     async def _let_end(self, run: VLLMRequest) -> None:
-        """Let vLLM's generator end by itself, now that it has said its last word."""
+        """Let vLLM's generator end by itself, after its last output."""
         assert run.outputs is not None
         with contextlib.suppress(StopAsyncIteration):
             await anext(run.outputs)
@@ -388,10 +393,12 @@ class Session:
         with anyio.CancelScope(shield=True):
             await run.outputs.aclose()
             if not self._closing and not self.is_dead:
-                await self._engine.abort(run.rid)  # again: cancelled half-way in, it is not known
+                await self._engine.abort(
+                    run.rid
+                )  # again: a generator that is closed early may not know its request
 
     def cut_incoming(self) -> None:
-        """Let prompts that wait for text look whether there is an engine for them still."""
+        """Wake the prompts that wait for text, so that they check whether the engine still serves."""
         for incoming in self._incoming:
             incoming.cut()
 
@@ -406,7 +413,7 @@ class Session:
         raise GenerationFailed(self._name, f"vLLM {detail}")
 
     def translate(self, error: Exception, /) -> AltoError:
-        """What *error* of vLLM's, or of ours on its way, means to us."""
+        """Return alto's error for *error*, which vLLM or alto has raised."""
         if isinstance(error, AltoError):
             return error
         if isinstance(error, self._generate_error) and isinstance(error.__cause__, Exception):
@@ -431,4 +438,4 @@ class Session:
             return EngineDied(self._died.engine, self._died.reason)
         lines = () if self._started is None else self._started.output.lines()
         cause, _ = find_cause(lines)
-        return EngineDied(self._name, f"it died: {cause or 'a process of it is gone'}")
+        return EngineDied(self._name, f"it died: {cause or 'one of its processes has ended'}")
