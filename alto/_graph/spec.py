@@ -38,7 +38,7 @@ class OwnExecutor:
     def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AbstractAsyncContextManager[Callable[..., Any]]:
-        """Make a replica; see :class:`alto.Executor`."""
+        """Make a replica; see :class:`alto.protocols.Executor`."""
         raise NotImplementedError
 
 

@@ -166,7 +166,7 @@ class Loop(OwnExecutor, short="loop"):
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[Call]:
-        """Make the resources of a replica; see :class:`alto.Executor`."""
+        """Make the resources of a replica; see :class:`alto.protocols.Executor`."""
         async with AsyncExitStack() as stack:
             made = await make_resources(stage, number, resources, stack)
             yield partial(stage.function, **made)
@@ -181,7 +181,7 @@ class Thread(OwnExecutor, short="thread"):
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[Call]:
-        """Make the resources of a replica in threads of it; see :class:`alto.Executor`."""
+        """Make the resources of a replica in threads of it; see :class:`alto.protocols.Executor`."""
         threads = Threads(stage.name, number, stage.concurrency)
         async with AsyncExitStack() as stack:
             stack.callback(threads.close)
@@ -242,7 +242,7 @@ class Process(OwnExecutor, short="process"):
     async def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[Call]:
-        """Start the process of a replica; see :class:`alto.Executor`."""
+        """Start the process of a replica; see :class:`alto.protocols.Executor`."""
         from alto._runtime.processes import WorkerProcess  # noqa: PLC0415  # 20 ms that few need
 
         worker = WorkerProcess(stage, number, resources, self.context)
@@ -272,7 +272,7 @@ async def enter_replica(
     """Enter a replica of an executor; *stack* leaves it.
 
     Raises:
-        ResourceError: The executor failed, or is not what :class:`alto.Executor` asks for.
+        ResourceError: The executor failed, or is not what :class:`alto.protocols.Executor` asks for.
     """
     if isinstance(executor, OwnExecutor):
         return await stack.enter_async_context(executor.replica(stage, number, resources))

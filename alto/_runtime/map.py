@@ -318,11 +318,11 @@ class _Feeding:
 
 @final
 class MapHandle(Generic[In, R]):
-    """Results of many requests, one :data:`Result` per input. Made by ``app.map``.
+    """Results of many requests, one :data:`alto.Result` per input. Made by ``app.map``.
 
     At most *concurrency* requests run at once, and at most twice as many are running or done and
     not taken, so neither a slow reader nor an endless input fills memory. A failed input becomes
-    a :class:`Failed` record; the others go on.
+    a :class:`alto.Failed` record; the others go on.
 
     Leaving is leaving: when a loop over it is left, by ``break``, an error, or a cancelled task, what
     still runs is cancelled and the inputs are closed; so it is by ``aclose``, and by the end of

@@ -42,7 +42,7 @@ class Pool:
 
     Args:
         engines: At least one. Those that run already are used and not stopped with the pool. An
-            :class:`alto.Member` tells its limits, what it holds in its cache, and that it died; of any
+            :class:`alto.protocols.Member` tells its limits, what it holds in its cache, and that it died; of any
             other engine a pool knows nothing but what it says.
         policy: Chooses an engine for a call; None: :class:`alto.sched.PromptAware`.
         name: For messages and statistics.
@@ -286,7 +286,7 @@ class Pool:
         return self._calls.generate(request)
 
     async def embed(self, request: EmbedRequest, /) -> Embedding:
-        """Run one prompt on the engine that suits it; see :class:`alto.Embedder`.
+        """Run one prompt on the engine that suits it; see :class:`alto.protocols.Embedder`.
 
         Raises:
             InvalidRequest: Its engines do not pool.

@@ -1,7 +1,7 @@
 """The engines of a pool: how they are started, watched, replaced and stopped.
 
 An engine that dies is taken out of the scheduler's books at once. Whoever notices first tells: a
-generation on it, or the engine itself where it can (:meth:`alto.Member.wait_died`). It is stopped, so
+generation on it, or the engine itself where it can (:meth:`alto.protocols.Member.wait_died`). It is stopped, so
 that nothing of it is left, and started again; where that fails, again after a pause that doubles.
 Nothing is asked at intervals: a pool that has nothing to do has no timer.
 """
