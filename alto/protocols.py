@@ -1,4 +1,7 @@
-"""The seams: what alto asks of the parts a user may bring."""
+"""Protocols of the parts that a program may bring: engines, executors, routers, observers.
+
+The protocol of a policy is `alto.sched.Policy`, beside the scheduler's records that it reads.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +185,7 @@ class Member(Engine, Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """Something that gets the events of an open pipeline; ``open(observers=[...])``.
+    """A receiver of the events of an open pipeline; ``open(observers=[...])``.
 
     Its attribute ``wants``, where it has one, names the kinds of events that it gets, as classes of
     :mod:`alto.events`; without it, it gets all but ``ItemProduced``. A pair of kinds, such as
@@ -242,7 +245,7 @@ class Executor(Protocol):
 
 @attrs.frozen(kw_only=True)
 class RoutedItem:
-    """What a router is asked about."""
+    """An item or a group to be routed."""
 
     stage: str
     """Name of the stage."""
@@ -258,7 +261,7 @@ class RoutedItem:
 
 @attrs.define(kw_only=True, eq=False)
 class ReplicaLoad:
-    """What a router sees of a replica. To be read only: it changes while the stage works."""
+    """Load of a replica, for routers. Read only; it changes while the stage works."""
 
     number: int
     """Which replica this is. Never used again by another."""
@@ -278,7 +281,7 @@ class ReplicaLoad:
 
 @runtime_checkable
 class Router(Protocol):
-    """Picks the replica of a stage that gets an item or a group.
+    """A rule that chooses the replica of a stage for an item or a group.
 
     A router belongs to one stage of one open pipeline: every app makes a copy of what
     ``@stage(router=...)`` was given, so it may keep what it likes between calls.
@@ -290,7 +293,7 @@ class Router(Protocol):
         Args:
             item: What is to be done.
             replicas: Those that take something new, in order of their numbers; at least one.
-                The load of the chosen one is updated before anybody is asked again.
+                The load of the chosen one is updated before the router is asked again.
 
         Returns:
             An index into *replicas*. One that has nothing free makes the item wait for it, whatever
