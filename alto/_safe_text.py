@@ -1,4 +1,4 @@
-"""Exceptions and values of others as text, whatever their own methods do."""
+"""Safe text for exceptions and values, even where their own ``__str__`` or ``__repr__`` raises."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _MOST_TEXT = 200
 
 
 def message(error: BaseException, /) -> str:
-    """Return its message, or what is wrong with it where it has none that can be read."""
+    """Return the message of *error*, or a note about its ``__str__`` if that raises."""
     try:
         return str(error)
-    except Exception as fault:  # noqa: BLE001  # a message must not hide what it is about
+    except Exception as fault:  # noqa: BLE001  # reporting an error must not raise another one
         return f"(its __str__ raises {type(fault).__name__})"
 
 
 def told(error: BaseException, /) -> str:
-    """Return its type and its message; of a group, those of what it holds.
+    """Return the type and message of *error*; of a group, those of its exceptions.
 
-    A group of one is named as what it holds. Of a larger one, nested or not, three exceptions are
-    named, and the others counted.
+    A group of one is described as the exception in it. Of a larger group, nested or not, the first
+    three exceptions are named and the others counted.
     """
     error = unwrapped(error)
     if not isinstance(error, BaseExceptionGroup):
@@ -36,7 +36,7 @@ def told(error: BaseException, /) -> str:
 
 
 def shown(value: object, /) -> str:
-    """Return its ``repr``, or its type where that cannot be had."""
+    """Return the ``repr`` of *value*, or its type if that raises."""
     try:
         return repr(value)
     except Exception as fault:  # noqa: BLE001  # as above
@@ -50,20 +50,20 @@ def short(value: object, /) -> str:
 
 
 def noted(error: BaseException, note: str, /) -> None:
-    """Add *note* to *error*, unless its class lets nobody set a field, as a frozen dataclass does."""
+    """Add *note* to *error*, unless its class forbids setting fields, as a frozen dataclass does."""
     with contextlib.suppress(Exception):
         error.add_note(note)
 
 
 def unwrapped(error: BaseException, /) -> BaseException:
-    """Return what a group of one holds, through groups of one in it; anything else as it is."""
+    """Return the one exception in nested groups of one; any other exception as it is."""
     while isinstance(error, BaseExceptionGroup) and len(held := members(error)) == 1:
         (error,) = held
     return error
 
 
 def members(group: BaseExceptionGroup[BaseException], /) -> tuple[BaseException, ...]:
-    """Return the exceptions of a group, past what a subclass may have put in their place."""
+    """Return the exceptions of a group, even if a subclass overrides the attribute."""
     return cast("tuple[BaseException, ...]", vars(BaseExceptionGroup)["exceptions"].__get__(group))
 
 

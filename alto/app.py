@@ -287,7 +287,7 @@ class App(Generic[*Ins, R_co]):
             timeout: Seconds for each request.
             priority: Of each request; lower runs earlier, at stages and at engines.
             progress: True prints the progress to stderr; a function is called with each
-                :class:`Progress`.
+                :class:`alto.app.Progress`.
 
         Raises:
             Closed: The app is not open.

@@ -1,4 +1,4 @@
-"""Every error alto raises, by whose fault it is and what to do about it.
+"""Errors that alto raises, by cause and remedy.
 
 ::
 
@@ -10,18 +10,18 @@
     │   └── PromptTooLong                      the prompt does not fit the model's context
     ├── OutputError           (ValueError)     a typed output is not what its schema says
     │   └── OutputTruncated                    it hit max_tokens before it was complete
-    ├── Closed                                 you closed it, or left it early
+    ├── Closed                                 it was closed, or left early
     ├── Overloaded                             refused before it was started: ask again later
     ├── WorkerDied                             a stage's worker process died, twice, at the same call
     ├── RequestError                           one request failed; other requests go on
     │   ├── StageError                         a stage raised; the cause is in ``__cause__``
     │   ├── BufferExceeded                     a request holds more items than its cap
     │   ├── RoutingError                       a stage's router gave no replica
-    │   ├── DeadlineExceeded  (TimeoutError)   the request's time was over
+    │   ├── DeadlineExceeded  (TimeoutError)   the request ran out of time
     │   └── RequestCancelled  (Closed)         the request was stopped: its app or handle was closed
     └── EngineError                            an engine failed; the foreign error is in ``__cause__``
         ├── EngineStartError                   it did not start; carries its last lines of output
-        ├── EngineDied                         it was running and is not any more
+        ├── EngineDied                         it died while it was running
         └── GenerationFailed                   it gave up on one generation; others go on
 
 Every class builds its own message from typed fields, which stay readable on the instance.
@@ -72,7 +72,7 @@ __all__ = (
 
 
 class AltoError(Exception):
-    """The root of everything alto raises on purpose."""
+    """Base class of all errors of alto."""
 
     @property
     def root_cause(self) -> BaseException:
@@ -88,7 +88,7 @@ class AltoError(Exception):
             held = unwrapped(error)
             if isinstance(held, BaseExceptionGroup) or held.__cause__ is None:
                 return held
-            if id(held.__cause__) in seen:  # It goes round in a circle, which only a program makes.
+            if id(held.__cause__) in seen:  # a cycle of causes, which only a program can make
                 return held
             error = held.__cause__
             seen.add(id(error))
@@ -179,11 +179,11 @@ class OutputTruncated(OutputError):
 
 
 class Closed(AltoError):
-    """What you used was closed, or left early, before."""
+    """An object was used after it was closed or left early."""
 
 
 class Overloaded(AltoError):
-    """A call or a request was refused since too many wait or are open already.
+    """A call or a request was refused, since too many wait or are open already.
 
     Nothing was started, so it is no `RequestError`, and asking again later repeats nothing. What a
     stage gets from a pool of engines fails that stage's request as any other error does: as the
@@ -364,7 +364,7 @@ class EngineStartError(EngineError):
 
 
 class EngineDied(EngineError):
-    """An engine that was running is not any more; start a new one."""
+    """An engine that was running has died; start a new one."""
 
 
 class GenerationFailed(EngineError):

@@ -1,7 +1,7 @@
 """Where the calls of a stage run: ``@alto.stage(runs_in=...)``.
 
 Each of these has a short name. An executor of your own has the one method of
-:class:`alto.Executor`.
+:class:`alto.protocols.Executor`.
 """
 
 from __future__ import annotations

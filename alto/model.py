@@ -50,7 +50,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 @attrs.frozen(kw_only=True, eq=False)
 class StageInfo:
-    """What an executor knows of the stage whose calls it runs; see :class:`alto.Executor`."""
+    """What an executor knows of the stage whose calls it runs; see :class:`alto.protocols.Executor`."""
 
     name: str
     """Its name in messages and statistics; numbered where a pipeline uses it more than once."""

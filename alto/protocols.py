@@ -1,4 +1,7 @@
-"""The seams: what alto asks of the parts a user may bring."""
+"""Protocols of the parts that a program may bring: engines, executors, routers, observers.
+
+The protocol of a policy is `alto.sched.Policy`, beside the scheduler's records that it reads.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,9 @@ class Engine(Protocol):
     ``alto.testing.check_engine`` runs the whole contract against an implementation.
     An engine belongs to the event loop that started it.
 
-    What only some engines can do is in protocols of its own: :class:`alto.Embedder`,
+    What only some engines can do is in protocols of its own: :class:`alto.protocols.Embedder`,
     :class:`alto.protocols.Scorer`, :class:`alto.protocols.StreamsPrompts`,
-    :class:`alto.protocols.HasCapacity`, :class:`alto.protocols.HasLoad` and :class:`alto.Member`. An
+    :class:`alto.protocols.HasCapacity`, :class:`alto.protocols.HasLoad` and :class:`alto.protocols.Member`. An
     engine has an ability when it has the members of that protocol; there is no class to inherit from.
     """
 
@@ -143,7 +146,7 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class StreamsPrompts(Protocol):
-    """An engine that may take a :class:`alto.StreamedPrompt` as it is.
+    """An engine that may take a :class:`alto.model.StreamedPrompt` as it is.
 
     A pool reads the prompt to its end for an engine without this ability.
     """
@@ -252,7 +255,7 @@ class Member(Engine, HasCapacity, Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """Something that gets the events of an open pipeline; ``open(observers=[...])``.
+    """A receiver of the events of an open pipeline; ``open(observers=[...])``.
 
     Its attribute ``wants``, where it has one, names the kinds of events that it gets, as classes of
     :mod:`alto.events`; without it, it gets all but ``ItemProduced``. A pair of kinds, such as
@@ -312,7 +315,7 @@ class Executor(Protocol):
 
 @attrs.frozen(kw_only=True)
 class RoutedItem:
-    """What a router is asked about."""
+    """An item or a group to be routed."""
 
     stage: str
     """Name of the stage."""
@@ -328,7 +331,7 @@ class RoutedItem:
 
 @attrs.define(kw_only=True, eq=False)
 class ReplicaLoad:
-    """What a router sees of a replica. To be read only: it changes while the stage works."""
+    """Load of a replica, for routers. Read only; it changes while the stage works."""
 
     number: int
     """Which replica this is. Never used again by another."""
@@ -348,7 +351,7 @@ class ReplicaLoad:
 
 @runtime_checkable
 class Router(Protocol):
-    """Picks the replica of a stage that gets an item or a group.
+    """A rule that chooses the replica of a stage for an item or a group.
 
     A router belongs to one stage of one open pipeline: every app makes a copy of what
     ``@stage(router=...)`` was given, so it may keep what it likes between calls.
@@ -360,7 +363,7 @@ class Router(Protocol):
         Args:
             item: What is to be done.
             replicas: Those that take something new, in order of their numbers; at least one.
-                The load of the chosen one is updated before anybody is asked again.
+                The load of the chosen one is updated before the router is asked again.
 
         Returns:
             An index into *replicas*. One that has nothing free makes the item wait for it, whatever

@@ -187,10 +187,10 @@ class StageDecorator:
     result, with ``runs_in="thread"`` or ``"process"``. It is run in a worker thread, or in a process
     that lives as long as the replica and has resources of its own: those given are pickled to it,
     those of :func:`alto.per_replica` are made there. A process that dies is replaced, and the call
-    that it ran is run once more; a second death fails the request with :class:`alto.WorkerDied` as
+    that it ran is run once more; a second death fails the request with :class:`alto.errors.WorkerDied` as
     the cause. Nothing can interrupt such a function, but a call that is cancelled returns at once:
     its thread is abandoned until the function returns, its process is killed and replaced. An
-    executor of your own, see :class:`alto.Executor`, runs functions of any kind, anywhere.
+    executor of your own, see :class:`alto.protocols.Executor`, runs functions of any kind, anywhere.
 
     Args:
         concurrency: Most calls that run at once in each replica, over all requests; by default 32,

@@ -275,7 +275,7 @@ async def test_an_empty_document_is_refused(document: str) -> None:
 
 async def worked(
     question: str = QUESTION, *, steps: int = 6, tokens: int = 200
-) -> tuple[list[agent_loop.Event], list[alto.GenerateRequest]]:
+) -> tuple[list[agent_loop.Event], list[alto.model.GenerateRequest]]:
     """What the agent did, and what the model was asked."""
     llm = engine(None, researches)
     async with agent_loop.agent.open(llm=llm, steps=steps, tokens=tokens) as app:

@@ -24,16 +24,16 @@ EXAMPLES = {
     alto.ResourceError: (lambda: alto.ResourceError("no value for 'llm'"), {}),
     alto.InputError: (lambda: alto.InputError("not a str"), {}),
     alto.InvalidRequest: (lambda: alto.InvalidRequest("n must be 1"), {}),
-    alto.PromptTooLong: (
-        lambda: alto.PromptTooLong(9, 8, detail="x"),
+    alto.errors.PromptTooLong: (
+        lambda: alto.errors.PromptTooLong(9, 8, detail="x"),
         {"prompt_tokens": 9, "limit": 8},
     ),
     alto.OutputError: (
         lambda: alto.OutputError("no JSON", text="[1", items=[1, ("a", 2)]),
         {"text": "[1", "items": (1, ("a", 2))},
     ),
-    alto.OutputTruncated: (
-        lambda: alto.OutputTruncated(7, text="[1", items=[1]),
+    alto.errors.OutputTruncated: (
+        lambda: alto.errors.OutputTruncated(7, text="[1", items=[1]),
         {"max_tokens": 7, "text": "[1", "items": (1,)},
     ),
     alto.Closed: (lambda: alto.Closed("this app is closed"), {}),
@@ -41,8 +41,8 @@ EXAMPLES = {
         lambda: alto.Overloaded(3, 3, kind="requests"),
         {"waiting": 3, "limit": 3, "kind": "requests"},
     ),
-    alto.WorkerDied: (
-        lambda: alto.WorkerDied("work", 1, -9),
+    alto.errors.WorkerDied: (
+        lambda: alto.errors.WorkerDied("work", 1, -9),
         {"stage": "work", "replica": 1, "exit_code": -9},
     ),
     alto.RequestError: (lambda: alto.RequestError("it failed"), {"request_id": None}),
@@ -50,9 +50,12 @@ EXAMPLES = {
         lambda: alto.StageError("invert", (1, 2), ZeroDivisionError("by zero")),
         {"stage": "invert", "path": (1, 2), "request_id": None},
     ),
-    alto.BufferExceeded: (lambda: alto.BufferExceeded("join", 9), {"stage": "join", "limit": 9}),
-    alto.RoutingError: (
-        lambda: alto.RoutingError("s", "it raised"),
+    alto.errors.BufferExceeded: (
+        lambda: alto.errors.BufferExceeded("join", 9),
+        {"stage": "join", "limit": 9},
+    ),
+    alto.errors.RoutingError: (
+        lambda: alto.errors.RoutingError("s", "it raised"),
         {"stage": "s", "reason": "it raised"},
     ),
     alto.DeadlineExceeded: (lambda: alto.DeadlineExceeded(2.5), {"timeout": 2.5}),
@@ -64,13 +67,16 @@ EXAMPLES = {
         lambda: alto.EngineError("e", "broken"),
         {"engine": "e", "reason": "broken"},
     ),
-    alto.EngineStartError: (
-        lambda: alto.EngineStartError("e", "no GPU", output=["one", "two"]),
+    alto.errors.EngineStartError: (
+        lambda: alto.errors.EngineStartError("e", "no GPU", output=["one", "two"]),
         {"engine": "e", "output": ("one", "two")},
     ),
-    alto.EngineDied: (lambda: alto.EngineDied("e", "gone"), {"engine": "e", "reason": "gone"}),
-    alto.GenerationFailed: (
-        lambda: alto.GenerationFailed("e", "why"),
+    alto.errors.EngineDied: (
+        lambda: alto.errors.EngineDied("e", "gone"),
+        {"engine": "e", "reason": "gone"},
+    ),
+    alto.errors.GenerationFailed: (
+        lambda: alto.errors.GenerationFailed("e", "why"),
         {"engine": "e", "reason": "why"},
     ),
 }
@@ -530,7 +536,7 @@ LEAVES = st.one_of(
     st.builds(KeyError, st.integers()),
     st.builds(Odd, st.text(max_size=3), st.integers()),
     st.builds(Reduced, st.text(max_size=3), b=st.integers()),
-    st.builds(alto.EngineStartError, st.just("e"), st.text(), output=st.lists(st.text())),
+    st.builds(alto.errors.EngineStartError, st.just("e"), st.text(), output=st.lists(st.text())),
     st.builds(alto.OutputError, st.text(), text=st.text(), items=st.lists(st.integers())),
     st.builds(alto.DeadlineExceeded, st.floats(0.1, 1e6)),
     st.builds(lambda: KeyError(threading.Lock())),
@@ -748,25 +754,25 @@ class TestMessages:
                 ),
             ),
             (
-                alto.BufferExceeded(None, 9),
+                alto.errors.BufferExceeded(None, 9),
                 (
                     "a request holds more than 9 results that wait for earlier ones; raise "
                     "open(max_held_items=...), or read them with order='arrival'"
                 ),
             ),
             (
-                alto.RoutingError("s", "it raised"),
+                alto.errors.RoutingError("s", "it raised"),
                 "stage 's' cannot route an item: it raised; fix the router",
             ),
             (
-                alto.OutputTruncated(None, text="", items=[1]),
+                alto.errors.OutputTruncated(None, text="", items=[1]),
                 (
                     "the output reached the end of the model's context before its JSON was complete, "
                     "after 1 whole item; shorten the prompt, or ask for less"
                 ),
             ),
             (
-                alto.OutputTruncated(9, text="", items=[]),
+                alto.errors.OutputTruncated(9, text="", items=[]),
                 (
                     "the output reached max_tokens=9 before its JSON was complete, after 0 whole items; "
                     "raise max_tokens, or ask for less"
@@ -774,7 +780,7 @@ class TestMessages:
             ),
             (alto.EngineError(engine="e", reason="broken"), "engine 'e': broken"),
             (
-                alto.PromptTooLong(prompt_tokens=None, limit=8),
+                alto.errors.PromptTooLong(prompt_tokens=None, limit=8),
                 (
                     "the prompt does not fit a context of 8 tokens; shorten it or raise the engine's "
                     "max_model_len"
@@ -797,7 +803,7 @@ class TestMessages:
     )
     def test_exit_codes(self, code, said):
         """A signal has its name."""
-        assert said in str(alto.WorkerDied("work", 0, code))
+        assert said in str(alto.errors.WorkerDied("work", 0, code))
 
 
 class TestTree:

@@ -1,5 +1,6 @@
 """The front door: open, run_sync, nested runs and the typed handle on an open pipeline."""
 
+import importlib
 import importlib.metadata
 from collections.abc import AsyncIterator
 
@@ -153,3 +154,13 @@ async def test_a_stage_may_open_and_close_an_app_of_its_own() -> None:
 
     async with p.open() as app:
         assert await app.run("a b") == [["a", "b"]]
+
+
+def test_a_name_that_has_moved_says_where() -> None:
+    """The root holds what most programs use; an old name of it raises with the import to write."""
+    with pytest.raises(AttributeError, match=r"from alto\.model import EngineCapacity"):
+        _ = alto.EngineCapacity
+    for module, names in alto._MOVED.items():
+        for name in names:
+            assert hasattr(importlib.import_module(f"alto.{module}"), name)
+            assert not hasattr(alto, name)

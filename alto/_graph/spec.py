@@ -38,7 +38,7 @@ class OwnExecutor:
     def replica(
         self, stage: StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AbstractAsyncContextManager[Callable[..., Any]]:
-        """Make a replica, as ``alto.Executor.replica``."""
+        """Make a replica, as ``alto.protocols.Executor.replica``."""
         raise NotImplementedError
 
 

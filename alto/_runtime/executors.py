@@ -272,7 +272,7 @@ async def enter_replica(
     """Enter a replica of *executor*; *stack* leaves it.
 
     Raises:
-        ResourceError: The executor failed, or does not implement :class:`alto.Executor`.
+        ResourceError: The executor failed, or does not implement :class:`alto.protocols.Executor`.
     """
     if isinstance(executor, OwnExecutor):
         return await stack.enter_async_context(executor.replica(stage, number, resources))

@@ -117,10 +117,10 @@ class Succeeded(Generic[In, R]):
     ok: Literal[True] = attrs.field(init=False, repr=False, default=True)
     """Always True. Pyright narrows by ``result.ok is True``, not by ``result.ok`` alone."""
     error: None = attrs.field(init=False, repr=False, default=None)
-    """Always None. ``result.error is None`` narrows a :data:`Result` for type checkers."""
+    """Always None. ``result.error is None`` narrows a :data:`alto.Result` for type checkers."""
 
     def unwrap(self) -> list[R]:
-        """Return the results. A :class:`Failed` record raises its error instead."""
+        """Return the results. A :class:`alto.Failed` record raises its error instead."""
         return self.values
 
 
@@ -322,11 +322,11 @@ class _MapRun:
 
 @final
 class MapHandle(Generic[In, R]):
-    """The results of many requests, one :data:`Result` per input. Made by ``app.map``.
+    """The results of many requests, one :data:`alto.Result` per input. Made by ``app.map``.
 
     At most *concurrency* requests run at the same time, and at most twice as many are running or
     finished and not taken. So neither a slow reader nor an endless input fills memory. An input whose
-    request fails becomes a :class:`Failed` record; the others continue.
+    request fails becomes a :class:`alto.Failed` record; the others continue.
 
     Leaving a loop over it, by ``break``, an error or a cancellation, cancels the running requests and
     closes the inputs. So do ``aclose`` and the end of ``async with app.map(xs) as results:``, which

@@ -143,7 +143,7 @@ class Scheduler:
             self._find_usable()
 
     def listener(self, engine: EngineLoad, /) -> CacheListener:
-        """Return what to give to :meth:`alto.Member.listen`, so that its cache is known exactly."""
+        """Return what to give to :meth:`alto.protocols.Member.listen`, so that its cache is known exactly."""
         return _Listener(self._accounting, engine)
 
     # -- calls

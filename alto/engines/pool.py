@@ -42,7 +42,7 @@ class Pool:
 
     Args:
         engines: At least one. Those that run already are used and not stopped with the pool. An
-            :class:`alto.Member` reports its limits, its prefix cache and its death; the death of any
+            :class:`alto.protocols.Member` reports its limits, its prefix cache and its death; the death of any
             other engine is noticed when a call on it fails.
         policy: Chooses an engine for a call; None: :class:`alto.sched.PromptAware`.
         name: For messages and statistics.
@@ -267,7 +267,7 @@ class Pool:
         return False
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """Return the token ids of a prompt, or made-up ones where no engine is a :class:`alto.Member`."""
+        """Return the token ids of a prompt, or made-up ones where no engine is a :class:`alto.protocols.Member`."""
         self._check_running()
         return await self._encoder.encode(prompt)
 
@@ -286,7 +286,7 @@ class Pool:
         return self._calls.generate(request)
 
     async def embed(self, request: EmbedRequest, /) -> Embedding:
-        """Run one prompt on the engine that the policy chooses; see :meth:`alto.Embedder.embed`.
+        """Run one prompt on the engine that the policy chooses; see :meth:`alto.protocols.Embedder.embed`.
 
         Raises:
             InvalidRequest: The engines do not pool.

@@ -268,7 +268,7 @@ class VLLM:
             await self._pool.wait_died()
 
     def listen(self, listener: CacheListener, /) -> bool:
-        """Return False: several engines have several caches; see :meth:`alto.Member.listen`."""
+        """Return False: several engines have several caches; see :meth:`alto.protocols.Member.listen`."""
         return self._running().listen(listener)
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
@@ -283,7 +283,7 @@ class VLLM:
         return self._running().generate(request)
 
     async def embed(self, request: EmbedRequest, /) -> Embedding:
-        """Run one prompt of a model that pools; see :class:`alto.Embedder`."""
+        """Run one prompt of a model that pools; see :class:`alto.protocols.Embedder`."""
         return await self._running().embed(request)
 
     def _running(self) -> Pool:

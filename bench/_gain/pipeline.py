@@ -47,7 +47,7 @@ class Lab:
     _said: dict[int, Sequence[str] | int] = field(default_factory=dict)
     _keys: Any = field(default_factory=lambda: count(KEYS))
 
-    def say(self, request: alto.GenerateRequest) -> Sequence[str] | int:
+    def say(self, request: alto.model.GenerateRequest) -> Sequence[str] | int:
         """What an engine says; the last token of a prompt names it."""
         return self._said.pop(request.prompt[-1])  # type: ignore[index, arg-type]  # token ids
 

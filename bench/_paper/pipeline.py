@@ -128,7 +128,7 @@ class Lab:
     _keys: Any = field(default_factory=lambda: count(1_000_000))
     _uncached: float = HEADS["extract"]
 
-    def say(self, request: alto.GenerateRequest) -> Sequence[str]:
+    def say(self, request: alto.model.GenerateRequest) -> Sequence[str]:
         """What an engine says; the last token of a prompt names it."""
         return self._said.pop(request.prompt[-1])  # type: ignore[index, arg-type]  # token ids
 

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from alto import LLM, GenerateRequest, Group, Stream, pipeline, stage
+from alto import LLM, Group, Stream, pipeline, stage
+from alto.model import GenerateRequest
 from alto.testing.scripted import Scripted
 
 PROMPT = "Speak."

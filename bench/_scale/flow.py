@@ -157,7 +157,9 @@ async def _chunks(count: int, at_once: int) -> dict[str, float]:
             assert all(len(one.result()) == count // len(SENTENCE) for one in asked)
         began = time.process_time()
         for _ in range(at_once):
-            async for _ in engine.generate(alto.GenerateRequest(prompt="Speak.", max_tokens=None)):
+            async for _ in engine.generate(
+                alto.model.GenerateRequest(prompt="Speak.", max_tokens=None)
+            ):
                 pass
         alone = time.process_time() - began
     passed = count * at_once

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _main(options)
         sys.stdout.flush()
-    except (CorpusError, NoModel, alto.EngineStartError) as error:
+    except (CorpusError, NoModel, alto.errors.EngineStartError) as error:
         _complain(str(error))
         return REFUSED
     except KeyboardInterrupt:

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None, out: TextIO | None = None) -> i
     try:
         index = Index(read_corpus(forms.CORPUS))
         figures = asyncio.run(_run(index, options))
-    except (NoModel, alto.EngineStartError) as error:
+    except (NoModel, alto.errors.EngineStartError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -119,7 +119,7 @@ class Trained:
         try:
             said = await llm.text(forms.verify_prompt(claim, shown), max_tokens=40)
             return Judgement(*forms.read_appraisal(said))
-        except alto.PromptTooLong:
+        except alto.errors.PromptTooLong:
             return await self.judge(llm, claim, evidence[:-1]) if evidence else _UNREADABLE
         except ValueError:
             return _UNREADABLE

@@ -67,7 +67,7 @@ class Service:
         self.drained: bool | None = None
         self.jobs: set[asyncio.Task[None]] = set()
         self.done: list[str] = []
-        self.running: weakref.WeakValueDictionary[str, alto.StreamHandle[str]]
+        self.running: weakref.WeakValueDictionary[str, alto.app.StreamHandle[str]]
         self.running = weakref.WeakValueDictionary()
         ways = ("bare", "generator", "within", "events", "wrapped")
         self.asgi = Starlette(

@@ -89,7 +89,7 @@ async def test_a_stage_that_cancels_its_own_request_is_cancelled_at_its_next_wai
     generator: bool,
 ) -> None:
     """Closing the handle waits for the call, which went on waiting."""
-    handles: list[alto.StreamHandle[int]] = []
+    handles: list[alto.app.StreamHandle[int]] = []
     left: list[int] = []
 
     async def cancels(k: int) -> None:
@@ -129,7 +129,7 @@ async def test_a_stage_that_cancels_its_own_request_is_cancelled_at_its_next_wai
 
 async def test_an_observer_that_cancels_at_the_start_of_a_call_cancels_that_call() -> None:
     """The call was counted as cancelled, and ran on."""
-    handles: list[alto.StreamHandle[int]] = []
+    handles: list[alto.app.StreamHandle[int]] = []
 
     class Stops:
         wants = (CallStarted,)

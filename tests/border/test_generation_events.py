@@ -160,11 +160,11 @@ async def test_a_generation_has_a_start_and_an_end(name: str, kind: str) -> None
     assert (handle.usage.prompt_tokens > 0) == bool(done)
 
 
-def total(recorded: RecordedEvents, *requests: str) -> alto.RequestUsage:
+def total(recorded: RecordedEvents, *requests: str) -> alto.app.RequestUsage:
     """What the events say that these requests have cost."""
     usages = [event.usage for event in recorded.of(GenerationEnded)
               if event.usage is not None and event.request in requests]  # fmt: skip
-    return alto.RequestUsage(
+    return alto.app.RequestUsage(
         generations=len(usages),
         prompt_tokens=sum(one.prompt_tokens for one in usages),
         cached_tokens=sum(one.cached_tokens for one in usages),
@@ -183,7 +183,7 @@ async def test_a_cancelled_request_ends_its_generations(name: str) -> None:
             results.cancel()
         assert [event.outcome for event in recorded.of(GenerationEnded)] == ["cancelled"] * 2
         assert [event.error for event in recorded.of(GenerationEnded)] == [None, None]
-        assert results.usage == alto.RequestUsage()
+        assert results.usage == alto.app.RequestUsage()
     recorded.check()
 
 
@@ -213,7 +213,7 @@ async def test_an_engine_that_dies_is_told() -> None:
         with pytest.raises(alto.StageError) as caught:
             await handle.list()
     [ended], [failed] = recorded.of(GenerationEnded), recorded.of(EngineFailed)
-    assert isinstance(ended.error, alto.EngineDied)
+    assert isinstance(ended.error, alto.errors.EngineDied)
     assert ended.outcome == "failed"
     assert (failed.engine, failed.error) == ("engine", ended.error)
     assert caught.value.root_cause is ended.error
@@ -265,7 +265,7 @@ async def test_what_inner_requests_cost_is_the_outer_one_s_too() -> None:
     async with outer.open(llm=scripted(), observers=[recorded]) as app:
         one = app.stream(2)
         results = app.map([1, 3], order="input")
-        assert one.usage == alto.RequestUsage()
+        assert one.usage == alto.app.RequestUsage()
         assert sorted(await one.list()) == [0, 1]
         first, second = [result async for result in results]
     recorded.check()

@@ -192,7 +192,7 @@ async def test_closing_while_it_opens() -> None:
         def check_health(self) -> None:
             self.inner.check_health()
 
-        def statistics(self) -> alto.EngineStatistics:
+        def statistics(self) -> alto.model.EngineStatistics:
             return self.inner.statistics()
 
         async def start(self) -> None:

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from alto import Chunk, GenerationFailed, TokenLogprob
 from alto.engines import ReadAhead
+from alto.errors import GenerationFailed
+from alto.model import Chunk, TokenLogprob
 
 
 async def test_each_chunk_is_read_as_it_comes():

@@ -59,7 +59,7 @@ def gated_pipeline(gated: Gated, **options: Any) -> Any:
     return one
 
 
-async def becomes_fresh(app: Any, fresh: alto.AppStatistics) -> None:
+async def becomes_fresh(app: Any, fresh: alto.app.AppStatistics) -> None:
     """Wait until nothing runs in an app."""
     await until(lambda: app.statistics() == fresh)
 

@@ -277,7 +277,7 @@ async def test_held_items_are_capped_with_a_clear_error() -> None:
 
     async with p.open(max_held_items=20) as app:
         fresh = app.statistics()
-        with pytest.raises(alto.BufferExceeded, match="max_held_items") as caught:
+        with pytest.raises(alto.errors.BufferExceeded, match="max_held_items") as caught:
             await app.run(100)
         assert caught.value.limit == 20
         assert await app.run(5) == [10 + k for k in range(5)]

@@ -234,7 +234,7 @@ class TestCounts:
             return both(ks, whole(ks))
 
         async with p.open(max_held_items=6) as app:
-            with pytest.raises(alto.BufferExceeded):
+            with pytest.raises(alto.errors.BufferExceeded):
                 await app.run(100)
         assert made == [0, 1, 2, 3]
 

@@ -188,7 +188,7 @@ async def test_open() -> None:
             assert await app.run("x") == ["a", "b"]
 
     async def check() -> None:
-        assert engine.statistics() == alto.EngineStatistics()
+        assert engine.statistics() == alto.model.EngineStatistics()
         with pytest.raises(alto.Closed):
             engine.check_health()
 
@@ -201,7 +201,7 @@ async def test_generation() -> None:
         llm = alto.LLM(engine)
 
         async def check() -> None:
-            assert engine.statistics() == alto.EngineStatistics()
+            assert engine.statistics() == alto.model.EngineStatistics()
 
         assert await cut_everywhere(lambda: llm.text("x"), check) >= 1
 

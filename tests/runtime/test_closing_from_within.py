@@ -95,7 +95,7 @@ async def test_a_task_that_a_call_has_left_behind_cannot_close_the_app(depth: in
 
 async def test_a_task_that_a_call_has_left_behind_can_close_its_request() -> None:
     """The call has ended, so nothing waits for itself."""
-    own: list[alto.StreamHandle[int]] = []
+    own: list[alto.app.StreamHandle[int]] = []
     left: list[asyncio.Task[None]] = []
 
     @alto.stage

@@ -715,11 +715,11 @@ class TestEvents:
         async with Scripted([Line("x", fail_at=1)]) as engine:
             with _inside_a_call() as call:
                 never = aiter(alto.LLM(engine).generate("q"))
-                with pytest.raises(alto.GenerationFailed):
+                with pytest.raises(alto.errors.GenerationFailed):
                     await _drain(aiter(alto.LLM(engine).generate("q")))
                 await call.cleanup.close_all()
                 del never
-            assert call.events[1:] == [("ended", 1, "scripted", None, alto.GenerationFailed)]
+            assert call.events[1:] == [("ended", 1, "scripted", None, alto.errors.GenerationFailed)]
 
     async def test_vectors(self) -> None:
         """Each prompt is one of its own."""

@@ -369,9 +369,9 @@ def children() -> list[psutil.Process]:
     return found
 
 
-def info_of(stage: alto.Stage[Any, Any]) -> alto.StageInfo:
+def info_of(stage: alto.Stage[Any, Any]) -> alto.model.StageInfo:
     """What an executor knows of a stage that takes a table."""
-    return alto.StageInfo(
+    return alto.model.StageInfo(
         name=stage.name,
         function=stage.fn,
         generator=False,
@@ -422,7 +422,7 @@ class TestProcesses:
             good = app.stream("a\nb\nc")
             with pytest.raises(alto.StageError, match="died twice") as caught:
                 await app.run("x\ndie\ny")
-            assert isinstance(caught.value.cause, alto.WorkerDied)
+            assert isinstance(caught.value.cause, alto.errors.WorkerDied)
             assert caught.value.cause.stage == "work"
             assert caught.value.cause.exit_code == -signal.SIGKILL
             async with good:

@@ -88,7 +88,7 @@ async def test_an_odd_exception_fails_its_request_alone(stage: Any) -> None:
     async with p.open() as app:
         fresh = app.statistics()
         other = asyncio.ensure_future(app.run(5))
-        with pytest.raises((alto.StageError, alto.RoutingError), match="Odd") as caught:
+        with pytest.raises((alto.StageError, alto.errors.RoutingError), match="Odd") as caught:
             await app.run(1)
         assert isinstance(caught.value.__cause__, Odd)
         assert await other == [5]

@@ -31,7 +31,7 @@ class Wrapping:
 
     @asynccontextmanager
     async def replica(
-        self, stage: alto.StageInfo, number: int, resources: Mapping[str, object], /
+        self, stage: alto.model.StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AsyncIterator[Callable[..., Any]]:
         """Make what is to be made with the help of alto's own executor."""
         self.events.append(f"in {stage.name} {number} {stage.concurrency} {sorted(resources)}")
@@ -39,7 +39,7 @@ class Wrapping:
             yield self.call(stage, inner)
         self.events.append(f"out {stage.name} {number}")
 
-    def call(self, stage: alto.StageInfo, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self, stage: alto.model.StageInfo, inner: Callable[..., Any]) -> Callable[..., Any]:
         """A call that is awaited, or iterated."""
         if stage.generator or inspect.iscoroutinefunction(stage.function):
             return inner
@@ -124,7 +124,7 @@ class TestOwnExecutors:
             return k, table.name
 
         loop = isinstance(executor, alto.executors.Loop)
-        info = alto.StageInfo(
+        info = alto.model.StageInfo(
             name="work",
             function=coroutine if loop else plain,
             generator=False,

@@ -20,7 +20,7 @@ import attrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alto import AppStatistics
+from alto.app import AppStatistics
 from alto.errors import RequestError, StageError
 from alto.model import Path
 from alto.testing import DrawnPipeline, RecordedEvents, pipelines, reference_run, run_virtual

@@ -90,13 +90,13 @@ def declare(**options: Any) -> Any:
     return pipeline_of(work)
 
 
-def idle(now: alto.AppStatistics) -> bool:
+def idle(now: alto.app.AppStatistics) -> bool:
     """Whether nothing goes on, whatever was done."""
     return not (now.open_requests or now.open_groups or now.buffered_items) and not any(
         one.running or one.waiting or one.bound or one.draining
         for row in now.stages.values()
         for one in (row, *row.replicas)
-        if isinstance(one, alto.ReplicaStatistics)
+        if isinstance(one, alto.app.ReplicaStatistics)
     )
 
 
@@ -356,7 +356,9 @@ class TestRouters:
         pipeline = declare(replicas=2, router=Picky())
         async with pipeline.open(own=alto.per_replica(Instances())) as app:
             good = app.stream(5)
-            with pytest.raises(alto.RoutingError, match=r"'work'.*Picky.choose\(\) returned 7"):
+            with pytest.raises(
+                alto.errors.RoutingError, match=r"'work'.*Picky.choose\(\) returned 7"
+            ):
                 await app.run(20)
             async with good:
                 assert await good.list() == [0] * 5
@@ -382,7 +384,9 @@ class TestRouters:
             handle = app.stream(3)
             bad.add(handle._request.number)
             good = app.run(4)
-            with pytest.raises(alto.RoutingError, match=r"Raises.choose\(\) raised LookupError"):
+            with pytest.raises(
+                alto.errors.RoutingError, match=r"Raises.choose\(\) raised LookupError"
+            ):
                 async with handle:
                     await handle.list()
             assert await good == [4]

@@ -168,7 +168,7 @@ async def test_other_base_exceptions_fail_their_request(kind: type[BaseException
 async def test_a_progress_function_that_raises_is_told_to_the_reader() -> None:
     """An error of `progress=` reaches whoever reads the map, and the app goes on."""
 
-    def bad(_: alto.Progress) -> None:
+    def bad(_: alto.app.Progress) -> None:
         message = "no bar"
         raise OSError(message)
 
@@ -402,7 +402,7 @@ async def test_results_in_ancestry_order_are_capped_too() -> None:
 
     async with p.open(max_held_items=10) as app:
         fresh = app.statistics()
-        with pytest.raises(alto.BufferExceeded, match="max_held_items"):
+        with pytest.raises(alto.errors.BufferExceeded, match="max_held_items"):
             _ = [x async for x in app.stream(3000, order="ancestry")]
         assert app.statistics() == fresh
 
@@ -461,7 +461,7 @@ async def test_an_engine_that_fails_to_stop_hides_nothing() -> None:
 
 async def test_a_stage_cannot_close_what_it_works_for() -> None:
     """A stage that closes its own app or request is told so, instead of waiting for itself."""
-    holder: list[alto.App[int, int] | alto.StreamHandle[int]] = []
+    holder: list[alto.App[int, int] | alto.app.StreamHandle[int]] = []
 
     @alto.stage
     async def saw(k: int) -> int:
@@ -506,9 +506,9 @@ async def test_a_timeout_that_is_none(timeout: object) -> None:
 def test_handles_are_not_made_by_hand() -> None:
     """Handles come from an app; their constructors say so, and leave nothing behind."""
     with pytest.raises(TypeError, match=r"app\.stream"):
-        alto.StreamHandle(1)
+        alto.app.StreamHandle(1)
     with pytest.raises(TypeError, match=r"app\.map"):
-        alto.MapHandle(1)
+        alto.app.MapHandle(1)
 
 
 @pytest.mark.realtime

@@ -235,7 +235,7 @@ class Busy:
     name = "busy"
 
     def __init__(self, running: int, waiting: int) -> None:
-        self.counts = alto.EngineStatistics(running=running, waiting=waiting)
+        self.counts = alto.model.EngineStatistics(running=running, waiting=waiting)
 
     async def start(self) -> None:
         """Do nothing."""
@@ -246,11 +246,11 @@ class Busy:
     def check_health(self) -> None:
         """Do nothing."""
 
-    def statistics(self) -> alto.EngineStatistics:
+    def statistics(self) -> alto.model.EngineStatistics:
         """Return the statistics that the engine was made with."""
         return self.counts
 
-    def generate(self, request: alto.GenerateRequest) -> AsyncGenerator[alto.Chunk, None]:
+    def generate(self, request: alto.model.GenerateRequest) -> AsyncGenerator[alto.Chunk, None]:
         """Never."""
         raise NotImplementedError
 
@@ -304,7 +304,7 @@ def test_it_learns_from_usage() -> None:
     assert not size.ready(100, 0)
     size.learn(None, 100)
     assert not size.ready(100, 0)
-    size.learn(alto.Usage(prompt_tokens=600, cached_tokens=590, output_tokens=20), 100)
+    size.learn(alto.model.Usage(prompt_tokens=600, cached_tokens=590, output_tokens=20), 100)
     assert size.ready(100, 0)
     assert repr(size) == (
         "<Coarsening: a call computes 10 tokens beside its text and writes 0.2 per character>"
@@ -333,7 +333,7 @@ async def test_a_pipeline_coarsens_while_its_engines_are_busy() -> None:
     def run(name: alto.Stream[str]) -> alto.Stream[int]:
         return check(cut(name))
 
-    def says(request: alto.GenerateRequest) -> str | int:
+    def says(request: alto.model.GenerateRequest) -> str | int:
         return 8 if len(request.prompt) > 10 else "A b c d. " * 6
 
     pool = Pool([Simulated(A100_7B, says)])
@@ -343,7 +343,7 @@ async def test_a_pipeline_coarsens_while_its_engines_are_busy() -> None:
         assert 3 <= len(calls) <= 6
         calls.clear()
         for _ in range(40):  # as if the instruction were not in the cache
-            size.learn(alto.Usage(prompt_tokens=400, output_tokens=8), 10)
+            size.learn(alto.model.Usage(prompt_tokens=400, output_tokens=8), 10)
         async with anyio.create_task_group() as tasks:
             for number in range(40):
                 tasks.start_soon(app.run, f"{number}")

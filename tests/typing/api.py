@@ -282,12 +282,12 @@ async def use(questions: list[str], pairs: AsyncIterator[tuple[str, int]]) -> No
     async with verify.open(llm=object(), index=Index(), capacity=4, max_held_items=9) as app:
         assert_type(app, alto.App[str, Verdict])
         handle = app.stream("Who?", timeout=3, order="ancestry", priority=1)
-        assert_type(handle, alto.StreamHandle[Verdict])
+        assert_type(handle, alto.app.StreamHandle[Verdict])
         async for verdict in handle:
             assert_type(verdict, Verdict)
         assert_type(await app.run("Who?", timeout=2.5, priority=-1), list[Verdict])
         results = app.map(questions, concurrency=3, order="completed", timeout=1, progress=True)
-        assert_type(results, alto.MapHandle[str, Verdict])
+        assert_type(results, alto.app.MapHandle[str, Verdict])
         async for result in results:
             assert_type(result, alto.Result[str, Verdict])
             assert_type(result.input, str)
@@ -296,13 +296,13 @@ async def use(questions: list[str], pairs: AsyncIterator[tuple[str, int]]) -> No
             assert_type(result.usage.output_tokens, int)
             assert_type(result.unwrap(), list[Verdict])
             told_apart(result)
-        assert_type(app.statistics(), alto.AppStatistics)
+        assert_type(app.statistics(), alto.app.AppStatistics)
     async with choose.open(index=Index()) as second:
         assert_type(second, alto.App[str, int, float])
         assert_type(await second.run("Who?", 3), list[float])
-        assert_type(second.map(pairs), alto.MapHandle[tuple[str, int], float])
+        assert_type(second.map(pairs), alto.app.MapHandle[tuple[str, int], float])
     async with nested.open() as third:
-        assert_type(third.map([("a", 1, b"")]), alto.MapHandle[tuple[str, int, bytes], Verdict])
+        assert_type(third.map([("a", 1, b"")]), alto.app.MapHandle[tuple[str, int, bytes], Verdict])
 
 
 def told_apart(result: alto.Result[str, Verdict]) -> None:
@@ -371,14 +371,14 @@ class Movie(TypedDict):
 async def generate(llm: alto.LLM, words: alto.Group[str]) -> None:
     plain = llm.generate("p", max_tokens=None, n=2, temperature=1.0, logprobs=3, lora="a")
     assert_type(plain, alto.Generation)
-    assert_type(await plain.samples(), list[alto.Completion])
+    assert_type(await plain.samples(), list[alto.model.Completion])
     assert_type(await plain.text(), str)
-    assert_type(plain.usage, alto.Usage | None)
+    assert_type(plain.usage, alto.model.Usage | None)
     assert_type(llm.generate("p", schema=None, prefix="p", resume=True), alto.Generation)
-    assert_type(await llm.text(alto.StreamedPrompt("Say: ", words), stop="x"), str)
+    assert_type(await llm.text(alto.model.StreamedPrompt("Say: ", words), stop="x"), str)
     async for chunk in llm.generate([1, 2]):
         assert_type(chunk, alto.Chunk)
-        assert_type(chunk.logprobs, tuple[alto.TokenLogprob, ...] | None)
+        assert_type(chunk.logprobs, tuple[alto.model.TokenLogprob, ...] | None)
 
     claims = llm.generate("p", schema=list[Claim], max_tokens=9)
     assert_type(claims, alto.TypedGeneration[list[Claim]])
@@ -414,7 +414,7 @@ def takes_letter(letter: Literal["a", "b"]) -> None: ...
 def takes_claim(claim: Claim | None) -> None: ...
 
 
-def takes_engines(engine: alto.Engine, embedder: alto.Embedder) -> None: ...
+def takes_engines(engine: alto.Engine, embedder: alto.protocols.Embedder) -> None: ...
 
 
 def engines(engine: Scripted) -> None:
@@ -548,8 +548,8 @@ async def requests(app: alto.App[str, Verdict], second: alto.App[str, int, float
     assert_type(app.using(), alto.App[str, Verdict])
     assert_type(second.using(index=Index()).using(limit=3), alto.App[str, int, float])
     assert_type(await app.using(index=Index()).run("x"), list[Verdict])
-    assert_type(app.using(index=Index()).stream("x"), alto.StreamHandle[Verdict])
-    assert_type(app.using(index=Index()).map(["x"]), alto.MapHandle[str, Verdict])
+    assert_type(app.using(index=Index()).stream("x"), alto.app.StreamHandle[Verdict])
+    assert_type(app.using(index=Index()).map(["x"]), alto.app.MapHandle[str, Verdict])
     app.using(Index())  # type: ignore[call-arg]
     app.using(index=Index()).stream(1)  # type: ignore[arg-type]
     app.stream(3)  # type: ignore[arg-type]
@@ -609,7 +609,7 @@ def resources() -> None:
 
 class Cluster:
     def replica(
-        self, stage: alto.StageInfo, number: int, resources: Mapping[str, object], /
+        self, stage: alto.model.StageInfo, number: int, resources: Mapping[str, object], /
     ) -> AbstractAsyncContextManager[Callable[..., Any]]:
         raise NotImplementedError
 
@@ -639,7 +639,7 @@ def executors() -> None:
     assert_type(remote, alto.Stage[str, int, float])
     assert_type(remote_many, alto.Stage[str, int])
     assert_type(in_process, alto.Stage[str, int])
-    executor: alto.Executor = Cluster()
+    executor: alto.protocols.Executor = Cluster()
     executor = alto.executors.Thread()
     executor = alto.executors.Loop()
     alto.stage(runs_in=3)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """The engines of a pool: how they are started, watched, replaced and stopped.
 
 An engine that dies is removed from the scheduler at once, when the first of two things happens: a
-generation on it fails, or :meth:`alto.Member.wait_died` returns. The engine is stopped, so that
+generation on it fails, or :meth:`alto.protocols.Member.wait_died` returns. The engine is stopped, so that
 nothing of it is left behind, and started again; where that fails, again after a pause that doubles.
 Nothing is polled: an idle pool has no timer.
 """

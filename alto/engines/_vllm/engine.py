@@ -126,7 +126,7 @@ class _Lifespan:
 
 @final
 class VLLMEngine:
-    """A model served by one vLLM engine inside this process; an :class:`alto.Member`.
+    """A model served by one vLLM engine inside this process; an :class:`alto.protocols.Member`.
 
     Starting takes from seconds to minutes and does not block the event loop. Several engines may
     be started at the same time. Ctrl-C reaches this program only, not the engine's processes, so

@@ -400,7 +400,7 @@ class TestRefusals:
         pool = Pool([Limited()])
         async with pool:
             with pytest.raises(InvalidRequest, match="runner='pooling'"):
-                await pool.embed(alto.EmbedRequest(prompt="p"))
+                await pool.embed(alto.model.EmbedRequest(prompt="p"))
             pool.scheduler.check()
             assert pool.statistics() == EngineStatistics()
 
