@@ -14,13 +14,13 @@ __all__ = ("Pooling", "pools")
 
 
 def pools(config: Any, /) -> bool:  # noqa: ANN401  # vLLM is not typed here
-    """Whether an engine of this configuration was started to pool."""
+    """Return whether an engine of this configuration was started to pool."""
     return getattr(config.model_config, "runner_type", "generate") == "pooling"
 
 
 @final
 class Pooling:
-    """What to send to an engine that pools, and what its answers say. Needs vllm.
+    """Translation of requests and answers for an engine that pools. Needs vllm.
 
     Args:
         name: Of the engine, for messages.
@@ -43,10 +43,10 @@ class Pooling:
         """Whether the model reads a pair at once and scores it."""
 
     async def prepare(self, request: EmbedRequest, /) -> tuple[list[int], Any]:
-        """The tokens of *request*, and vLLM's parameters for it.
+        """Return the tokens of *request*, and vLLM's parameters for it.
 
         Raises:
-            InvalidRequest: The model does not give this.
+            InvalidRequest: The model does not support this task.
         """
         if request.pair is not None:
             if not self.scores_pairs:
@@ -65,7 +65,7 @@ class Pooling:
         return await self._tokens.of(request.prompt), self._params(task=task)
 
     def embedding(self, request: EmbedRequest, data: Any, prompt_tokens: int, /) -> Embedding:  # noqa: ANN401  # as above
-        """What the tensor *data* says."""
+        """Return the tensor *data* as an embedding."""
         rows = data.tolist()
         if request.pair is not None:
             score = rows[0] if isinstance(rows, list) else rows
@@ -83,7 +83,7 @@ class Pooling:
             raise InvalidRequest(msg)
 
     def _pair(self, first: str, second: str) -> tuple[list[int], dict[str, Any]]:
-        """The tokens of a pair, put together as the model was trained."""
+        """Return the tokens of a pair, joined as the model was trained."""
         tokenizer, config = self._tokens.tokenizer, self._engine.vllm_config.model_config
         template = _score_template(config)
         if template is not None:
@@ -100,7 +100,7 @@ class Pooling:
 
 
 def _score_template(config: Any) -> Callable[[str, str], str] | None:  # noqa: ANN401  # as above
-    """How the model's own code puts a pair into one text; None: it does not."""
+    """Return the function of the model's own code that joins a pair into one text; None: it has none."""
     try:
         from vllm.model_executor.model_loader import get_model_cls
         from vllm.model_executor.models.interfaces import supports_score_template

@@ -1,4 +1,4 @@
-"""Between alto's requests and vLLM's: sampling parameters, adapters, and what outputs say."""
+"""Translation between alto and vLLM: sampling parameters, adapters, and outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = (
 
 
 def capacity_of(config: Any, /) -> EngineCapacity:  # noqa: ANN401  # vLLM is not typed here
-    """What an engine of vLLM's *config*, as resolved at its start, can do at once."""
+    """Return the limits of an engine with vLLM's *config*, as resolved at its start."""
     scheduler = config.scheduler_config
     cache = getattr(config, "cache_config", None)
     block_size = getattr(cache, "block_size", None) or 16
@@ -45,7 +45,7 @@ def capacity_of(config: Any, /) -> EngineCapacity:  # noqa: ANN401  # vLLM is no
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that cannot be served; newer ones have a class for it."""
+    """Return vLLM's errors for a request that cannot be served; newer versions have a class for it."""
     from vllm import exceptions
 
     named = (getattr(exceptions, name, None) for name in ("VLLMClientError", "VLLMValidationError"))
@@ -78,7 +78,7 @@ class Sampling:
         self._delta = RequestOutputKind.DELTA
 
     def of(self, request: GenerateRequest, /, **others: Any) -> Any:  # noqa: ANN401  # vLLM is not typed here
-        """What *request* asks for; *others* are vLLM's own, and win."""
+        """Return the parameters for *request*; *others* are vLLM's own, and override them."""
         given: dict[str, Any] = {
             "n": request.n,
             "max_tokens": request.max_tokens,
@@ -94,7 +94,7 @@ class Sampling:
         return self._params(**(given | others))
 
     def prefill(self) -> Any:  # noqa: ANN401  # as above
-        """For a chunk of a prompt: one token, which nobody wants."""
+        """Return the parameters for a chunk of a prompt: one token, which is discarded."""
         return self._params(
             max_tokens=1,
             temperature=0.0,
@@ -120,8 +120,8 @@ class Adapters:
     """LoRA adapters by name. Each is loaded when it is first asked for.
 
     Args:
-        name: Of the engine, for messages.
-        folders: Where each adapter is.
+        name: Name of the engine, for messages.
+        folders: Folder of each adapter.
         enabled: Whether the engine was started with ``enable_lora``.
     """
 
@@ -133,10 +133,10 @@ class Adapters:
         self._loaded: dict[str, Any] = {}
 
     def check(self, adapter: str | None, /) -> None:
-        """Refuse what is not known.
+        """Refuse an adapter that is not known.
 
         Raises:
-            InvalidRequest: There is no such adapter; the message says which there are.
+            InvalidRequest: There is no such adapter; the message lists those that there are.
         """
         if adapter is None:
             return
@@ -149,10 +149,10 @@ class Adapters:
             raise InvalidRequest(msg)
 
     async def load(self, adapter: str | None, engine: Any, /) -> dict[str, Any]:  # noqa: ANN401  # as above
-        """What to pass to vLLM's ``generate`` for *adapter*, which :meth:`check` knows.
+        """Load *adapter*, and return the arguments for vLLM's ``generate``.
 
-        A folder that cannot be loaded would kill the engine if a generation met it first, so it is
-        loaded beforehand, where vLLM only reports the failure.
+        A folder that cannot be loaded would kill the engine if a generation were the first to use it. So
+        it is loaded beforehand, where vLLM only reports the failure.
 
         Raises:
             InvalidRequest: It cannot be loaded.
@@ -184,7 +184,7 @@ def _last_line(error: Exception) -> str:
 
 
 class Outputs(Protocol):
-    """What vLLM gives for one request."""
+    """Outputs of vLLM for one request."""
 
     def __anext__(self) -> Awaitable[Any]:
         """The next output."""
@@ -200,14 +200,14 @@ class VLLMRequest:
     """One request inside vLLM."""
 
     rid: str = ""
-    """Its name there; empty: it has not begun."""
+    """Its id in vLLM; empty: it has not begun."""
     outputs: Outputs | None = None
     """None: vLLM is not working on it, or not any more."""
 
 
 @attrs.define(eq=False, kw_only=True)
 class Times:
-    """When things happened to one generation, in seconds on the loop's clock."""
+    """Times of the events of one generation, in seconds on the loop's clock."""
 
     asked: float
     """It was asked for."""
@@ -217,7 +217,7 @@ class Times:
     """Its first token came."""
 
     def queue_time(self, metrics: Any) -> float:  # noqa: ANN401  # as above
-        """Until the engine scheduled it; 0 where vLLM keeps no statistics."""
+        """Return the seconds until the engine scheduled it; 0 where vLLM keeps no statistics."""
         queued = getattr(metrics, "queued_ts", 0.0)
         scheduled = getattr(metrics, "scheduled_ts", 0.0)
         if not queued or not scheduled:
@@ -227,7 +227,7 @@ class Times:
 
 @final
 class Detokenizer:
-    """The text of tokens that follow others, as they come. Incomplete characters wait."""
+    """Incremental detokenizer for tokens that follow others; incomplete characters are held back."""
 
     def __init__(self, tokenizer: Any, context: Sequence[int], /) -> None:  # noqa: ANN401  # as above
         self._decode = tokenizer.decode
@@ -235,7 +235,7 @@ class Detokenizer:
         self._said = self._text()
 
     def add(self, token_ids: Iterable[int], /) -> str:
-        """The text that is new with *token_ids*."""
+        """Return the text that *token_ids* add."""
         new = []
         for token in token_ids:
             self._ids.append(token)
@@ -253,27 +253,27 @@ class Detokenizer:
 @final
 @attrs.define(eq=False, kw_only=True)
 class OutputReader:
-    """Turns what vLLM says about one generation into chunks."""
+    """Reader of vLLM's outputs for one generation, which turns them into chunks."""
 
     request: GenerateRequest
-    """What was asked for."""
+    """The request."""
     prompt_tokens: int
     """Length of the prompt."""
     times: Times
     """Of the generation."""
     reason: Callable[[str | None], FinishReason]
-    """What vLLM's finish reason means; raises for those that are failures."""
+    """Translates vLLM's finish reason; raises for those that are failures."""
     skip: int = 0
     """Tokens at the beginning that belong to chunks of the prompt."""
     detokenizer: Detokenizer | None = None
-    """Makes the texts; None: vLLM does."""
+    """Detokenizer that makes the texts; None: vLLM makes them."""
     _tokens: int = 0
     _cached: int = 0
     _spoke: set[int] = attrs.field(factory=set)
-    """Samples that have said something."""
+    """Samples that have given text."""
 
     def read(self, output: Any, now: float) -> tuple[list[Chunk], bool]:  # noqa: ANN401  # as above
-        """The chunks in *output*, which came at *now*, and whether they are the last.
+        """Return the chunks in *output*, which came at *now*, and whether they are the last.
 
         The last one of all has the usage.
 
@@ -339,7 +339,7 @@ class OutputReader:
 
 
 def _logprob(token: int, places: Mapping[int, Any], asked: int) -> TokenLogprob:
-    """One token, of which vLLM tells beside the likeliest, whether it is one of them or not."""
+    """Return one token's log-probability; vLLM lists the token beside the likeliest ones."""
     ranked = sorted(places.items(), key=lambda item: item[1].rank or 0)
     top = tuple((each, float(place.logprob)) for each, place in ranked[:asked])
     return TokenLogprob(token, float(places[token].logprob), top)
