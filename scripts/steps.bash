@@ -1,11 +1,13 @@
-# step NAME COMMAND...   runs it, prints its name and seconds, and its output where it fails.
-# steps_done             fails if any step did. Sourced by scripts/check and .ci/run.
+# Sourced by scripts/check and .ci/run.
+#   step NAME COMMAND...          run it; print name and seconds, and the output if it fails
+#   step NAME --show COMMAND...   the same, with the output as it comes
+#   steps_done                    fail if a step has failed
 failed=()
 
 step() {
   local name=$1 began=$SECONDS output status=0
   shift
-  if [[ $1 == --show ]]; then  # output as it comes, for long steps
+  if [[ $1 == --show ]]; then
     shift
     echo "== $name"
     "$@" || status=$?
