@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # This tree, also where another one is installed.
 PAGE = ROOT / "docs" / "reference" / "signatures.md"
 MODULES = (
     "alto",
