@@ -63,7 +63,7 @@ class Shape:
     plain: bool
     """True for a plain function: neither an async generator function nor a coroutine function."""
     streams: tuple[Parameter, ...]
-    """The positional parameters."""
+    """The positional parameters, in order."""
     resources: tuple[Parameter, ...]
     """The keyword-only parameters."""
     returns: object

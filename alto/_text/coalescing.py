@@ -269,7 +269,7 @@ def joined(
         TypeError: At the call: an argument is of another type. While iterating: a piece is no ``str``.
 
     An error of *pieces* comes through after what is held, and one of *ready* at once. Cancellation of a
-    read: nothing is lost, and the next read goes on. *pieces* are closed when this is left early.
+    read: nothing is lost, and the next read continues. *pieces* are closed when this is left early.
     """
     _check(pieces, ready, separator)
     return ResumableGenerator(_join(pieces, HeldPieces(ready, separator)), "text")
@@ -336,7 +336,7 @@ async def _join(pieces: AsyncIterable[Any], held: HeldPieces) -> AsyncGenerator[
                 piece = await anext(source)
             except StopAsyncIteration:
                 break
-            except Exception as failure:  # noqa: BLE001  # raised when what is held has gone
+            except Exception as failure:  # noqa: BLE001  # raised after the held pieces
                 error = failure
                 break
             if not isinstance(piece, str):

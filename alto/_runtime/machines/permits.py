@@ -279,7 +279,7 @@ class Permits(Generic[Q, C]):
         return call
 
     def give_back(self) -> None:
-        """Take a permit back."""
+        """Return a permit of a call that has ended."""
         self.free += 1
 
     def check(self) -> None:
