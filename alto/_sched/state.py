@@ -25,7 +25,7 @@ class CallInfo:
     """A call to be placed, as known before an engine has seen it."""
 
     template: Hashable
-    """Calls of equal template have prompts made alike: a stage and its declared prefix."""
+    """Calls of equal template have similar prompts: a stage and its declared prefix."""
     prompt_tokens: int
     """Length of the prompt."""
     token_ids: Sequence[int] | None = None

@@ -1,8 +1,9 @@
 """Hand over pieces of a text together: as many as are worth a call of the stage that gets them.
 
 Theory of operation. One stage writes a text, and its pieces go to another stage that asks a model about
-them. A piece that goes by itself is worked on while the text goes on. But each call computes the head of its
-prompt once more, unless that is cached, and everything that its engine decodes waits meanwhile.
+them. A piece that is passed on alone is processed while the text is still arriving. But each call
+computes the head of its prompt once more, unless that is cached, and all other generations of its
+engine wait meanwhile.
 
 If a text ended now, after ``seen`` characters in calls of ``k`` each, then
 
