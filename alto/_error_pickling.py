@@ -64,14 +64,14 @@ class _Link:
 
 @attrs.frozen
 class _Tuple:
-    """A tuple, value by value, so that one that cannot be saved does not spoil the others."""
+    """A tuple, saved value by value, so that a value that cannot be saved does not affect the others."""
 
     values: tuple[object, ...]
 
 
 @attrs.frozen
 class _Saved:
-    """A value as the codec has saved it, and its text for where it cannot be loaded."""
+    """A value as the codec has saved it, with a text to use if it cannot be loaded."""
 
     data: object
     text: str
@@ -86,12 +86,12 @@ class _Parts:
     fields: Mapping[str, object]
     slots: Mapping[str, object]
     members: tuple[_Link, ...]
-    """Those of a group."""
+    """The exceptions of a group; empty for any other exception."""
 
 
 @attrs.frozen
 class _Record:
-    """One exception: itself, its links, and what its stand-in would say."""
+    """One exception: itself, its links, and the text of its replacement."""
 
     itself: _Parts | _Saved | None
     """None: it cannot be saved."""
@@ -225,7 +225,7 @@ def _itself(
 
 
 def _is_ordinary(cls: type[BaseException]) -> bool:
-    # Whether Python would take it apart as we do: class, args, fields.
+    # Python would take such a class apart in the same way: class, args, fields.
     return (
         cls.__reduce__ is BaseException.__reduce__
         and cls.__reduce_ex__ is BaseException.__reduce_ex__

@@ -172,7 +172,7 @@ class Steps:
     def interrupted(self, error: BaseException, /) -> Coroutine[Any, Any, Any] | None:
         """Handle the *error* that a read raised.
 
-        If the step raised it, the generator has ended. If it was thrown at the reader, the step goes on
+        If the step raised it, the generator has ended. If it was thrown at the reader, the step continues
         waiting: the read is cut. Two cancellations are passed on to the step instead: if the call that
         reads was cancelled, since no read will follow; and if the step waits inside a ``with``, which may
         be a time limit of its own that caused the cancellation.
@@ -271,11 +271,11 @@ class Steps:
         """Return nothing: the step itself reads the result of the future that it waits for."""
 
     def cancel(self, msg: object = None) -> bool:
-        """Wake the waiting task with a cancellation. The step goes on waiting."""
+        """Wake the waiting task with a cancellation. The step keeps waiting."""
         return self.throw(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
 
     def throw(self, error: BaseException, /) -> bool:
-        """Wake the waiting task with an error, unless it wakes anyway. The step goes on waiting."""
+        """Wake the waiting task with an error, unless it wakes anyway. The step keeps waiting."""
         future, callback, context = self._future, self._callback, self._context
         if callback is None or future is None or future.done():
             return False

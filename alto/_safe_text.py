@@ -39,12 +39,12 @@ def shown(value: object, /) -> str:
     """Return the ``repr`` of *value*, or its type if that raises."""
     try:
         return repr(value)
-    except Exception as fault:  # noqa: BLE001  # as above
+    except Exception as fault:  # noqa: BLE001  # reporting a value must not raise either
         return f"<{type(value).__name__} whose __repr__ raises {type(fault).__name__}>"
 
 
 def short(value: object, /) -> str:
-    """Return its ``repr``, cut to 60 characters, or its type where that cannot be had."""
+    """Return the ``repr`` of *value*, cut to 60 characters, or its type if ``repr`` raises."""
     text = shown(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -13,7 +13,7 @@
     ├── Closed                                 it was closed, or left early
     ├── Overloaded                             refused before it was started: ask again later
     ├── WorkerDied                             a stage's worker process died, twice, at the same call
-    ├── RequestError                           one request failed; other requests go on
+    ├── RequestError                           one request failed; other requests continue
     │   ├── StageError                         a stage raised; the cause is in ``__cause__``
     │   ├── BufferExceeded                     a request holds more items than its cap
     │   ├── RoutingError                       a stage's router gave no replica
@@ -22,18 +22,17 @@
     └── EngineError                            an engine failed; the foreign error is in ``__cause__``
         ├── EngineStartError                   it did not start; carries its last lines of output
         ├── EngineDied                         it died while it was running
-        └── GenerationFailed                   it gave up on one generation; others go on
+        └── GenerationFailed                   it gave up on one generation; others continue
 
 Every class builds its own message from typed fields, which stay readable on the instance.
 
-``except RequestError`` catches every way in which a request that was started can fail. What is
-refused before it is started is none: `InputError`, `Overloaded`, and `Closed` for an app that is not
-open.
+``except RequestError`` catches every failure of a request that was started. A request that is refused
+before it starts raises another error: `InputError`, `Overloaded`, or `Closed` if the app is not open.
 
-Every error, one of a subclass too, survives pickling, `copy.copy` and `copy.deepcopy`, and with it
-what its process or cluster needs those for: its fields, its notes, and the chain of its causes. An
-exception in that chain that cannot follow leaves an `UnpicklableError` in its place, a field that
-cannot its ``repr``. Tracebacks do not travel.
+Every error, also one of a subclass, survives pickling, `copy.copy` and `copy.deepcopy`, with its
+fields, its notes, and the chain of its causes. An exception in that chain that cannot be copied is
+replaced by an `UnpicklableError`, and a field that cannot be copied by its ``repr``. Tracebacks are
+not kept.
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ class OutputError(AltoError, ValueError):
     """A model's output cannot be read as the type that was asked for.
 
     Attributes:
-        text: The output, as far as it came.
+        text: The output up to its end.
         items: The items of it that were complete, in order.
     """
 
@@ -159,7 +158,7 @@ class OutputTruncated(OutputError):
     """A typed output ended before it was complete: raise ``max_tokens``.
 
     Attributes:
-        max_tokens: What the generation was allowed; None: the rest of the model's context.
+        max_tokens: Limit of the generation, in tokens; None: the rest of the model's context.
     """
 
     def __init__(
@@ -190,8 +189,8 @@ class Overloaded(AltoError):
     cause of a `StageError`.
 
     Attributes:
-        waiting: How many there are already.
-        limit: The most that may be.
+        waiting: Current number.
+        limit: Maximum number.
         kind: ``"calls"`` that wait for an engine of a pool (``max_waiting``), or ``"requests"`` that
             are open in an app (``open(max_requests=...)``).
     """
@@ -218,7 +217,7 @@ class Overloaded(AltoError):
 
 
 class RequestError(AltoError):
-    """One request failed. Everything it had started is stopped; other requests go on.
+    """One request failed. Everything it had started is stopped; other requests continue.
 
     Attributes:
         request_id: The request's ``id``; None where no request is known, as in the sequential
@@ -234,8 +233,8 @@ class StageError(RequestError):
     Attributes:
         stage: Name of the stage.
         path: Ancestry of the call that raised: one index per open level, ``()`` at the root.
-        cause: What it raised; where that was an exception group of one, as of a task group with
-            one task that failed, the exception in it. ``__cause__`` is what it raised, as it was.
+        cause: The exception that it raised. An exception group of one, such as a task group with one
+            failed task raises, is replaced by the exception in it; ``__cause__`` keeps the group.
     """
 
     def __init__(self, stage: str, path: tuple[int, ...], cause: BaseException, /) -> None:
@@ -301,7 +300,7 @@ class DeadlineExceeded(RequestError, TimeoutError):
 class RequestCancelled(RequestError, Closed):
     """A request was stopped before it was complete: its app or its handle was closed.
 
-    The results that it had given are valid; what it had not is lost.
+    The results that it had given are valid; the others are lost.
 
     Attributes:
         reason: What stopped it, such as ``"its app was closed"``.
@@ -321,7 +320,7 @@ class WorkerDied(AltoError):
     Attributes:
         stage: Name of the stage.
         replica: Number of the replica.
-        exit_code: How the last process ended: negative for a signal; None where it is not known.
+        exit_code: Exit code of the last process: negative for a signal; None: unknown.
     """
 
     def __init__(self, stage: str, replica: int, exit_code: int | None, /) -> None:
@@ -368,7 +367,7 @@ class EngineDied(EngineError):
 
 
 class GenerationFailed(EngineError):
-    """An engine ended one generation without finishing it; others go on."""
+    """An engine ended one generation without finishing it; others continue."""
 
 
 def _counted(number: int, noun: str) -> str:

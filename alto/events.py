@@ -1,4 +1,4 @@
-"""What observers see: frozen records of what an open pipeline does.
+"""Events for observers: frozen records of the activity of an open pipeline.
 
 An observer is an object with a method ``notify(event)``; see :class:`alto.protocols.Observer`. It is
 given to ``open(observers=[...])``. Each kind of event is a class of this module:
@@ -11,7 +11,7 @@ given to ``open(observers=[...])``. Each kind of event is a class of this module
 :class:`ItemProduced`             a call handed an item over; only for observers that ask for it
 :class:`GroupCompleted`           all pieces of a group have arrived
 :class:`GenerationStarted`        a stage call asked an engine for something
-:class:`GenerationEnded`          the engine is done with it, or it was left
+:class:`GenerationEnded`          the engine has finished it, or the call left it
 :class:`EngineStarted`            an app has started an engine
 :class:`EngineStopped`            an app has stopped it
 :class:`EngineFailed`             a generation found that its engine has died
@@ -23,8 +23,8 @@ exactly one end, whatever fails or is cancelled, as long as the event loop runs.
 
 Times are seconds on the event loop's clock (``loop.time()``).
 
-They are named tuples, since a frozen class of attrs takes three times as long to build and there may be
-two for each item. Use their fields by name: later versions may add some.
+Events are named tuples, since a frozen attrs class takes three times as long to build, and an item may
+cause two of them. Use their fields by name: later versions may add some.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ __all__ = (
 )
 
 Outcome: TypeAlias = Literal["done", "failed", "cancelled"]
-"""How something ended: by itself, with an error, or because nothing needed it any more."""
+"""Outcome: ended by itself, failed with an error, or cancelled because it was no longer needed."""
 
 
 class RequestStarted(NamedTuple):
     """A request was accepted. Of an inner request ``parent`` names the call that started it."""
 
     request: str
-    """Its id: ``handle.id``."""
+    """Id of the request, as in ``handle.id``."""
     pipeline: str
     """Name of the pipeline."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
     root: str
     """Id of the outermost request: its own, unless a stage called a pipeline."""
     parent: str | None = None
@@ -73,22 +73,22 @@ class RequestStarted(NamedTuple):
     priority: int = 0
     """Lower runs earlier."""
     deadline: float | None = None
-    """When its time is over, in seconds on the loop's clock; None: never."""
+    """Time at which it times out, in seconds on the loop's clock; None: never."""
 
 
 class RequestEnded(NamedTuple):
     """Nothing of a request runs any more."""
 
     request: str
-    """Its id."""
+    """Id of the request."""
     pipeline: str
     """Name of the pipeline."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
     outcome: Outcome
-    """How it ended."""
+    """Outcome: done, failed or cancelled."""
     error: BaseException | None = None
-    """With what it failed."""
+    """Exception with which it failed; None: it did not fail."""
 
 
 class CallStarted(NamedTuple):
@@ -103,7 +103,7 @@ class CallStarted(NamedTuple):
     path: Path
     """Ancestry of the call within its request."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
 
 
 class CallEnded(NamedTuple):
@@ -118,15 +118,15 @@ class CallEnded(NamedTuple):
     path: Path
     """Ancestry of the call within its request."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
     seconds: float
-    """How long it took from its start, waits included."""
+    """Seconds from its start to its end, waits included."""
     outputs: int
     """Items that it handed over."""
     outcome: Outcome
-    """How it ended."""
+    """Outcome: done, failed or cancelled."""
     error: BaseException | None = None
-    """What it raised."""
+    """Exception that it raised; None: it raised none."""
 
 
 class ItemProduced(NamedTuple):
@@ -139,7 +139,7 @@ class ItemProduced(NamedTuple):
     path: Path
     """Ancestry of the item."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
     value: Any
     """The item itself. An observer that keeps it keeps it alive."""
 
@@ -156,14 +156,14 @@ class GroupCompleted(NamedTuple):
     parameter: str
     """Name of the stage's parameter."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
 
 
 class GenerationStarted(NamedTuple):
     """A stage call asked an engine for a generation, a vector or a score."""
 
     generation: int
-    """Number of the pair of events, unique in this process."""
+    """Number that this event shares with its ``GenerationEnded``; unique in this process."""
     engine: str
     """Name of the engine."""
     request: str
@@ -175,14 +175,14 @@ class GenerationStarted(NamedTuple):
     path: Path
     """Ancestry of the call within its request."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
 
 
 class GenerationEnded(NamedTuple):
-    """An engine is done with what a stage call asked for, or the call has left it."""
+    """An engine has finished what a stage call asked for, or the call has left it."""
 
     generation: int
-    """Number of the pair of events."""
+    """Number that this event shares with its ``GenerationStarted``."""
     engine: str
     """Name of the engine."""
     request: str
@@ -194,42 +194,42 @@ class GenerationEnded(NamedTuple):
     path: Path
     """Ancestry of the call within its request."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
     outcome: Outcome
-    """How it ended; ``cancelled`` where the call left it."""
+    """Outcome; ``cancelled`` if the call left it."""
     usage: Usage | None = None
-    """What it cost, as far as the engine said."""
+    """Tokens and times that the engine reported; None: it reported none."""
     error: BaseException | None = None
-    """With what it failed."""
+    """Exception with which it failed; None: it did not fail."""
 
 
 class EngineStarted(NamedTuple):
     """An app has started an engine."""
 
     engine: str
-    """Its name."""
+    """Name of the engine."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
 
 
 class EngineStopped(NamedTuple):
     """An app has stopped an engine that it, or another app, had started."""
 
     engine: str
-    """Its name."""
+    """Name of the engine."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
 
 
 class EngineFailed(NamedTuple):
     """A generation found that its engine has died."""
 
     engine: str
-    """Its name."""
+    """Name of the engine."""
     time: float
-    """When, in seconds on the loop's clock."""
+    """Time of the event, in seconds on the loop's clock."""
     error: BaseException
-    """What the generation raised."""
+    """Exception that the generation raised."""
 
 
 Event: TypeAlias = (

@@ -1,4 +1,4 @@
-"""Where the calls of a stage run: ``@alto.stage(runs_in=...)``.
+"""Executors, which run the calls of a stage: ``@alto.stage(runs_in=...)``.
 
 Each of these has a short name. An executor of your own has the one method of
 :class:`alto.protocols.Executor`.

@@ -1,4 +1,4 @@
-"""The frozen nouns that travel between floors: paths, messages, requests, chunks, usage."""
+"""Values that all layers share: paths, messages, requests, chunks, usage."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ Path: TypeAlias = tuple[int, ...]
 """Ancestry of an item: one index per open level, below its request; ``()`` is the request."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
-"""Why a generation ended: a stop condition, ``max_tokens``, or somebody aborted it."""
+"""Reason for the end of a generation: a stop condition, ``max_tokens``, or an abort."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class StageInfo:
-    """What an executor knows of the stage whose calls it runs; see :class:`alto.protocols.Executor`."""
+    """A stage as its executor sees it; see :class:`alto.protocols.Executor`."""
 
     name: str
     """Its name in messages and statistics; numbered where a pipeline uses it more than once."""
     function: Callable[..., Any]
     """The plain function, as it was decorated."""
     generator: bool
-    """Whether it is an async generator function."""
+    """True if it is an async generator function."""
     concurrency: int
     """Most calls that run at once, per replica."""
     resources: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Message:
     role: str
     """``system``, ``user`` or ``assistant``, as the model's chat template knows them."""
     content: str
-    """What was said."""
+    """Text of the turn."""
 
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
@@ -88,14 +88,14 @@ class StreamedPrompt:
     """
 
     head: str
-    """What is there already; may be empty."""
+    """Text that is already known; may be empty."""
     tail: AsyncIterable[str]
     """The rest, piece by piece: an :class:`alto.Group`, or any other source of texts. Read once."""
 
 
 @attrs.frozen(kw_only=True)
 class Origin:
-    """Which call of which stage asks for a generation: what is known before its first token."""
+    """The stage call that asks for a generation."""
 
     stage: str
     """Name of the stage, numbered where a pipeline uses it more than once."""
@@ -104,30 +104,30 @@ class Origin:
     path: Path
     """Ancestry of the call, from the outermost request down."""
     arrived: float
-    """When the outermost request began, in seconds on the loop's clock."""
+    """Time at which the outermost request began, in seconds on the loop's clock."""
     deadline: float | None = None
-    """When the request's time is over, in seconds on the loop's clock; None: never."""
+    """Time at which the request times out, in seconds on the loop's clock; None: never."""
     depth: int = 0
-    """How far downstream the stage is: stages come after those that they take streams from."""
+    """Position of the stage downstream: a stage comes after those that it takes streams from."""
     id: str = attrs.field(default="", eq=False)
     """Id of the outermost request, as in its events and errors; not compared."""
 
 
 @attrs.frozen
 class TokenLogprob:
-    """How likely the model found one token that it said."""
+    """Log-probability of one generated token."""
 
     token_id: int
-    """The token."""
+    """Id of the token."""
     logprob: float
     """Natural logarithm of its probability."""
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens at this place with theirs, likeliest first."""
+    """The likeliest tokens at this position, each with its log-probability, likeliest first."""
 
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What a generation has cost so far."""
+    """Tokens and times of a generation so far."""
 
     prompt_tokens: int = 0
     """Length of the prompt."""
@@ -158,7 +158,7 @@ class Chunk:
     usage: Usage | None = None
     """Set at least on the last chunk of the generation."""
     index: int = 0
-    """Which of several samples (``n``) it belongs to; each has a last chunk of its own."""
+    """Number of its sample, if there are several (``n``); each has a last chunk of its own."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One for each of its tokens, where they were asked for."""
 
@@ -168,13 +168,13 @@ class Completion:
     """A whole generation, or one of its samples."""
 
     text: str
-    """Everything that was said."""
+    """All generated text."""
     token_ids: tuple[int, ...] = ()
-    """The same, in tokens; empty where the engine does not tell."""
+    """Its tokens; empty if the engine does not report them."""
     finish_reason: FinishReason
-    """Why it ended."""
+    """Reason for its end."""
     usage: Usage
-    """What it cost; of all samples together, where there are several."""
+    """Tokens and times; of all samples together, if there are several."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One for each token, where they were asked for."""
 
@@ -219,12 +219,12 @@ class GenerateRequest:
     """Head that the prompts of one template share: what *prompt* begins with. A hint for placement
     that changes no output."""
     resume: bool = False
-    """Whether another engine may go on with it where an engine died in the middle."""
+    """True if another engine may continue it after its engine has died."""
     origin: Origin | None = attrs.field(default=None, eq=False)
-    """The call that asks; None: nobody in a pipeline. Not compared."""
+    """The stage call that asks for it; None: not from a pipeline. Not compared."""
 
     def __attrs_post_init__(self) -> None:
-        """Check every field; see the class."""
+        """Raise `InvalidRequest` if a field is out of its range."""
         if isinstance(self.prompt, StreamedPrompt):
             _check_streamed(self.prompt.head, self.prompt.tail)
         else:
@@ -363,7 +363,7 @@ def _check_prompt(prompt: Prompt) -> None:
 
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
-    """What an engine is doing at this moment."""
+    """Current activity of an engine."""
 
     running: int = 0
     """Generations that have been started and have not ended."""
@@ -387,7 +387,7 @@ class EngineStatistics:
 
 @attrs.frozen(kw_only=True)
 class EngineCapacity:
-    """What an engine can do at once: the limits that whoever feeds it must know."""
+    """Limits of an engine, for those that send it requests."""
 
     max_num_seqs: int
     """Generations that run at once."""
@@ -414,14 +414,14 @@ class EmbedRequest:
     pair: str | None = None
     """Second text, for a cross-encoder: how well does it answer *prompt*?"""
     tokens: bool = False
-    """Whether to give a vector per token, as late interaction wants it, not one for all."""
+    """True: give a vector per token, as late interaction needs, rather than one for all."""
     priority: int = 0
     """Lower runs earlier, where the engine schedules by priority."""
     origin: Origin | None = attrs.field(default=None, eq=False)
     """The call that asks. Not compared."""
 
     def __attrs_post_init__(self) -> None:
-        """Check the prompt."""
+        """Raise `InvalidRequest` if the prompt is not one."""
         _check_prompt(self.prompt)
         if self.pair is not None and not (isinstance(self.prompt, str) and self.pair):
             msg = "a pair to be scored is two texts, neither of them empty"
@@ -430,7 +430,7 @@ class EmbedRequest:
 
 @attrs.frozen(kw_only=True)
 class Embedding:
-    """What an engine that pools gave for one prompt."""
+    """Answer of a pooling engine to one prompt."""
 
     vectors: tuple[tuple[float, ...], ...]
     """One vector of the model's width; one for each token where that was asked for; for a pair one

@@ -137,7 +137,7 @@ class Scorer(Protocol):
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether the model reads both texts together, as a cross-encoder does.
+        """True if the model reads both texts together, as a cross-encoder does.
 
         Read while the engine runs; False where it is not known yet. Never raises.
         """
@@ -153,7 +153,7 @@ class StreamsPrompts(Protocol):
 
     @property
     def streams_prompts(self) -> bool:
-        """Whether the engine computes a prompt while its end is still being written.
+        """True if the engine computes a prompt while its end is still being written.
 
         Read after each start. Never raises.
         """
@@ -274,7 +274,7 @@ class Observer(Protocol):
 
 @runtime_checkable
 class Executor(Protocol):
-    """Where the calls of a stage run: ``@alto.stage(runs_in=MyExecutor())``.
+    """A place where the calls of a stage run: ``@alto.stage(runs_in=MyExecutor())``.
 
     One executor may serve many stages, replicas and apps. ``alto.executors`` has those of alto.
     """
@@ -289,16 +289,16 @@ class Executor(Protocol):
         takes the items or groups of one call by position, and by keyword the resources that replace
         the replica's for this call alone (none, as a rule). What it returns is awaited for the one
         result; for a stage that is an async generator it is iterated, and should be an async
-        generator, since that is closed when nobody needs more. Up to ``stage.concurrency`` calls
-        run at once.
+        generator, which is closed when its results are no longer needed. Up to ``stage.concurrency``
+        calls run at once.
 
         A call is cancelled as any coroutine is, with ``asyncio.CancelledError`` where it waits, and
-        returns at once; what goes on elsewhere is the executor's to stop or to leave behind. A
+        returns at once; the executor decides whether work elsewhere is stopped or left behind. A
         generator is closed. What a call raises fails its request, as the cause of an
         :class:`alto.StageError`.
 
         Args:
-            stage: What is run.
+            stage: The stage to run.
             number: Number of the replica: 0, 1, ..., never used again.
             resources: The keyword arguments of the stage, as they were given. The executor makes
                 those that are an :class:`alto.PerReplica`, where its calls run:
@@ -324,9 +324,9 @@ class RoutedItem:
     path: Path
     """Ancestry of the call: of the item, or of the group's parent."""
     group: bool
-    """Whether it is a group, which stays where it is put until it closes."""
+    """True for a group, which stays at its replica until it closes."""
     value: object
-    """What the call gets first: the item, or the group's first piece; None of an empty group."""
+    """The first input of the call: the item, or the group's first piece; None for an empty group."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -334,7 +334,7 @@ class ReplicaLoad:
     """Load of a replica, for routers. Read only; it changes while the stage works."""
 
     number: int
-    """Which replica this is. Never used again by another."""
+    """Number of the replica. No other replica gets it later."""
     slots: int
     """Calls that it can run at once."""
     free: int = 0
@@ -342,7 +342,7 @@ class ReplicaLoad:
     unfinished: int = 0
     """Items and groups that it has and that have not ended."""
     bound: int = 0
-    """Those of them that are groups."""
+    """Groups among them."""
     placed: int = 0
     """Items and groups that it was ever given."""
     seconds: float | None = None
@@ -361,12 +361,12 @@ class Router(Protocol):
         """Pick a replica.
 
         Args:
-            item: What is to be done.
+            item: The item or group to place.
             replicas: Those that take something new, in order of their numbers; at least one.
                 The load of the chosen one is updated before the router is asked again.
 
         Returns:
-            An index into *replicas*. One that has nothing free makes the item wait for it, whatever
-            is free elsewhere.
+            An index into *replicas*. If that replica has no free slot, the item waits for it, even if
+            another has one.
         """
         ...

@@ -13,14 +13,14 @@ where a call for each would cost too much. All other functions have in common:
   counts code points, as ``len`` does, and always holds: a character that has more than
   *max_chars* of them (up to ten in an emoji) is cut inside.
 * ``idle``: seconds. If no chunk arrives for that long, the text so far is given as a piece, and later
-  text begins a new one. The read that waits goes on and loses nothing; it runs in a task of
+  text begins a new one. The read that waits continues and loses nothing; it runs in a task of
   its own, which ends with the iteration.
 
 Errors: at the call, ``TypeError`` if the text is no async iterable and ``ValueError`` if an option
 is out of range; while iterating, ``TypeError`` if a chunk is no ``str``. An error of the chunks is raised
 after the pieces that were certain by then; the rest is not given.
 
-Cancellation of a read: nothing is lost, and the next read goes on, in any task. If the chunks come
+Cancellation of a read: nothing is lost, and the next read continues, in any task. If the chunks come
 from a generator that waits inside a ``with`` other than ``aclosing``, that generator ends, and the next
 read raises ``Closed``. When the pieces are left early, the iterator of the chunks is closed: inside a
 stage at the stage's next checkpoint, elsewhere by ``aclose``.
@@ -387,7 +387,7 @@ class _ChunksOrIdle:
         return self
 
     async def __anext__(self) -> object:
-        """Return the next chunk, or ``_IDLE``. Cancellation: the read goes on, until it is closed."""
+        """Return the next chunk, or ``_IDLE``. Cancellation: the read continues until it is closed."""
         if self._reader is None:
             self._reader = self._loop.create_task(self._read())
         if self._chunk is None:

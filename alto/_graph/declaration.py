@@ -35,7 +35,7 @@ RESERVED: Final = ("capacity", "max_held_items", "max_requests", "observers", "t
 
 @attrs.frozen(str=False)
 class Parameter:
-    """A parameter as written."""
+    """A parameter of a stage or pipeline function, as declared."""
 
     name: str
     annotation: object
@@ -54,7 +54,7 @@ class Parameter:
 
 @attrs.frozen(kw_only=True, eq=False, str=False)
 class Shape:
-    """A function as written."""
+    """The parameters and the result of a function, as declared."""
 
     name: str
     fn: Callable[..., object]
@@ -63,7 +63,7 @@ class Shape:
     plain: bool
     """True for a plain function: neither an async generator function nor a coroutine function."""
     streams: tuple[Parameter, ...]
-    """The positional parameters."""
+    """The positional parameters, in order."""
     resources: tuple[Parameter, ...]
     """The keyword-only parameters."""
     returns: object

@@ -130,7 +130,7 @@ def _handed(value: object, wanted: object) -> object:
 
 
 def _like(value: object, parts: list[object]) -> object:
-    # A container of the kind that `value` is, as far as its annotation can tell.
+    # A container of the same kind as `value`, with *parts* in it.
     if isinstance(value, tuple):
         made = getattr(value, "_make", tuple)  # Of a named tuple.
         return made(parts)

@@ -29,7 +29,7 @@ class OwnExecutor:
 
     __slots__ = ()
     short: ClassVar[RunsIn]
-    """Its short name."""
+    """Short name of the executor, as in ``runs_in=``."""
 
     def __init_subclass__(cls, short: RunsIn | None = None) -> None:
         if short is not None:  # attrs makes the class a second time, for its slots.

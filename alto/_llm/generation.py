@@ -95,7 +95,7 @@ class Generation:
                 end.
             RuntimeError: While iterating: another task waits for the next chunk.
 
-        Cancellation of a read: nothing is lost, and the next read of the same iterator goes on, in any
+        Cancellation of a read: nothing is lost, and the next read of the same iterator continues, in any
         task. If the stage call itself is cancelled, the generation is aborted.
         """
         return self._iterate()
@@ -223,7 +223,7 @@ class TypedGeneration(Generation, Generic[T]):
             OutputError: While iterating, after the last complete item: the output is not of its type.
             GenerationFailed: While iterating: the engine ended it without a reason.
 
-        Cancellation of a read: nothing is lost, and the next read of the same iterator goes on, in any
+        Cancellation of a read: nothing is lost, and the next read of the same iterator continues, in any
         task. If the stage call itself is cancelled, the generation is aborted.
         """
         self._needs_one_sample("items")

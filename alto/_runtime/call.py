@@ -602,7 +602,7 @@ class Call:
         except BaseException:
             if self.cancelled:
                 self._waits -= 1
-            else:  # A time limit inside the stage, say: user code goes on, and needs a permit.
+            else:  # For example a time limit inside the stage: user code continues, and needs a permit.
                 with anyio.CancelScope(shield=True):
                     await self._take_permit()
             raise

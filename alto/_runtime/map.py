@@ -104,7 +104,7 @@ class Succeeded(Generic[In, R]):
     index: int
     """Position of the input, from 0."""
     input: In
-    """The input itself."""
+    """The input of the request."""
     id: str = attrs.field(eq=False, default="")
     """The request's id; not compared."""
     values: list[R]
@@ -131,7 +131,7 @@ class Failed(Generic[In]):
     index: int
     """Position of the input, from 0."""
     input: In
-    """The input itself."""
+    """The input of the request."""
     id: str | None = attrs.field(eq=False, default=None)
     """The request's id; None if it was refused before anything was started. Not compared."""
     error: AltoError
@@ -147,7 +147,7 @@ class Failed(Generic[In]):
     """Always None."""
 
     def unwrap(self) -> NoReturn:
-        """Raise the error."""
+        """Raise the error of the failed request."""
         raise self.error
 
 
@@ -160,7 +160,7 @@ mypy and pyright narrow it by ``isinstance``, by ``match`` and by ``result.error
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """Progress of a map."""
+    """Progress of a map, in numbers of requests."""
 
     started: int
     """Number of inputs whose requests have been started."""

@@ -94,8 +94,8 @@ class Observers:
             return
         self._reported.add(id(observer))
         message = (
-            f"observer {shown(observer)} raised {shown(error)}; the request goes on, the observer "
-            f"goes on getting events, and what else it raises is not reported"
+            f"observer {shown(observer)} raised {shown(error)}; the request continues, the observer "
+            f"still gets events, and its later errors are not reported"
         )
         asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 

@@ -202,7 +202,7 @@ class JoinPort(Port):
 
 
 class GroupPort(Port):
-    """A group parameter."""
+    """The port of a group parameter."""
 
     __slots__ = ("completion", "depth", "rank", "top")
 

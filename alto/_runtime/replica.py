@@ -43,7 +43,7 @@ class ReplicaNode(Protocol):
 
     @property
     def app(self) -> ReplicaApp:
-        """The app."""
+        """The app that the replica belongs to."""
         ...
 
     @property

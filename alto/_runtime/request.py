@@ -87,7 +87,7 @@ class RequestApp(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Its event loop."""
+        """Event loop of its app."""
         ...
 
     @property

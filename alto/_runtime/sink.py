@@ -53,7 +53,7 @@ class Sink:
         if order == "ancestry" and depth:
             self._order = ReorderBuffer(depth, self.buffer)
         self.complete = False
-        """All results have arrived."""
+        """True once all results have arrived."""
         self.waiting = False
         """True if a reader waits for ``changed``."""
         self.changed: asyncio.Event | None = None

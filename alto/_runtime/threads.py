@@ -239,7 +239,7 @@ class _ThreadPool(Executor):
             pass
 
     def _serve(self, job: _Job | None, number: int) -> bool:
-        # Returns whether the thread goes on.
+        # Return whether the thread takes another job.
         if job is None:
             return False
         job.thread = threading.current_thread()

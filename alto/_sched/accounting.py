@@ -22,7 +22,7 @@ __all__ = ("Accounting",)
 _PREFILL_STEPS = 4
 """Budgets of prompt tokens that an engine is given ahead. With one, engines starve (measured)."""
 _BEGINNING = 256
-"""Tokens behind the declared prefix by which documents are told apart."""
+"""Tokens after the declared prefix by which documents are distinguished."""
 _REMEMBERED = 20_000
 """Beginnings and parents whose last engine is remembered, and templates."""
 
@@ -33,7 +33,7 @@ class Accounting:
 
     def __init__(self) -> None:
         self.speed: Speed = Speed()
-        """How fast the pool's engines are."""
+        """Measured speed of the pool's engines."""
         self.templates: dict[Hashable, Template] = {}
         """Estimates, by key of the template."""
         self.affinity: Affinity = Affinity()

@@ -31,11 +31,11 @@ class Decision:
     """One choice of a policy, and the state that it was made on."""
 
     time: float
-    """When, in seconds of the scheduler's clock."""
+    """Time in seconds, on the scheduler's clock."""
     call: int
     """The call's number."""
     branch: str
-    """Why the policy was asked: the call was ``submitted``, its ``turn`` came, another engine was
+    """Reason for asking the policy: the call was ``submitted``, its ``turn`` came, another engine was
     ``idle``, its engine was removed (``moved``, ``again``); or ``fallback``: the policy failed."""
     chosen: str
     """Name of the engine."""
@@ -64,7 +64,7 @@ class Replayed:
 
     @property
     def agrees(self) -> bool:
-        """Whether it chose the same engine."""
+        """True if it chose the same engine."""
         return self.chosen == self.decision.chosen
 
 

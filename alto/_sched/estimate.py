@@ -26,7 +26,7 @@ class Average:
         self.mean: float = 0.0
 
     def add(self, value: float, /) -> None:
-        """Add a value."""
+        """Update the mean with *value*."""
         self.count += 1
         self.mean += (value - self.mean) / min(self.count, self.window)
 

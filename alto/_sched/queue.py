@@ -40,7 +40,7 @@ PRIORITY_SECONDS = 60.0
 STRAGGLER_SECONDS = 0.05
 """Age that a call loses per open sibling."""
 MOST_SIBLINGS = 10
-"""Siblings that count."""
+"""Most siblings that are counted."""
 
 
 def order_key(ticket: Ticket, siblings: int, arrived: float, service: float) -> OrderKey:

@@ -22,10 +22,10 @@ TicketState: TypeAlias = Literal["waiting", "prefilling", "decoding", "ended"]
 
 @attrs.frozen(kw_only=True)
 class CallInfo:
-    """A call to be placed: what is known of it before an engine has seen it."""
+    """A call to be placed, as known before an engine has seen it."""
 
     template: Hashable
-    """Calls of equal template have prompts made alike: a stage and its declared prefix."""
+    """Calls of equal template have similar prompts: a stage and its declared prefix."""
     prompt_tokens: int
     """Length of the prompt."""
     token_ids: Sequence[int] | None = None
@@ -35,23 +35,23 @@ class CallInfo:
     max_tokens: int | None = None
     """Most tokens that it may generate; 0: it is to be embedded; None: no limit."""
     n: int = 1
-    """Samples."""
+    """Number of samples."""
     priority: int = 0
     """Lower goes earlier."""
     arrived: float | None = None
-    """When the outermost request began, in seconds; None: now."""
+    """Time at which the outermost request began, in seconds; None: now."""
     deadline: float | None = None
-    """When it must be done, in seconds; None: never."""
+    """Time by which it must end, in seconds; None: no limit."""
     depth: int = 0
-    """How far downstream in its pipeline; of equally old calls the deeper goes first."""
+    """Position of its stage downstream in the pipeline; of equally old calls the deeper goes first."""
     group: Hashable | None = None
     """Equal for calls that a join waits for together."""
     parent: Hashable | None = None
     """Equal for calls that probably share a long prefix, since one item is above them."""
     salt: int = 0
-    """What else must be equal for cached blocks to be shared, such as an adapter."""
+    """Stands for all else that must be equal to share cached blocks, such as an adapter."""
     streamed: bool = False
-    """Whether its prompt is still being written. Until its first token, its engine waits for input."""
+    """True if its prompt is still being written. Until its first token, its engine waits for input."""
 
     def __attrs_post_init__(self) -> None:
         """Check the numbers.
@@ -84,7 +84,7 @@ class Ticket:
     names: tuple[int, ...] = ()
     """The blocks of its prompt that an index can know, in order."""
     named: bool = False
-    """Whether the blocks were named: not before there is an engine."""
+    """True once the blocks were named, which needs an engine."""
     beginning: int | None = None
     """The name of the block 256 tokens behind its declared prefix, or of its last block, if it is not
     within the prefix: calls with the same document have the same."""
@@ -103,13 +103,13 @@ class Ticket:
     charged_kv: int = 0
     """KV tokens that its engine was charged for."""
     submitted: float = 0.0
-    """When it was submitted, in seconds."""
+    """Time of its submission, in seconds."""
     chosen: float = -1.0
-    """When its engine was chosen."""
+    """Time at which its engine was chosen."""
     dispatched: float = 0.0
-    """When it was given to its engine."""
+    """Time at which it was passed to its engine."""
     first: float = 0.0
-    """When its first token came."""
+    """Time of its first token."""
     among: int = 0
     """Generations on its engine at that time."""
     queued: float = 0.0
@@ -137,11 +137,11 @@ class EngineLoad:
     capacity: EngineCapacity
     """Its limits."""
     speed: Speed
-    """How fast it is."""
+    """Its measured speed."""
     max_outstanding: int
-    """Generations that it is given at once: as many as run, and a few that are ready to follow."""
+    """Most generations that it gets at once: as many as run, and a few that are ready to follow."""
     max_prefill: int
-    """Prompt tokens that it is given before it has computed earlier ones."""
+    """Most prompt tokens that it gets before it has computed earlier ones."""
     alive: bool = True
     """False once it was removed."""
     outstanding: int = 0
@@ -157,13 +157,13 @@ class EngineLoad:
     tickets: dict[Ticket, None] = attrs.Factory(dict)
     """Calls that it was given and that have not ended."""
     shared: dict[Hashable, list[int]] = attrs.Factory(dict)
-    """Per beginning: how many of its generations have it, and the KV tokens that they share."""
+    """Per beginning: the number of its generations that have it, and the KV tokens that they share."""
     streamed: int = 0
     """Calls that it was given whose prompts may still be being written."""
     heard: float = 0.0
-    """When it last gave a sign of life, in seconds."""
+    """Time of its last sign of life, in seconds."""
     silent: bool = False
-    """Whether it has work and has given no sign of life for too long. It gets no more until it does."""
+    """True if it has work and gave no sign of life for too long. It gets no new calls until it does."""
 
     @property
     def load(self) -> int:
@@ -172,7 +172,7 @@ class EngineLoad:
 
     @property
     def has_room(self) -> bool:
-        """Whether it should be given another call now."""
+        """True if it should get another call now."""
         if not self.alive or self.silent:
             return False
         if self.outstanding >= self.max_outstanding or self.prefill >= self.max_prefill:

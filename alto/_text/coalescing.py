@@ -1,8 +1,9 @@
 """Hand over pieces of a text together: as many as are worth a call of the stage that gets them.
 
 Theory of operation. One stage writes a text, and its pieces go to another stage that asks a model about
-them. A piece that goes by itself is worked on while the text goes on. But each call computes the head of its
-prompt once more, unless that is cached, and everything that its engine decodes waits meanwhile.
+them. A piece that is passed on alone is processed while the text is still arriving. But each call
+computes the head of its prompt once more, unless that is cached, and all other generations of its
+engine wait meanwhile.
 
 If a text ended now, after ``seen`` characters in calls of ``k`` each, then
 
@@ -269,7 +270,7 @@ def joined(
         TypeError: At the call: an argument is of another type. While iterating: a piece is no ``str``.
 
     An error of *pieces* comes through after what is held, and one of *ready* at once. Cancellation of a
-    read: nothing is lost, and the next read goes on. *pieces* are closed when this is left early.
+    read: nothing is lost, and the next read continues. *pieces* are closed when this is left early.
     """
     _check(pieces, ready, separator)
     return ResumableGenerator(_join(pieces, HeldPieces(ready, separator)), "text")
@@ -336,7 +337,7 @@ async def _join(pieces: AsyncIterable[Any], held: HeldPieces) -> AsyncGenerator[
                 piece = await anext(source)
             except StopAsyncIteration:
                 break
-            except Exception as failure:  # noqa: BLE001  # raised when what is held has gone
+            except Exception as failure:  # noqa: BLE001  # raised after the held pieces
                 error = failure
                 break
             if not isinstance(piece, str):

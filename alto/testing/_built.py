@@ -19,15 +19,15 @@ from alto.stage import stage
 from alto.stream import Group, Stream
 from alto.testing._sketch import PipelineDraw, StageDraw, Words
 
-__all__ = ("Broken", "Probe", "build")
+__all__ = ("Broken", "StageProbe", "build")
 
 
 class Broken(Exception):  # what a drawn stage raises, not an error of this kit
     """The exception of a drawn stage that is to fail."""
 
 
-class Probe:
-    """The probe of one drawn pipeline: stages report to it, and it makes one of them fail."""
+class StageProbe:
+    """A recorder for one drawn pipeline: stages report to it, and it makes one of them fail."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, Path]] = Counter()
@@ -57,7 +57,7 @@ class Probe:
         """Record that a call is about to yield output number *output* or, if None, to end.
 
         Raises:
-            Broken: The fuse says so.
+            Broken: This is the call and output chosen to fail.
         """
         if output is None:
             self.heard.append((name, words))
@@ -65,7 +65,7 @@ class Probe:
             raise Broken(name, *words)
 
 
-def build(draw: PipelineDraw, probe: Probe) -> Any:  # noqa: ANN401  # a Pipeline of unknown arity
+def build(draw: PipelineDraw, probe: StageProbe) -> Any:  # noqa: ANN401  # a Pipeline of unknown arity
     """Build the pipeline, all its stages and the pipelines that they call."""
     built: dict[int, Any] = {}
     for target in (*draw.targets(), draw):
@@ -90,7 +90,7 @@ def _pipeline(draw: PipelineDraw, built: dict[int, Any]) -> Any:  # noqa: ANN401
     return pipeline(function)
 
 
-def _stage(draw: StageDraw, probe: Probe, inner: Any) -> Any:  # noqa: ANN401
+def _stage(draw: StageDraw, probe: StageProbe, inner: Any) -> Any:  # noqa: ANN401
     function: Callable[..., Any] = _coroutine(draw, probe, inner)
     returns: Any = str
     if draw.runs_in == "thread":
@@ -125,7 +125,7 @@ def _sign(
     function.__annotations__ = {**dict(params), "return": returns}
 
 
-def _plain(draw: StageDraw, probe: Probe) -> Callable[..., Any]:
+def _plain(draw: StageDraw, probe: StageProbe) -> Callable[..., Any]:
     def body(*args: str) -> str:
         probe.called(draw.name, ())  # A thread has no current call.
         probe.check(draw.name, args, 0)
@@ -135,7 +135,7 @@ def _plain(draw: StageDraw, probe: Probe) -> Callable[..., Any]:
     return body
 
 
-def _coroutine(draw: StageDraw, probe: Probe, inner: Any) -> Callable[..., Any]:  # noqa: ANN401
+def _coroutine(draw: StageDraw, probe: StageProbe, inner: Any) -> Callable[..., Any]:  # noqa: ANN401
     async def body(*args: Any) -> str:  # noqa: ANN401
         probe.called(draw.name)
         words = await _read(draw, args)
@@ -150,7 +150,7 @@ def _coroutine(draw: StageDraw, probe: Probe, inner: Any) -> Callable[..., Any]:
     return body
 
 
-def _generator(draw: StageDraw, probe: Probe, inner: Any) -> Callable[..., Any]:  # noqa: ANN401
+def _generator(draw: StageDraw, probe: StageProbe, inner: Any) -> Callable[..., Any]:  # noqa: ANN401
     async def body(*args: Any) -> AsyncIterator[str]:  # noqa: ANN401
         probe.called(draw.name)
         words = await _read(draw, args)
@@ -178,7 +178,7 @@ def _generator(draw: StageDraw, probe: Probe, inner: Any) -> Callable[..., Any]:
     return body
 
 
-def _through(draw: StageDraw, probe: Probe) -> Callable[..., Any]:
+def _through(draw: StageDraw, probe: StageProbe) -> Callable[..., Any]:
     async def body(*args: Any) -> AsyncIterator[str]:  # noqa: ANN401
         probe.called(draw.name)
         if draw.take == 0:

@@ -130,7 +130,7 @@ class NodeDraw:
 
 @attrs.frozen(kw_only=True)
 class PipelineDraw:
-    """A pipeline function."""
+    """A drawn pipeline function: its stages and how they are connected."""
 
     name: str
     inputs: int

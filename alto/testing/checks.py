@@ -42,7 +42,7 @@ class Probe:
     """One engine under test."""
 
     engine: Engine
-    """The engine."""
+    """The engine to check."""
     request: GenerateRequest
     """A request that the engine can serve any number of times."""
     expect: str | None

@@ -44,7 +44,7 @@ class RecordedEvents:
         return f"<RecordedEvents: {len(self.events)}>"
 
     def notify(self, event: Event, /) -> None:
-        """Keep *event*."""
+        """Append *event* to the list."""
         self.events.append(event)
 
     def of(self, kind: type[E]) -> list[E]:

@@ -12,7 +12,7 @@ import anyio
 import attrs
 from hypothesis import strategies as st
 
-from alto.testing._built import Probe, build
+from alto.testing._built import StageProbe, build
 from alto.testing._sketch import Chooser, StageDraw
 
 __all__ = ("DrawnPipeline", "Failing", "Scaling", "pipelines")
@@ -55,14 +55,14 @@ class DrawnPipeline:
     inputs: tuple[tuple[str, ...], ...]
     """The inputs of each request."""
     capacity: int
-    """For ``open(capacity=...)``."""
+    """Argument of ``open(capacity=...)``."""
     failing: Failing | None
     """The call that fails, once :meth:`arm` was called; None: nothing fails."""
     scalings: tuple[Scaling, ...]
     """Changes of the number of replicas while requests run."""
     early: bool
     """True if a stage leaves a group or a pipeline early; then calls above it may be cancelled."""
-    probe: Probe
+    probe: StageProbe
     """The probe to which the stages report."""
     describe: str
     """The source code of the pipeline."""
@@ -136,7 +136,7 @@ def pipelines(draw: st.DrawFn, *, failing: bool = False, max_nodes: int = 7) -> 
             pick=draw(st.integers(0, 99)),
             after=draw(st.integers(0, 2)),
         )
-    probe = Probe()
+    probe = StageProbe()
     return DrawnPipeline(
         pipeline=build(drawn, probe),
         inputs=tuple(

@@ -352,7 +352,7 @@ async def test_an_observer_that_raises_is_reported_once_and_the_request_goes_on(
         f"cannot take {type(recorded.events[3]).__name__}",
     ]
     assert "observer Broken(0) raised OSError" in reported[0]["message"]
-    assert "the request goes on" in reported[0]["message"]
+    assert "the request continues" in reported[0]["message"]
 
 
 @pytest.mark.parametrize("wants", [None, (), (EngineStarted, EngineStopped)])

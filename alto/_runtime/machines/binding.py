@@ -183,7 +183,7 @@ class Binding:
         load.seconds = seconds if known is None else known + (seconds - known) * _NEWEST
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Raise `AssertionError` if an invariant is broken."""
         assert self._live or not self._loads
         assert [load.number for load in self._live] == sorted(load.number for load in self._live)
         assert set(self._bound.values()) <= set(self._loads)

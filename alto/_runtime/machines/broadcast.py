@@ -85,7 +85,7 @@ class Broadcast:
             del self._tops[item]
 
     def check(self) -> None:
-        """Assert the invariant."""
+        """Raise `AssertionError` if the invariant is broken."""
         for item, nodes in self._tops.items():
             top = nodes.get(item)
             assert top is None or len(top.done) != top.children, item

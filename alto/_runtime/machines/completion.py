@@ -107,7 +107,7 @@ class CompletionCounter:
             del self._nodes[path]
 
     def check(self) -> None:
-        """Assert the invariant."""
+        """Raise `AssertionError` if the invariant is broken."""
         for path, (done, expected) in self._nodes.items():
             assert self.top <= len(path) < self.depth, path
             assert expected < 0 or done < expected, (path, done, expected)

@@ -141,7 +141,7 @@ class Join:
         return gone
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Raise `AssertionError` if an invariant is broken."""
         assert all(p.missing > 0 for p in self._pending.values())
         full = sum(self._items(p) for p in self._pending.values())
         assert self.held == len(self._stored) + full, (self.held, self._stored, full)

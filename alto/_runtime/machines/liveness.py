@@ -68,7 +68,7 @@ class Liveness:
         paths.add(path)
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Raise `AssertionError` if an invariant is broken."""
         for paths in (*self._released, self.dead):
             for path in paths:
                 assert not _covered(paths - {path}, path), path

@@ -157,7 +157,7 @@ class Rotation(Generic[Q]):
         self._priorities.remove(priority)
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Raise `AssertionError` if an invariant is broken."""
         assert self._priorities == sorted(self._levels)
         assert all(self._levels.values()) or len(self._levels) == 1
         assert all(self._behind.values())
@@ -279,11 +279,11 @@ class Permits(Generic[Q, C]):
         return call
 
     def give_back(self) -> None:
-        """Take a permit back."""
+        """Return a permit of a call that has ended."""
         self.free += 1
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Raise `AssertionError` if an invariant is broken."""
         assert 0 <= self.free <= self.limit, (self.free, self.limit)
         self._queues.check()
 
