@@ -31,7 +31,7 @@ class Vectors:
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether scores were given."""
+        """True if scores were given."""
         return self._scores is not None
 
     def embedding(self, request: EmbedRequest, /) -> Embedding:

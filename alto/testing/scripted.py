@@ -115,7 +115,7 @@ class Scripted(FakeEngine):
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether it was given scores; then it acts as a cross-encoder."""
+        """True if it was given scores; then it acts as a cross-encoder."""
         return self._vectors.scores_pairs
 
     async def stop(self) -> None:
