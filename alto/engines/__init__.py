@@ -24,7 +24,7 @@ _HOME = {
     "Simulated": "simulated",
     "VLLM": "vllm",
 }
-"""Where each name comes from, at its first use."""
+"""Module of each name, imported at its first use."""
 
 
 def __getattr__(name: str) -> object:

@@ -26,7 +26,7 @@ class FakeGeneration:
     """A generation with one reader, who waits for more of it or for its end."""
 
     asked: float
-    """When it was asked for, in seconds on the loop's clock."""
+    """Time of the request, in seconds on the loop's clock."""
     error: Exception | None = None
     """Reason why the engine ended it; None: it goes on, or has ended by itself."""
     _news: asyncio.Event | None = attrs.field(default=None, init=False)

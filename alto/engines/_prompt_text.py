@@ -36,6 +36,6 @@ async def whole_prompt(prompt: StreamedPrompt, /) -> str:
 def _checked(piece: object) -> str:
     if not isinstance(piece, str):
         raise InvalidRequest(
-            f"the tail of a streamed prompt gives texts, not {type(piece).__name__}"
+            f"the tail of a streamed prompt must yield str, not {type(piece).__name__}"
         )
     return piece

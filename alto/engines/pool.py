@@ -159,7 +159,7 @@ class Pool:
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether its engines score a pair of texts at once; False before the first start."""
+        """True if its engines score a pair of texts at once; False before the first start."""
         return any(slot.scores_pairs for slot in self._members.slots)
 
     async def start(self) -> None:

@@ -1,9 +1,8 @@
-"""What an engine costs and can hold, in a record; and the engines whose records are known.
+"""Profiles of engines: the time of a step, the limits, and the known engines.
 
 A step of an engine runs one forward pass over a batch: one token for each sequence that decodes, and
-pieces of the prompts of those that do not yet. Its time is taken to be a sum of terms, each a constant
-of the record times a size of the batch. ``python -m bench.fit`` measures the constants of a real
-engine.
+chunks of the prompts of the others. Its time is modelled as a sum of terms, each a constant of the
+profile times a size of the batch. ``python -m bench.fit`` measures the constants of a real engine.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ def _tokens(_: object, attribute: attrs.Attribute[int], value: int) -> None:
 
 @attrs.frozen(kw_only=True)
 class EngineProfile:
-    """The constants of one kind of engine. Validated when it is built.
+    """Constants and limits of one kind of engine. Validated when it is built.
 
     Raises:
         ValueError: A constant is out of its range, or two limits contradict each other.
-        TypeError: A constant is no number.
+        TypeError: A constant is not a number.
     """
 
     name: str
     """Short name, as a key of ``PROFILES``."""
     source: str
-    """Where the numbers come from: a command, a section of a paper, an assumption."""
+    """Source of the numbers: a command, a section of a paper, an assumption."""
     base_s: float = attrs.field(validator=_seconds)
     """Seconds that every step takes, however small."""
     per_sequence_s: float = attrs.field(default=0.0, validator=_seconds)
@@ -47,42 +46,42 @@ class EngineProfile:
     per_context_token_s: float = attrs.field(default=0.0, validator=_seconds)
     """Seconds for each token that the decoding sequences attend to, prompt and output."""
     per_prefill_token_s: float = attrs.field(default=0.0, validator=_seconds)
-    """Seconds for each prompt token that is computed, those in the cache left out."""
+    """Seconds for each prompt token that is computed; cached tokens do not count."""
     per_prefill_step_s: float = attrs.field(default=0.0, validator=_seconds)
-    """Seconds more for a step in which any prompt is computed. On a CPU kernels are prepared for a
-    number of tokens that was not met lately; on a GPU such a step may run without its graph."""
+    """Additional seconds for a step that computes any prompt. On a CPU, kernels are prepared for
+    each number of tokens not seen recently; on a GPU, such a step may run without its CUDA graph."""
     per_prefill_s: float = attrs.field(default=0.0, validator=_seconds)
-    """Seconds for each sequence of which part of the prompt is computed."""
+    """Seconds for each sequence with prompt tokens computed in the step."""
     per_prefill_pair_s: float = attrs.field(default=0.0, validator=_seconds)
     """Seconds for each pair of a computed prompt token and a token that it attends to."""
     latency_s: float = attrs.field(default=0.0, validator=_seconds)
-    """Seconds from a call until the engine's scheduler knows of it, and for what it says to come
-    back: tokenising, queues between processes. Delays a call, and occupies nothing."""
+    """Seconds from a call to the engine's scheduler and from its output back: tokenisation, queues
+    between processes. It delays a call and occupies no resource."""
     max_num_seqs: int = attrs.field(validator=_tokens)
-    """Sequences that run at once; others wait."""
+    """Maximum number of sequences that run at once; others wait."""
     max_num_batched_tokens: int = attrs.field(validator=_tokens)
-    """Tokens in one step, of decoding and of prompts together."""
+    """Maximum tokens in one step, decoded and prompt tokens together."""
     kv_tokens: int = attrs.field(validator=_tokens)
-    """Tokens that the KV cache holds."""
+    """Size of the KV cache, in tokens."""
     block_size: int = attrs.field(default=16, validator=_tokens)
-    """Tokens per block of the KV cache: what is shared, and what is thrown out, is whole blocks."""
+    """Tokens per block of the KV cache; only whole blocks are shared and evicted."""
     max_model_len: int = attrs.field(validator=_tokens)
     """Longest sequence, prompt and output together, in tokens."""
     policy: Literal["priority", "fcfs"] = attrs.field(
         default="priority", validator=attrs.validators.in_(("priority", "fcfs"))
     )
-    """Who starts first: the lowest priority, then the oldest; or the oldest, whatever its
-    priority. Where KV memory runs short the last in this order loses its own."""
+    """Order of calls. ``priority``: the lowest priority first, then the oldest; ``fcfs``: the oldest
+    first. If KV memory runs short, the last call in this order is preempted."""
 
     def __attrs_post_init__(self) -> None:
-        """Refuse limits under which a call could never run."""
+        """Check that the limits allow a call to run."""
         if self.base_s == 0 and self.per_sequence_s == 0:
             msg = "a step must take time: set base_s or per_sequence_s above 0"
             raise ValueError(msg)
         if self.max_num_batched_tokens < self.max_num_seqs:
             msg = (
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}), for each of them decodes a token per step"
+                f"max_num_seqs ({self.max_num_seqs}): each sequence decodes a token per step"
             )
             raise ValueError(msg)
         if self.kv_blocks * self.block_size < self.max_model_len:
@@ -99,7 +98,7 @@ class EngineProfile:
 
     @property
     def capacity(self) -> EngineCapacity:
-        """The limits, as whoever feeds the engine wants to know them."""
+        """The limits as an :class:`~alto.model.EngineCapacity`."""
         return EngineCapacity(
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
@@ -117,14 +116,14 @@ class EngineProfile:
         prefills: int = 0,
         prefill_pairs: float = 0,
     ) -> float:
-        """How long one step takes.
+        """Return the duration of one step, in seconds.
 
         Args:
-            decoding: Sequences that decode in it.
-            context_tokens: What these attend to, together.
-            prefill_tokens: Prompt tokens computed in it.
-            prefills: Sequences that these belong to.
-            prefill_pairs: Tokens that these attend to, summed over them.
+            decoding: Number of sequences that decode.
+            context_tokens: Tokens that these sequences attend to, in total.
+            prefill_tokens: Prompt tokens computed.
+            prefills: Number of sequences that these tokens belong to.
+            prefill_pairs: Tokens that each prompt token attends to, summed over them.
         """
         return (
             self.base_s
@@ -193,7 +192,7 @@ SCHEDULING_STUDY = EngineProfile(
     block_size=20,
     max_model_len=32_000,
 )
-"""What ``python -m bench.scheduling`` compares placement policies on."""
+"""The profile with which ``python -m bench.scheduling`` compares placement policies."""
 
 PROFILES = MappingProxyType({p.name: p for p in (CPU_TINY, A100_7B, SCHEDULING_STUDY)})
 """The known profiles, by name."""

@@ -1,8 +1,8 @@
 """A Llama of half a million random weights, for tests and demonstrations of real engines.
 
-It is built on the spot, so nothing is downloaded, and a vLLM engine serves it text in, text out.
-Its text means nothing: it repeats printable characters. Greedy decoding never ends it, so a
-generation is as long as ``max_tokens``, a stop text or a constraint makes it.
+It is built locally, so nothing is downloaded. A vLLM engine serves it with text in and text out.
+Its output is meaningless printable characters. Greedy decoding never generates an end token, so
+``max_tokens``, a stop text or a constraint ends a generation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ("build_tiny_llama",)
 
 _SPECIAL = ("<s>", "</s>", "<pad>")
 _RECIPE = 2
-"""Raised when the files change for equal settings, so that an old folder is built anew."""
+"""Version of the files; increment it when they change for equal settings, to rebuild old folders."""
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -41,15 +41,15 @@ def build_tiny_llama(
     Needs ``numpy`` and ``tokenizers``, which vLLM brings.
 
     Args:
-        folder: Where the model goes; made if it is missing.
-        seed: Of the weights. Equal settings give equal files.
+        folder: Folder for the model; created if missing.
+        seed: Seed of the weights. Equal settings give equal files.
         layers: Depth of the model.
         context: Longest sequence, in tokens (bytes of text, here).
         chat: Whether the tokenizer has a chat template.
 
     Returns:
-        The folder, ready to be given to :class:`alto.engines.vllm.VLLM`. It is left alone if it
-        already holds this model.
+        The folder, to pass to :class:`alto.engines.vllm.VLLM`. It is left unchanged if it already
+        holds this model.
     """
     target = Path(folder)
     settings = {
@@ -99,7 +99,7 @@ def _config(*, vocabulary: int, layers: int, context: int) -> dict[str, Any]:
 
 
 def _write_tokenizer(target: Path, *, context: int, chat: bool) -> dict[str, int]:
-    """One token a byte, after the special ones; returns token text to id."""
+    """Write a tokenizer with one token per byte, after the special ones; return text to id."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -131,10 +131,10 @@ def _write_weights(
 ) -> None:
     import numpy as np
 
-    luck = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def weight(rows: int, columns: int) -> NDArray[np.float32]:
-        return (luck.standard_normal((rows, columns)) * 0.02).astype(np.float32)
+        return (rng.standard_normal((rows, columns)) * 0.02).astype(np.float32)
 
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
@@ -161,7 +161,7 @@ def _write_weights(
 
 
 def _write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]]) -> None:
-    """The format by hand, since numpy has no bfloat16: length of a JSON header, header, data."""
+    """Write *tensors* as bfloat16, which numpy lacks: length of a JSON header, header, data."""
     import numpy as np
 
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -192,7 +192,7 @@ class VLLM:
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether the model is a cross-encoder, which scores a pair of texts; False until it runs."""
+        """True if the model is a cross-encoder, which scores a pair of texts; False until it runs."""
         return self._pool is not None and self._pool.scores_pairs
 
     async def start(self) -> None:

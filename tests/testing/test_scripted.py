@@ -348,7 +348,9 @@ class TestStreamedPrompts:
         assert chunks[0].usage == Usage(prompt_tokens=3, output_tokens=1)
         assert (chunks[0].usage.queue_time, chunks[0].usage.first_token_time) == (2.0, 3.0)
 
-    @pytest.mark.parametrize(("piece", "message"), [(5, "gives texts, not int"), ("", "is empty")])
+    @pytest.mark.parametrize(
+        ("piece", "message"), [(5, "must yield str, not int"), ("", "is empty")]
+    )
     async def test_a_prompt_that_is_none_is_refused(self, piece, message):
         """Once the tail is there."""
 

@@ -83,12 +83,12 @@ class PoolCall:
         self.book: EngineLoad | None = None
         self.source: AsyncGenerator[Chunk, None] | None = None
         self.begun = False
-        """Whether its engine has given a chunk."""
+        """True once its engine has yielded a chunk."""
         self.ended = False
-        """Whether its end has been reported to the scheduler."""
+        """True once its end has been reported to the scheduler."""
         self.reading = False
         self.checking = False
-        """Whether a timer is set that checks whether its reader is away."""
+        """True while a timer is set that checks whether its reader is away."""
         self.seen = 0
         """Number of chunks so far."""
         self.said: list[int] = []

@@ -93,9 +93,9 @@ class PoolSlot:
     context: int | None = None
     """Context of a `Member` that has run, in tokens; None: not known."""
     scores_pairs: bool = False
-    """Whether its engine is a scorer of pairs; as of its last start."""
+    """True if its engine scores pairs; as of its last start."""
     streams_prompts: bool = False
-    """Whether its engine takes streamed prompts; as of its last start."""
+    """True if its engine takes streamed prompts; as of its last start."""
 
     def statistics(self) -> EngineStatistics:
         """Return what the engine is doing."""
@@ -152,7 +152,7 @@ class Members:
 
     @property
     def hopeful(self) -> bool:
-        """Whether an engine runs, or may run again."""
+        """True if an engine runs, or may run again."""
         return any(slot.state in ("running", "starting", "dead") for slot in self.slots)
 
     def slot_of(self, book: EngineLoad) -> PoolSlot | None:

@@ -1,17 +1,17 @@
-"""KV memory of a simulated engine: blocks that sequences hold, share, leave behind and throw out.
+"""KV memory of a simulated engine: blocks that sequences hold, share, release and evict.
 
-A full block of a prompt has a *name* (see :mod:`alto._sched.prefix`), and whoever has a prompt with
-the same name holds the same block. All other blocks are one sequence's own. A block that nobody holds
-any more stays where it is until its place is needed, the longest unused first. Blocks without
-content, or only half full, are used up before any of these.
+A full block of a prompt has a *name* (see :mod:`alto._sched.prefix`), and sequences whose prompts
+have the same name hold the same block. All other blocks belong to one sequence. A block that no
+sequence holds stays in memory until its space is needed; the least recently used is evicted first.
+Blocks without content, or only partly full, are reused before any of these.
 
-* A name is in ``_holders`` exactly while its block is in memory; its count is of those who hold it.
-* Whoever holds a block holds the one before it, so if a name is there, so are those before it.
-* ``_idle`` has what nobody holds, in the order in which it is thrown out: a name, or the *run* of
-  the full blocks that were one sequence's own, counted, the deepest of which goes first.
-* ``free`` is the sum of what is blank and what is idle.
+* A name is in ``_holders`` exactly while its block is in memory, with the number of its holders.
+* A holder of a block also holds the one before it, so if a name is in memory, so are those before it.
+* ``_idle`` has the blocks without a holder, in order of eviction. A key is a name, or a *run*: the
+  full blocks that belonged to one sequence, with their count, of which the deepest goes first.
+* ``free`` is the number of blank blocks and idle blocks together.
 
-Blocks are only counted, so taking a thousand costs no more than throwing out what was idle.
+Blocks are only counted, so taking a thousand costs no more than evicting the idle ones among them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Blocks:
     """The memory of one engine.
 
     Args:
-        total: Blocks there are.
-        removed: Is told the names of blocks that were thrown out.
+        total: Number of blocks.
+        removed: Called with the names of evicted blocks.
     """
 
     __slots__ = ("_blank", "_holders", "_idle", "_removed", "free", "total")
@@ -46,16 +46,16 @@ class Blocks:
 
     @property
     def held(self) -> int:
-        """Blocks that somebody holds."""
+        """Number of blocks that a sequence holds."""
         return self.total - self.free
 
     @property
     def named(self) -> int:
-        """Blocks with a name, held or not."""
+        """Number of blocks with a name, held or idle."""
         return len(self._holders)
 
     def find(self, names: Sequence[int], limit: int, /) -> tuple[int, int]:
-        """How many of the first *limit* names are there, one after the other; how many idle."""
+        """Return how many leading names, at most *limit*, are in memory, and how many are idle."""
         holders, found, idle = self._holders, 0, 0
         for name in names if limit >= len(names) else names[:limit]:
             count = holders.get(name)
@@ -67,7 +67,7 @@ class Blocks:
         return found, idle
 
     def hold(self, names: Sequence[int], count: int, /) -> None:
-        """Hold the first *count* of *names*, which are there."""
+        """Hold the first *count* of *names*, which are in memory."""
         holders, idle = self._holders, self._idle
         for name in names if count == len(names) else names[:count]:
             holding = holders[name]
@@ -77,10 +77,10 @@ class Blocks:
             holders[name] = holding + 1
 
     def add(self, names: Sequence[int], start: int, stop: int, /) -> int:
-        """Name the blocks *start* to *stop*, taken before, up to the first that is there already.
+        """Name the blocks *start* to *stop*, already taken, up to the first name that is in memory.
 
         Returns:
-            How many have been named.
+            Number of blocks named.
         """
         holders = self._holders
         for index in range(start, stop):
@@ -113,7 +113,7 @@ class Blocks:
             self._removed(gone)
 
     def idle_of(self, run: object, /) -> int:
-        """How many blocks are left of a run."""
+        """Return the number of blocks left of a run."""
         return self._idle.get(run, 0)
 
     def reclaim(self, run: object, count: int, /) -> None:
@@ -128,14 +128,14 @@ class Blocks:
     def release(
         self, names: Sequence[int], shared: int, run: object, /, *, full: int, partial: int
     ) -> None:
-        """Let go of what a sequence holds, from its end to its beginning.
+        """Release the blocks of a sequence, the last one first.
 
         Args:
-            names: The names of its prompt's blocks.
-            shared: How many of these it holds.
-            run: Stands for its own full blocks.
-            full: How many these are.
-            partial: Blocks of its own that are not full.
+            names: Names of its prompt's blocks.
+            shared: Number of these that it holds.
+            run: Key for its own full blocks.
+            full: Number of its own full blocks.
+            partial: Number of its own blocks that are not full.
         """
         self.free += full + partial
         self._blank += partial

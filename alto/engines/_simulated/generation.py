@@ -73,5 +73,5 @@ class SimulatedGeneration(FakeGeneration):
 
     @property
     def is_read(self) -> bool:
-        """Whether the reader has got all output."""
+        """Return whether the reader has received all output."""
         return all(given == len(self.token_ids) for given in self.given)

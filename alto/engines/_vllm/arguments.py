@@ -1,4 +1,4 @@
-"""Which arguments an engine is started with: what the user gave, checked, over our defaults."""
+"""Arguments of a vLLM engine: the user's, checked, over alto's defaults."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = (
 
 _GIB = 1 << 30
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters that vLLM can be told to make room for."""
+"""Values that vLLM accepts as ``max_lora_rank``."""
 _ADAPTERS_AT_ONCE = 8
-"""Adapters that one step may use, unless told otherwise; each takes memory for good."""
+"""Default for the adapters that one step may use; each takes memory permanently."""
 _OUT_OF_MEMORY: Final = re.compile(
     r"out of memory|OutOfMemory|MemoryError|No available memory for the cache"
     r"|KV cache (?:is|memory)|[Ff]ree memory on|[Cc]an(?:no|')t allocate memory"
@@ -32,9 +32,9 @@ _OUT_OF_MEMORY: Final = re.compile(
 
 
 def check_model_folder(model: str) -> str | None:
-    """What is wrong with *model* if it is meant as a folder; None: nothing, or it is a hub's name.
+    """Return the problem with *model* as a folder; None if there is none, or it is a hub's name.
 
-    vLLM would take a misspelt path for the name of a repository, and say so at length.
+    vLLM would take a misspelt path for a repository's name, and give a long, unrelated error.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -47,7 +47,7 @@ def check_model_folder(model: str) -> str | None:
 
 
 def unknown_arguments(given: Collection[str], known: Collection[str]) -> str | None:
-    """What to say about arguments that this vLLM does not know; None: it knows them all."""
+    """Return a message about arguments that this vLLM does not know; None if it knows all."""
     unknown = [name for name in given if name not in known]
     if not unknown:
         return None
@@ -56,7 +56,7 @@ def unknown_arguments(given: Collection[str], known: Collection[str]) -> str | N
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         parts.append(f"{name!r}{hint}")
-    return f"this vLLM knows no engine argument {', '.join(parts)}"
+    return f"this version of vLLM has no engine argument {', '.join(parts)}"
 
 
 def engine_arguments(
@@ -68,17 +68,17 @@ def engine_arguments(
     memory: int,
     cache_chosen: bool = False,
 ) -> dict[str, Any]:
-    """Every argument to start an engine with; what is *given* wins.
+    """Return all arguments to start an engine with; those in *given* win.
 
-    vLLM's own defaults depend on who asks and on the device, and on a CPU its KV cache would take
-    nearly all memory; so the sizes that matter are always said.
+    vLLM's own defaults depend on the caller and the device, and on a CPU its KV cache would take
+    nearly all memory. So the sizes that matter are always passed.
 
     Args:
         model: Name or folder.
-        given: The user's.
+        given: The user's arguments.
         known: Names that the installed vLLM has; a default that it lacks is left out.
         cpu: Whether vLLM runs on the CPU.
-        memory: All of this machine's memory, in bytes.
+        memory: Total memory of this machine, in bytes.
         cache_chosen: Whether the size of the KV cache is set elsewhere, by the environment.
     """
     sequences = given.get("max_num_seqs") or (64 if cpu else 256)
@@ -96,10 +96,10 @@ def engine_arguments(
 
 
 def lora_arguments(adapters: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments that make room for adapters, by name and folder; none where there are none.
+    """Return the arguments that make room for *adapters* (name to folder); empty if there are none.
 
     Raises:
-        ValueError: A folder is not there, or holds no adapter.
+        ValueError: A folder is missing, or holds no adapter.
     """
     if not adapters:
         return {}
@@ -127,7 +127,7 @@ def lora_arguments(adapters: Mapping[str, str]) -> dict[str, Any]:
 
 
 def memory_remedy(cause: str, *, cpu: bool) -> str:
-    """What to do where *cause*, an engine's error, is about memory; else nothing."""
+    """Return a remedy if *cause*, an engine's error, is about memory; else the empty string."""
     if not _OUT_OF_MEMORY.search(cause):
         return ""
     if cpu:
@@ -137,6 +137,6 @@ def memory_remedy(cause: str, *, cpu: bool) -> str:
         )
     return (
         "; the model does not fit: raise tensor_parallel_size to spread it over more GPUs, lower "
-        "max_model_len, set kv_cache_memory_bytes or gpu_memory_utilization, or end what else uses "
-        "the GPU"
+        "max_model_len, set kv_cache_memory_bytes or gpu_memory_utilization, or stop other "
+        "programs on the GPU"
     )

@@ -221,7 +221,7 @@ class _OutputLine:
     """Process, and place in its program, that wrote the line, where the line names them."""
     text: str
     matters: bool
-    """Whether it may belong to an error."""
+    """True if the line may belong to an error."""
 
     @classmethod
     def parse(cls, line: str) -> Self:

@@ -200,12 +200,12 @@ class VLLMEngine:
 
     @property
     def streams_prompts(self) -> bool:
-        """Whether it computes a prompt while its end is still being written."""
+        """True if it computes a prompt while its end is still being written."""
         return self._streamed_prompts
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether the model is a cross-encoder, which scores a pair of texts; False until it runs."""
+        """True if the model is a cross-encoder, which scores a pair of texts; False until it runs."""
         return self._life is not None and self._life.session.scores_pairs
 
     async def start(self) -> None:

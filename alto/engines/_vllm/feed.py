@@ -1,17 +1,18 @@
-"""When to hand an engine the tokens of a prompt that is still being written.
+"""State machine that decides which tokens of an unfinished prompt to send to an engine, and when.
 
-Theory of operation. Text comes in pieces (:meth:`Feed.add`). Whenever enough is new, the machine gives
-the text that is certain, for the caller to tokenise; of its tokens (:meth:`Feed.tokenised`) it says
-which to send. At the end the caller tokenises the whole text, and gets the rest (:meth:`Feed.finish`).
+Theory of operation. Text arrives in pieces (:meth:`Feed.add`). When there is enough new text, the
+machine returns the part that is final, for the caller to tokenise, and then selects the tokens to send
+(:meth:`Feed.tokenised`). At the end the caller tokenises the whole text and gets the remaining tokens
+(:meth:`Feed.finish`).
 
-Tokens at the end of a text are not certain: ``pre`` may become ``prefill``, and many tokenizers join
+Tokens at the end of a text may still change: ``pre`` may become ``prefill``, and many tokenizers join
 a full stop with the newline after it. So the last word is not tokenised before the next one has
-begun, and the last few tokens are not sent. That is a guess about tokenizers, and a wrong one costs
-time and nothing else: what was sent is compared with every later tokenisation. If a tokenisation
-does not begin with it, the feed is broken for good, and the prompt is to be sent whole.
+begun, and the last few tokens are not sent. This is a heuristic, and if it is wrong it costs only
+time: the sent tokens are compared with every later tokenisation. If a tokenisation does not begin
+with them, the feed is broken permanently, and the caller must send the whole prompt.
 
-States: open, broken, ended. Every event but a second end is legal in every state; a broken feed
-asks for nothing more.
+States: open, broken, ended. Every event is legal in the states open and broken, none after the end.
+A broken feed requests nothing more.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from alto.errors import PromptTooLong
 __all__ = ("CHUNK_TOKENS", "Feed")
 
 CHUNK_TOKENS = 128
-"""Tokens that a chunk has at least. Each costs the engine a step of its own and a token that nobody
-wants: with a tiny Llama on a CPU, 900 tokens took 0.39 s in chunks of 8, and 0.018 s at once, so 3 ms a
-chunk. At 128 tokens that is hidden behind the writing of the next, at up to tens of thousands of tokens
-a second, and what is left for the end of the prompt is still short. Also a multiple of the usual sizes
-of a cache block."""
+"""Minimum number of tokens in a chunk. Each chunk costs the engine a step and an unused token: with a
+tiny Llama on a CPU, 900 tokens took 0.39 s in chunks of 8 and 0.018 s at once, so 3 ms per chunk. With
+128 tokens this is hidden behind the writing of the next chunk, at up to tens of thousands of tokens per
+second, and the remainder at the end of the prompt is still short. It is also a multiple of the usual
+sizes of a cache block."""
 
 _HELD_TOKENS = 4
-"""Tokens at the end of what is certain that are not sent yet; see the head of the file."""
+"""Tokens at the end of the final text that are held back, since later text may change them."""
 _HELD_CHARACTERS = 64
-"""A last word longer than this is taken for a script without spaces, or for no word."""
+"""Longest last word that is held back; longer ones are a script without spaces, or not words."""
 
 
 @final
@@ -41,10 +42,10 @@ class Feed:
     """One prompt whose end is still being written.
 
     Args:
-        limit: The model's context, in tokens.
-        chunk_tokens: The fewest tokens worth sending.
+        limit: Context length of the model, in tokens.
+        chunk_tokens: Minimum number of tokens to send at once.
 
-    Invariant: *sent* is the beginning of every tokenisation seen so far, unless *broken*.
+    Invariant: every tokenisation seen so far begins with *sent*, unless *broken*.
     """
 
     __slots__ = (
@@ -65,10 +66,10 @@ class Feed:
         self._chunk_tokens = chunk_tokens
         self._parts: list[str] = []
         self._whole = 0  # characters in all parts
-        self._certain = 0  # characters of the text that was last given to be tokenised
-        self._tokenised = 0  # tokens it has
+        self._certain = 0  # characters of the text that was last returned for tokenisation
+        self._tokenised = 0  # tokens in that text
         self._per_token = (
-            1.0  # characters; 1 is the least that makes sense, so the first try is early
+            1.0  # characters per token; 1 is the minimum, so the first tokenisation comes early
         )
         self._ended = False
         self.sent: list[int] = []
@@ -76,23 +77,23 @@ class Feed:
 
     @property
     def text(self) -> str:
-        """All that is there."""
+        """All text so far."""
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
 
     def add(self, piece: str, /) -> str | None:
-        """Take more text.
+        """Add text.
 
         Returns:
-            What to tokenise now, to be told to :meth:`tokenised`; None: it is not worth it yet.
+            Text to tokenise now; pass its tokens to :meth:`tokenised`. None: too little is new.
         """
         assert not self._ended
         self._parts.append(piece)
         self._whole += len(piece)
         if self.broken:
             return None
-        new = (self._whole - self._certain) / self._per_token  # tokens, by what was seen so far
+        new = (self._whole - self._certain) / self._per_token  # estimated tokens
         unsent = self._tokenised - len(self.sent) + new
         if unsent < self._chunk_tokens + _HELD_TOKENS or new < self._chunk_tokens / 4:
             return None
@@ -103,17 +104,17 @@ class Feed:
         return self.text[:certain]
 
     def tokenised(self, token_ids: Sequence[int], /, *, room: int | None = None) -> list[int]:
-        """Take the tokens of the text that :meth:`add` gave.
+        """Take the tokens of the text that :meth:`add` returned.
 
         Args:
-            token_ids: All of them.
-            room: The most tokens that may be sent now; None: any number.
+            token_ids: All tokens of that text.
+            room: Maximum number of tokens that may be sent now; None: any number.
 
         Returns:
-            What to send now, which counts as sent; empty: nothing.
+            Tokens to send now, which count as sent; empty if there are none.
 
         Raises:
-            PromptTooLong: What is there already leaves no place for an answer.
+            PromptTooLong: The text so far leaves no room for an answer.
         """
         assert not self._ended
         if not self._goes_on(token_ids):
@@ -130,13 +131,14 @@ class Feed:
         return new
 
     def finish(self, token_ids: Sequence[int], /) -> list[int] | None:
-        """Take the tokens of the whole text; nothing is to follow.
+        """Take the tokens of the whole text. Nothing may follow.
 
         Returns:
-            The rest, never empty; None: they do not go on from what was sent, so begin anew.
+            The tokens not sent yet, never empty; None: they do not continue the sent ones, so send
+            the whole prompt again.
 
         Raises:
-            PromptTooLong: The whole leaves no place for an answer.
+            PromptTooLong: The prompt leaves no room for an answer.
         """
         assert not self._ended
         self._ended = True
@@ -154,7 +156,7 @@ class Feed:
 
 
 def _certain(text: str) -> int:
-    """How many characters at the beginning of *text* belong to words that have ended."""
+    """Return the number of leading characters of *text* that belong to words that have ended."""
     end = len(text)
     earliest = max(0, end - _HELD_CHARACTERS)
     while end > earliest and not text[end - 1].isspace():

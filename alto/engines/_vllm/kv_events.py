@@ -1,9 +1,9 @@
-"""What an engine keeps in its prefix cache, as its scheduler publishes it.
+"""Events of an engine's prefix cache, as its scheduler publishes them.
 
-The scheduler, in another process, sends a numbered batch of events over ZeroMQ after a step that
-changed something. They are decoded without vLLM's classes, field by field by name, since these grow
-with every version. A number that is missing means that a batch was lost: then nothing is known any
-more, and the listeners are told so, which costs some cache hits and no more.
+The scheduler, in another process, sends a numbered batch of events over ZeroMQ after each step that
+changed the cache. Events are decoded by field name, without vLLM's classes, since these get new fields
+with every version. A missing number means that a batch was lost: the contents of the cache are then
+unknown and the listeners are cleared, which costs some cache hits and nothing else.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _FIELDS: Final = {
     "BlockRemoved": ("block_hashes", "medium"),
     "AllBlocksCleared": (),
 }  # fmt: skip
-"""In this order where a version sends an event as a list."""
+"""Field names of each event, in the order used by versions that send an event as a list."""
 _LONGEST_PATH = 90
-"""Characters that a socket's path may have on every system, with a few to spare."""
+"""Maximum characters of a socket's path on every system, with a small margin."""
 _RETRY = 20
 """Milliseconds between two attempts to find the engine's socket while it starts."""
 
 
 @final
 class CacheEventReader:
-    """Turns the messages of one engine into calls of its listeners. Never raises.
+    """Decoder of one engine's messages that calls its listeners. Never raises.
 
-    Invariant: a listener knows at most what the engine holds, but for what is under way.
+    Invariant: a listener knows only blocks that the engine holds, except for events in transit.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class CacheEventReader:
         self._next = 0
 
     def read(self, frames: Sequence[bytes]) -> None:
-        """Take in one message: a topic, its number, and a batch of events."""
+        """Process one message: a topic, its number, and a batch of events."""
         from msgspec import DecodeError, msgpack
 
         number = int.from_bytes(frames[-2], "big") if len(frames) > 1 else -1
@@ -62,7 +62,7 @@ class CacheEventReader:
             for event in map(_by_name, events):
                 self._tell(event)
         except (DecodeError, LookupError, TypeError, ValueError):
-            self._clear()  # not what we know: what it says is lost
+            self._clear()  # unknown format: its content is lost
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         kind = event["type"]
@@ -70,7 +70,7 @@ class CacheEventReader:
             self._clear()
             return
         if event.get("medium") not in (None, "GPU") or event.get("group_idx") not in (None, 0):
-            return  # a copy elsewhere, or the same tokens once more for other layers
+            return  # a copy in another medium, or the same tokens for other layers
         keys = [_number(key) for key in event["block_hashes"]]
         if kind == "BlockRemoved":
             for listener in self.listeners:
@@ -100,20 +100,20 @@ def _number(key: int | bytes) -> int:
 
 @final
 class CacheEvents:
-    """The events of one life of an engine. Made, used and closed in its event loop."""
+    """Subscription to the events of one run of an engine. For use in one event loop only."""
 
     def __init__(self) -> None:
-        """Listen from now on at :attr:`endpoint`, where nobody speaks yet."""
+        """Subscribe to :attr:`endpoint`, at which the engine does not publish yet."""
         import zmq
         import zmq.asyncio
 
-        folder = tempfile.mkdtemp(prefix="alto-")  # for nobody else: events hold prompts
+        folder = tempfile.mkdtemp(prefix="alto-")  # private to this user: events contain prompts
         if len(folder) > _LONGEST_PATH:
             shutil.rmtree(folder, ignore_errors=True)
             folder = tempfile.mkdtemp(prefix="alto-", dir="/tmp")
         self._folder = Path(folder)
         self.endpoint = f"ipc://{folder}/kv"
-        """Where the engine is to publish."""
+        """Address at which the engine must publish."""
         self._reader = CacheEventReader()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.SUB)
@@ -126,13 +126,13 @@ class CacheEvents:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def add(self, listener: CacheListener, /) -> None:
-        """Tell *listener* from now on."""
+        """Pass events to *listener* from now on."""
         self._reader.listeners.append(listener)
 
     async def wait_connected(self, timeout: float) -> bool:
-        """Whether the engine's socket was found, at the latest after *timeout* seconds.
+        """Wait at most *timeout* seconds for the engine's socket; return whether it was found.
 
-        What it publishes before it is found is lost.
+        Events that the engine publishes earlier are lost.
         """
         monitor, self._monitor = self._monitor, None
         if monitor is None:
@@ -148,7 +148,7 @@ class CacheEvents:
         return True
 
     async def close(self) -> None:
-        """Hear no more, and leave nothing behind."""
+        """Unsubscribe, and remove the socket and its folder."""
         self._task.cancel()
         await asyncio.wait([self._task])
         if self._monitor is not None:
@@ -163,4 +163,4 @@ class CacheEvents:
     async def _run(self) -> None:
         while True:
             self._reader.read(await self._socket.recv_multipart())
-            await asyncio.sleep(0)  # an engine that never stops may not keep the loop
+            await asyncio.sleep(0)  # a continuous stream of events must not block the loop

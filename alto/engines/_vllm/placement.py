@@ -71,7 +71,7 @@ class Machine:
     """Hardware that engines can run on."""
 
     cpu: bool
-    """Whether vLLM computes on the CPU."""
+    """True if vLLM computes on the CPU."""
     devices: tuple[Device, ...] = ()
     """The GPUs, as the program sees them; none on a CPU."""
     cores: tuple[int, ...] = ()
@@ -82,7 +82,7 @@ class Machine:
     available: int | None = None
     """Free memory of the machine, in bytes; None: not known."""
     binding_chosen: bool = False
-    """Whether the program's environment binds cores; then alto does not."""
+    """True if the program's environment binds cores; then alto does not."""
     cache_space: int | None = None
     """Size of the KV cache of each part of a replica on a CPU, in bytes, where the program's environment
     sets it; vLLM prefers it to its arguments, so alto sets none. None: it is not set."""

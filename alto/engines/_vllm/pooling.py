@@ -40,7 +40,7 @@ class Pooling:
         self.scores_pairs = kind == "cross-encoder" or bool(
             getattr(config, "is_cross_encoder", False)
         )
-        """Whether the model reads a pair at once and scores it."""
+        """True if the model reads a pair at once and scores it."""
 
     async def prepare(self, request: EmbedRequest, /) -> tuple[list[int], Any]:
         """Return the tokens of *request*, and vLLM's parameters for it.

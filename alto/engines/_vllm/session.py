@@ -145,7 +145,7 @@ class Session:
 
     @property
     def is_dead(self) -> bool:
-        """Whether vLLM reports the engine as failed."""
+        """True if vLLM reports the engine as failed."""
         return bool(self._engine.errored)
 
     @property
@@ -155,7 +155,7 @@ class Session:
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether it is a cross-encoder."""
+        """True if the model is a cross-encoder."""
         return self._pooling is not None and self._pooling.scores_pairs
 
     def check_health(self) -> None:

@@ -1,8 +1,8 @@
-"""A private folder for vLLM's socket files, removed with the last engine that may use it.
+"""Private folder for vLLM's socket files, removed with the last engine that may use it.
 
-vLLM and its processes talk through sockets that are files, and most of the files are left where they
-are when an engine ends. Their folder is named by an environment variable, and a process has one
-environment however many engines it starts at a time; so those engines share one folder.
+vLLM's processes communicate through socket files, most of which remain when an engine ends. An
+environment variable names their folder. A process has one environment, however many engines it starts
+at a time, so these engines share one folder.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ __all__ = ("Sockets",)
 
 _VARIABLE: Final = "VLLM_RPC_BASE_PATH"
 _ROOM: Final = 103 - len("/01234567-89ab-cdef-0123-456789abcdef")
-"""Bytes that the folder's path may have: a socket's may have 107 on Linux and 103 on macOS."""
+"""Maximum bytes of the folder's path: a socket's path may have 107 on Linux and 103 on macOS."""
 
 
 @final
 class _Folder:
-    """The folder, and how many need it."""
+    """State of the shared folder: its path and its users."""
 
     lock = threading.Lock()
     path = ""
     engines = 0
-    """Those that may have sockets in it."""
+    """Number of engines that may have sockets in it."""
     launches = 0
-    """Those for which the variable is set."""
+    """Number of engines being started, for which the variable is set."""
     remove: util.Finalize[None] | None = None
 
 
 @final
 class Sockets:
-    """One engine's share of the folder; to be released when the engine has ended."""
+    """One engine's use of the folder; release it when the engine has ended."""
 
     def __init__(self) -> None:
         self._shares = False
 
     @contextlib.contextmanager
     def put_together(self) -> Iterator[None]:
-        """An engine that is built meanwhile has its sockets in the folder.
+        """Put the sockets of an engine that is built in this context into the folder.
 
-        Unless the program has chosen another, or none can be made.
+        The folder is not used if the program has set the variable, or if none can be created.
         """
         with _Folder.lock:
             self._shares = _share()
@@ -62,7 +62,7 @@ class Sockets:
                         del os.environ[_VARIABLE]
 
     def release(self) -> None:
-        """The engine has ended, or was never there; again does nothing."""
+        """Release the folder: the engine has ended, or did not start. A second call does nothing."""
         with _Folder.lock:
             shared, self._shares = self._shares, False
             _Folder.engines -= shared
@@ -71,11 +71,11 @@ class Sockets:
 
 
 def _share() -> bool:
-    """Count one engine and one launch more, and set the variable; False: it is left as it is."""
+    """Count one more engine and launch and set the variable; return False if it is left as it is."""
     chosen = os.environ.get(_VARIABLE)
     if chosen is not None and not (_Folder.launches and chosen == _Folder.path):
         return False
-    there = _Folder.engines and Path(_Folder.path).is_dir()  # unless somebody has tidied up
+    there = _Folder.engines and Path(_Folder.path).is_dir()  # it may have been removed by a cleanup
     if not there and not _make():
         return False
     _Folder.engines += 1
@@ -89,7 +89,7 @@ def _make() -> bool:
         path = tempfile.mkdtemp(prefix="alto-")
     except OSError:
         return False
-    # Also called where the program ends without a word to its engines, but not in its forks.
+    # Also runs at exit if the program did not stop its engines, but not in forked processes.
     remove = util.Finalize(None, shutil.rmtree, (path, True), exitpriority=-100)
     if len(os.fsencode(path)) > _ROOM:
         remove()

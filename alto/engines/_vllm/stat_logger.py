@@ -1,9 +1,9 @@
-"""What an engine's scheduler says of itself, step by step.
+"""Statistics of an engine's scheduler, collected after each step.
 
-vLLM hands statistics to loggers in this process, in the event loop. Its own write to the console, or
-count for Prometheus under names that are global, so that a second engine erases the first one's: here
-a logger of ours keeps the figures of one engine, and one that does nothing takes Prometheus's place.
-Without a logger vLLM would also not say how long a request has waited.
+vLLM passes statistics to loggers in this process, in the event loop. Its own loggers write to the
+console, or count for Prometheus under global names, so that a second engine erases the first one's
+figures. Here one logger keeps the figures of one engine, and one that does nothing replaces the
+Prometheus logger. Without any logger, vLLM would not report how long a request has waited either.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ class EngineCounters:
     """Figures of one engine. Written and read in its event loop."""
 
     finished: int = 0
-    """Requests that ended by themselves since the start."""
+    """Requests that completed since the start; aborted and failed ones do not count."""
     prompt_tokens: int = 0
-    """Of those."""
+    """Prompt tokens of the completed requests."""
     cached_tokens: int = 0
-    """What of their prompts was found in the prefix cache."""
+    """Prompt tokens of the completed requests that were found in the prefix cache."""
     output_tokens: int = 0
-    """Of those."""
+    """Output tokens of the completed requests."""
     preempted: int = 0
-    """Times that a request lost its memory to another."""
+    """Number of preemptions."""
     asked_tokens: int = 0
     """Tokens that were looked up in the prefix cache."""
     hit_tokens: int = 0
-    """Those of them that were found."""
+    """Tokens that were looked up in the prefix cache and found."""
     _now: dict[int, tuple[int, int, float]] = attrs.field(factory=dict)
-    """By data-parallel rank: requests that run, that wait, and the part of the KV cache in use."""
+    """By data-parallel rank: running requests, waiting requests, used fraction of the KV cache."""
 
     @property
     def running(self) -> int:
-        """Requests in the engine's batch at its last step."""
+        """Number of requests in the engine's batch at its last step."""
         return sum(running for running, _, _ in self._now.values())
 
     @property
     def waiting(self) -> int:
-        """Requests that waited for it."""
+        """Number of requests that waited at the last step."""
         return sum(waiting for _, waiting, _ in self._now.values())
 
     @property
     def kv_usage(self) -> float:
-        """Part of the KV cache that they hold, 0 to 1."""
+        """Fraction of the KV cache in use, 0 to 1."""
         used = [usage for _, _, usage in self._now.values()]
         return sum(used) / len(used) if used else 0.0
 
     def note(self, rank: int, scheduler: Any, iteration: Any) -> None:  # noqa: ANN401  # vLLM's
-        """Take in what vLLM says after one step, whatever its version calls it. Never raises.
+        """Record vLLM's statistics of one step; fields that its version lacks count 0. Never raises.
 
-        vLLM takes an engine for dead whose logger has raised.
+        vLLM treats an engine whose logger has raised as dead.
         """
         try:
             if scheduler is not None:
                 self._note_scheduler(rank, scheduler)
             if iteration is not None:
                 self._note_iteration(iteration)
-        except Exception:  # noqa: BLE001, S110  # a figure less; see above
+        except Exception:  # noqa: BLE001, S110  # a lost figure is better than a dead engine
             pass
 
     def _note_scheduler(self, rank: int, stats: Any) -> None:  # noqa: ANN401  # vLLM's
@@ -89,7 +89,7 @@ class EngineCounters:
 
 
 def stat_loggers(counters: EngineCounters) -> list[Any]:
-    """What vLLM is to be given as ``stat_loggers``, so that *counters* hears of every step."""
+    """Return the ``stat_loggers`` for vLLM that update *counters* after every step."""
     from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
     class Logger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed here

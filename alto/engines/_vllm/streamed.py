@@ -1,22 +1,24 @@
-"""Prompts whose end is still being written, prefilled while it is.
+"""Prefilling of prompts whose end is still being written.
 
 Theory of operation. vLLM takes a prompt in chunks where it has ``StreamingInput``: each is computed,
 one token is sampled after it, and the next chunk takes that token's place. :class:`IncomingPrompt` reads a
 tail in its caller's task, asks :class:`alto.engines._vllm.feed.Feed` what to send when, and sends it through a
 :class:`Prefill`. The rest of the prompt goes with the real sampling parameters.
 
-What can go wrong, and what is done:
+Problems, and how they are handled:
 
-* The tokens that chunks end in come out, glued to each other and to the answer if nobody reads: they are
-  counted off. vLLM's own detokenizer would have them in its state, so texts are made here.
-* A prompt above the model's context would kill the engine. `Feed` refuses it first.
-* A chunked prompt that waits for text holds a slot and KV memory, and is never preempted, so that many
-  would starve the stage that writes the text, if it runs on the same engine. :class:`PrefillBudget` gives them
-  a quarter of each; more wait for their whole text, and so does all where that quarter is nothing.
-* Tokens sent turn out wrong, since tokenisers look ahead: the chunks are dropped, and the prompt sent
-  whole; see :mod:`alto.engines._vllm.feed`.
-* vLLM refuses stop texts and several samples of such prompts; constraints and log-probabilities would
-  see the tokens between; a seed would be used up by them. These wait for the whole text.
+* The token sampled after each chunk is part of the output, merged with others and with the answer if
+  outputs are not read in time: these tokens are counted and skipped. They would enter the state of
+  vLLM's detokenizer, so text is decoded here.
+* A prompt longer than the model's context would kill the engine. `Feed` raises first.
+* A chunked prompt that waits for text holds a slot and KV memory and is never preempted. Many of them
+  would starve the stage that writes the text, if it runs on the same engine. :class:`PrefillBudget` gives
+  them a quarter of each; other prompts wait for their whole text, as do all if that quarter is zero.
+* Sent tokens may turn out wrong, since tokenizers look ahead: the chunks are then dropped and the whole
+  prompt is sent; see :mod:`alto.engines._vllm.feed`.
+* vLLM refuses stop texts and several samples for such prompts; constraints and log-probabilities would
+  include the sampled tokens between chunks, and a seed would be consumed by them. Such requests wait
+  for the whole text.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ from alto.model import EngineCapacity, GenerateRequest, Prompt, StreamedPrompt
 __all__ = ("PrefillHost", "IncomingPrompt", "Prefill", "PrefillBudget")
 
 _SHARE = 4
-"""Waiting prompts get this fraction of the engine's slots and memory: enough for a pipeline whose
-stages overlap, and little enough that what runs is hardly slowed by their absence."""
+"""Divisor for the engine's slots and memory that waiting prompts may hold: enough for a pipeline whose
+stages overlap, and little enough that running requests are hardly slowed."""
 
 
 class PrefillHost(Protocol):
-    """What reading a prompt needs of the engine that it is for."""
+    """Methods of the engine that reading a streamed prompt needs."""
 
     async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """The prompt's tokens."""
+        """Return the tokens of *prompt*."""
         ...
 
     def check_usable(self) -> None:
@@ -51,31 +53,31 @@ class PrefillHost(Protocol):
         ...
 
     def translate(self, error: Exception, /) -> AltoError:
-        """What an error of vLLM's means."""
+        """Return the error of alto that stands for vLLM's *error*."""
         ...
 
 
 @final
 class PrefillBudget:
-    """How many prompts may be prefilled while they are written, and how far.
+    """Limit on the prompts that are prefilled while they are written, and on their tokens.
 
     Args:
-        engine: vLLM's.
-        enabled: Whether it is wanted at all.
-        capacity: What the engine can do at once.
+        engine: vLLM's engine.
+        enabled: Whether prompts may be prefilled early at all.
+        capacity: Limits of the engine.
     """
 
     def __init__(self, engine: Any, /, *, enabled: bool, capacity: EngineCapacity) -> None:  # noqa: ANN401  # vLLM is not typed here
         self.make: Any = _streaming_input(engine) if enabled else None
         self.chunk_tokens = CHUNK_TOKENS
         self.used = 0
-        """Prompts that were prefilled as they came, since the start."""
+        """Number of prompts that were prefilled early since the start."""
         self._slots = capacity.max_num_seqs // _SHARE
         self._tokens = None if capacity.kv_tokens is None else capacity.kv_tokens // _SHARE
         self._waiting: dict[Prefill, int] = {}
 
     def fits(self, request: GenerateRequest, /) -> bool:
-        """Whether *request* could be prefilled as it comes."""
+        """Return whether *request* can be prefilled while its prompt is written."""
         plain = (request.choice, request.regex, request.json_schema, request.logprobs)
         return (
             self.make is not None
@@ -87,26 +89,26 @@ class PrefillBudget:
 
     @property
     def waiting(self) -> int:
-        """Prompts that hold a slot and wait for text."""
+        """Number of prompts that hold a slot and wait for text."""
         return len(self._waiting)
 
     def room(self, prefill: Prefill | None, /) -> int | None:
-        """Tokens that *prefill*, or a new one, may send now; None: any number."""
+        """Return the number of tokens that *prefill*, or a new one, may send; None: any number."""
         if prefill is None and len(self._waiting) >= self._slots:
             return 0
         return None if self._tokens is None else self._tokens - sum(self._waiting.values())
 
     def sent(self, prefill: Prefill, tokens: int, /) -> None:
-        """*prefill* waits with so many tokens in all."""
+        """Record that *prefill* has sent *tokens* tokens in total and waits for text."""
         self._waiting[prefill] = tokens
 
     def left(self, prefill: Prefill, /) -> None:
-        """*prefill* does not wait any more."""
+        """Record that *prefill* no longer waits."""
         self._waiting.pop(prefill, None)
 
 
 def _streaming_input(engine: Any) -> Any:  # noqa: ANN401  # as above
-    """The class for a chunk of vLLM's; None: it has none, or one that goes wrong with this engine."""
+    """Return vLLM's class for a chunk; None: it has none, or a faulty one for this engine."""
     make = None
     for place in ("vllm.engine.protocol", "vllm.inputs.data", "vllm.v1.engine.async_llm"):
         with contextlib.suppress(ImportError, AttributeError):
@@ -115,7 +117,7 @@ def _streaming_input(engine: Any) -> Any:  # noqa: ANN401  # as above
     if make is None:
         return None
     if getattr(engine.vllm_config.scheduler_config, "async_scheduling", False):
-        # Steps that are under way when a chunk ends must be dropped, which vLLM has learnt later.
+        # Steps in progress when a chunk ends must be dropped, which only later versions do.
         from vllm.v1.request import Request
 
         if "drop_stale_output" not in Request.__init__.__code__.co_names:
@@ -125,12 +127,12 @@ def _streaming_input(engine: Any) -> Any:  # noqa: ANN401  # as above
 
 @final
 class Prefill:
-    """One prompt inside vLLM, chunk by chunk. Iterate it for vLLM's outputs.
+    """One prompt that is sent to vLLM in chunks. Iterate it for vLLM's outputs.
 
     Args:
-        open_: Gives vLLM's outputs for the chunks of an async generator.
+        open_: Returns vLLM's outputs for the chunks of an async generator.
         make: vLLM's class for a chunk.
-        on_failure: Called when it fails before anybody has read an output.
+        on_failure: Called if it fails before its first output is read.
     """
 
     def __init__(
@@ -145,48 +147,48 @@ class Prefill:
         self._outputs = open_(self._feed)
         self._on_failure = on_failure
         self.chunks = 0
-        """Chunks sent, the last one not counted."""
-        # vLLM takes nothing in before its outputs are asked for
+        """Number of chunks sent, the last one not counted."""
+        # vLLM accepts no chunk before its outputs are requested
         first = asyncio.get_running_loop().create_task(anext(self._outputs))
         first.add_done_callback(self._noticed)
         self._first: asyncio.Task[Any] | None = first
 
     def send(self, token_ids: Sequence[int], params: Any) -> None:  # noqa: ANN401  # as above
-        """Prefill *token_ids*."""
+        """Send *token_ids* as a chunk."""
         self.chunks += 1
         self._put(token_ids, params)
 
     def finish(self, token_ids: Sequence[int], params: Any) -> None:  # noqa: ANN401  # as above
-        """Prefill the rest and answer."""
+        """Send the last tokens, after which vLLM generates the answer."""
         self._put(token_ids, params)
         self._pieces.put_nowait(None)
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it ended before its first output; None: it did not."""
+        """Error that ended it before its first output was read; None if there is none."""
         first = self._first
         if first is None or not first.done() or first.cancelled():
             return None
         return first.exception()
 
     def __aiter__(self) -> Prefill:
-        """Its outputs."""
+        """Return the iterator itself."""
         return self
 
     async def __anext__(self) -> Any:  # noqa: ANN401  # as above
-        """The next output."""
+        """Return the next output."""
         first, self._first = self._first, None
         return await (anext(self._outputs) if first is None else first)
 
     async def aclose(self) -> None:
-        """Abort it, unless it has ended."""
+        """Abort the request, unless it has ended."""
         first, self._first = self._first, None
         if first is not None:
             first.cancel()
             await asyncio.wait([first])
         await self._outputs.aclose()
         self._pieces.put_nowait(None)
-        with contextlib.suppress(RuntimeError):  # vLLM is just being told that nothing follows
+        with contextlib.suppress(RuntimeError):  # vLLM may be reading the end of the feed
             await self._feed.aclose()
 
     def _put(self, token_ids: Sequence[int], params: Any) -> None:  # noqa: ANN401  # as above
@@ -209,7 +211,7 @@ class IncomingPrompt:
     Args:
         prompt: The prompt.
         host: The engine.
-        limit: The model's context, in tokens.
+        limit: Context length of the model, in tokens.
     """
 
     def __init__(self, prompt: StreamedPrompt, host: PrefillHost, /, *, limit: int) -> None:
@@ -218,20 +220,20 @@ class IncomingPrompt:
         self._limit = limit
         self._scope: anyio.CancelScope | None = None
         self.prefill: Prefill | None = None
-        """What has been sent; None: nothing. Whoever reads the prompt closes it."""
+        """The chunks sent to vLLM; None if there are none. The reader of the prompt closes it."""
 
     def cut(self) -> None:
-        """Stop waiting for text: the engine is stopped or dead, or gave up."""
+        """Stop waiting for text: the engine is stopped, dead, or has failed the request."""
         if self._scope is not None:
             self._scope.cancel()
 
     async def whole(self) -> list[int]:
-        """The tokens of the whole text, when it is there.
+        """Wait for the whole text and return its tokens.
 
         Raises:
-            InvalidRequest: It is empty, or holds something that is no text.
+            InvalidRequest: The text is empty, or the tail yields something other than text.
 
-        Cancellation: the tail is left.
+        Cancellation: the tail is closed.
         """
         async with contextlib.aclosing(self._pieces()) as pieces:
             parts = [piece async for piece in pieces]
@@ -245,17 +247,17 @@ class IncomingPrompt:
         open_: Callable[[], Prefill],
         drop: Callable[[Prefill], Awaitable[None]],
     ) -> tuple[list[int], list[int] | None]:
-        """The same, while what is there is prefilled with *params* for each chunk.
+        """Like :meth:`whole`, but send chunks of the text to vLLM as it arrives.
 
         Args:
-            budget: How much may wait.
+            budget: Limit on waiting prompts.
             params: Sampling parameters of a chunk.
             open_: Opens the prompt in vLLM.
-            drop: Ends it there, when what was sent has turned out wrong.
+            drop: Aborts it in vLLM, if the sent tokens have turned out wrong.
 
         Returns:
-            The tokens of the whole text, and those of them that are still to be sent; None: begin
-            anew, with all.
+            The tokens of the whole text, and those still to be sent; None for the latter: send all
+            of them as a new prompt.
         """
         feed = Feed(limit=self._limit, chunk_tokens=budget.chunk_tokens)
         try:
@@ -299,14 +301,16 @@ class IncomingPrompt:
             await drop(prefill)
 
     async def _pieces(self) -> AsyncGenerator[str, None]:
-        """The head, then each text of the tail that is not empty."""
+        """Yield the head, then each non-empty text of the tail."""
         if self._prompt.head:
             yield self._prompt.head
         tail = aiter(self._prompt.tail)
         try:
             while (piece := await self._next(tail)) is not None:
                 if not isinstance(piece, str):
-                    msg = f"the tail of a streamed prompt gives texts, not {type(piece).__name__}"
+                    msg = (
+                        f"the tail of a streamed prompt must yield str, not {type(piece).__name__}"
+                    )
                     raise InvalidRequest(msg)
                 if piece:
                     yield piece
@@ -315,7 +319,7 @@ class IncomingPrompt:
             if close is not None:
                 await close()
 
-    async def _next(self, tail: AsyncIterator[Any]) -> Any:  # noqa: ANN401  # checked by who asks
+    async def _next(self, tail: AsyncIterator[Any]) -> Any:  # noqa: ANN401  # checked by the caller
         piece = None
         with anyio.CancelScope() as scope:
             self._scope = scope

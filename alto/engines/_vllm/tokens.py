@@ -1,4 +1,4 @@
-"""Texts, chats and pairs into tokens, with a vLLM engine's own tokenizer, off the event loop."""
+"""Tokenisation of texts, chats and pairs with a vLLM engine's tokenizer, off the event loop."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Tokens:
     """One engine's tokenizer and the thread it runs in.
 
     Args:
-        name: Of the engine, for messages.
-        engine: vLLM's.
+        name: Name of the engine, for error messages.
+        engine: vLLM's engine.
     """
 
     def __init__(self, name: str, engine: Any, /) -> None:  # noqa: ANN401  # vLLM is not typed here
         self._name = name
         self._engine = engine
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alto-tokenizer")
-        """One at a time: fast tokenizers are not made for several threads."""
+        """A single thread, since fast tokenizers are not safe to use from several."""
 
     @property
     def tokenizer(self) -> Any:  # noqa: ANN401  # as above
-        """The tokenizer, for short work.
+        """The tokenizer, for short work in the event loop.
 
         Raises:
             InvalidRequest: The engine was started without one.
@@ -44,10 +44,10 @@ class Tokens:
         return tokenizer
 
     async def of(self, prompt: Prompt, /) -> list[int]:
-        """The tokens of *prompt*.
+        """Return the tokens of *prompt*.
 
         Raises:
-            InvalidRequest: It cannot be tokenised.
+            InvalidRequest: The prompt cannot be tokenised.
         """
         if isinstance(prompt, str):
             return await self.in_thread(partial(_encode, self.tokenizer, prompt))
@@ -57,7 +57,7 @@ class Tokens:
         return list(cast(Sequence[int], prompt))
 
     async def in_thread(self, work: Callable[[], _T], /) -> _T:
-        """Run *work* of the tokenizer in its thread.
+        """Run *work*, which uses the tokenizer, in its thread.
 
         Raises:
             InvalidRequest: The tokenizer raised.

@@ -50,8 +50,8 @@ def test_a_step_with_prompts_costs_more_once():
 @pytest.mark.parametrize(
     ("prompt", "blocks", "output", "complaint"),
     [
-        (0, (), 1, "at least a token each way"),
-        (1, (), 0, "at least a token each way"),
+        (0, (), 1, "must be at least 1"),
+        (1, (), 0, "must be at least 1"),
         (30, (), 3, "max_model_len"),
         (7, (1, 2), 1, "2 full blocks of 4"),
     ],

@@ -85,7 +85,7 @@ def test_unknown_arguments_are_named_with_their_neighbours():
     """All of them, each with what it may have meant."""
     assert unknown_arguments(["max_num_seqs"], KNOWN) is None
     assert unknown_arguments(["max_modle_len", "zzz"], KNOWN) == (
-        "this vLLM knows no engine argument 'max_modle_len' (did you mean max_model_len?), 'zzz'"
+        "this version of vLLM has no engine argument 'max_modle_len' (did you mean max_model_len?), 'zzz'"
     )
 
 

@@ -143,7 +143,7 @@ class TestIncoming:
 
     @pytest.mark.parametrize(
         ("tail", "error"),
-        [([3], "gives texts, not int"), ([], "the prompt is empty"), (["", ""], "is empty")],
+        [([3], "must yield str, not int"), ([], "the prompt is empty"), (["", ""], "is empty")],
     )
     @pytest.mark.parametrize("way", ["whole", "read"])
     async def test_a_tail_that_is_no_text_is_refused(self, tail, error, way):
