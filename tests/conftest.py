@@ -4,16 +4,19 @@ Async tests run on virtual time (`alto.testing.VirtualClockLoop`): seconds cost 
 asserted exactly. A test marked ``realtime`` or ``vllm`` has the ordinary loop, because threads and
 other processes live in real time.
 
-Tests are spread over all cores. Those marked ``vllm`` run in one worker, so that they share engines.
+Tests are spread over all cores. Files with tests marked ``vllm`` run in one worker, so that they
+share engines.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -33,12 +36,30 @@ VLLM_WARNINGS = (
 )
 
 
-# xdist reads the groups in a hook of its own, which runs before those of conftest files.
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Spread tests one by one, but for the files with tests that need vLLM, which stay together.
+
+    ``--dist=loadgroup`` would do, but xdist 3.8 writes the group to a field that pytest 9.2 no longer
+    reads.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415  # only with xdist
+
+    class OneWorkerForVllm(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "vllm" if _needs_vllm(config.rootpath / nodeid.partition("::")[0]) else nodeid
+
+    return OneWorkerForVllm(config, log)
+
+
+@functools.cache
+def _needs_vllm(file: Path) -> bool:
+    return "mark.vllm" in file.read_text(encoding="utf-8")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests with vLLM in one worker, allow its warnings, and skip them where it is missing."""
-    marks = [pytest.mark.xdist_group("vllm")]
-    marks += [pytest.mark.filterwarnings(warning) for warning in VLLM_WARNINGS]
+    """Allow vLLM's warnings in tests that need it, and skip these where it is missing."""
+    marks = [pytest.mark.filterwarnings(warning) for warning in VLLM_WARNINGS]
     if importlib.util.find_spec("vllm") is None:
         marks.append(pytest.mark.skip(reason="vllm is not installed"))
     for item in items:

@@ -10,9 +10,9 @@ moment, the pool reads on in the reader's place, and keeps what it gets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
 from types import TracebackType
-from typing import Self, cast, final
+from typing import Self, cast
 
 import anyio
 
@@ -36,12 +36,12 @@ from alto.sched import Policy, Recorder, Scheduler
 __all__ = ("EngineState", "Pool", "PoolEngine", "PoolProgress")
 
 
-@final
 class Pool:
     """Engines that serve the same model, as one engine.
 
     Args:
-        engines: At least one. Those that run already are used and not stopped with the pool. An
+        engines: At least one, or an async function that makes them, which is called at the first
+            start, and again if that failed. Those that run already are used and not stopped with the pool. An
             :class:`alto.protocols.Member` reports its limits, its prefix cache and its death; the death of any
             other engine is noticed when a call on it fails.
         policy: Chooses an engine for a call; None: :class:`alto.sched.PromptAware`.
@@ -64,7 +64,7 @@ class Pool:
 
     def __init__(  # noqa: PLR0913  # settings of a long-lived object, all but the first with defaults
         self,
-        engines: Sequence[Engine],
+        engines: Sequence[Engine] | Callable[[], Awaitable[Sequence[Engine]]],
         /,
         *,
         policy: Policy | None = None,
@@ -77,12 +77,13 @@ class Pool:
         progress: bool | Callable[[PoolProgress], object] = False,
         max_waiting: int | None = None,
     ) -> None:
-        engines = tuple(engines)
-        _check(engines, attempts, backoff, max_waiting)
+        _check_options(attempts, backoff, max_waiting)
+        self._make = engines if callable(engines) else None
+        """Makes the engines; None: they have been made."""
         self._name = name
         self._scheduler = Scheduler(policy, on_fault=self._policy_failed, recorder=recorder)
         self._members = Members(
-            engines,
+            () if callable(engines) else _checked(engines),
             self._scheduler,
             replace=replace,
             attempts=attempts,
@@ -127,7 +128,7 @@ class Pool:
 
     @property
     def engines(self) -> tuple[PoolEngine, ...]:
-        """State of each engine at this moment."""
+        """State of each engine at this moment; empty until they have been made."""
         return tuple(self._members.statistics())
 
     @property
@@ -165,7 +166,8 @@ class Pool:
     async def start(self) -> None:
         """Start all engines that do not run yet. Starting a running pool does nothing.
 
-        While the pool is being stopped, wait until it has, and start it again.
+        A pool whose engines are all dead for good is stopped and started again. While the pool is
+        being stopped, wait until it has, and start it again.
 
         Raises:
             EngineStartError: One could not be started; the others have been stopped again.
@@ -240,7 +242,7 @@ class Pool:
             prompt_tokens=sum(s.prompt_tokens for s in each),
             cached_tokens=sum(s.cached_tokens for s in each),
             output_tokens=sum(s.output_tokens for s in each),
-            kv_usage=sum(used) / len(used),
+            kv_usage=sum(used) / len(used) if used else 0.0,
             preempted=sum(s.preempted for s in each),
         )
 
@@ -308,10 +310,15 @@ class Pool:
         """Start the pool if it is stopped. Return False if it runs but is draining."""
         async with self._lifecycle.here():
             if self._state == "running":
-                return self._encoder.refusing is None
+                if self._members.hopeful:
+                    return self._encoder.refusing is None
+                await self._stop_now()
             self._state = "starting"
             self._loop = asyncio.get_running_loop()
             try:
+                if self._make is not None:
+                    self._members.fill(_checked(await self._make()))
+                    self._make = None
                 await self._members.start()
             except BaseException:
                 self._state = "stopped"
@@ -358,9 +365,9 @@ class Pool:
         )
 
 
-def _check(
-    engines: Sequence[object], attempts: int, backoff: tuple[float, float], max_waiting: int | None
-) -> None:
+def _checked(given: Sequence[Engine]) -> tuple[Engine, ...]:
+    """Return the engines of a pool, if it can be made of them."""
+    engines = tuple(given)
     if not engines:
         raise ValueError("a pool needs at least one engine")
     for engine in engines:
@@ -368,6 +375,10 @@ def _check(
             raise TypeError(f"a pool is made of engines, and this is not one: {engine!r}")
     if len({id(engine) for engine in engines}) < len(engines):
         raise ValueError("an engine is given twice; make a separate one for each place in the pool")
+    return engines
+
+
+def _check_options(attempts: int, backoff: tuple[float, float], max_waiting: int | None) -> None:
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")
     if not 0 < backoff[0] <= backoff[1]:

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self, final
+from typing import Any, Final, Literal, final
 
-import anyio
-
-from alto._wait import LoopLock, run_shielded
+from alto._wait import run_shielded
 from alto.engines._vllm.arguments import check_model_folder, lora_arguments
 from alto.engines._vllm.engine import VLLMEngine
 from alto.engines._vllm.placement import (
@@ -28,18 +25,8 @@ from alto.engines._vllm.placement import (
     plan,
     size_of_weights,
 )
-from alto.engines.pool import Pool, PoolEngine, PoolProgress
+from alto.engines.pool import Pool, PoolProgress
 from alto.errors import Closed, EngineDied, EngineStartError
-from alto.model import (
-    Chunk,
-    Embedding,
-    EmbedRequest,
-    EngineCapacity,
-    EngineStatistics,
-    GenerateRequest,
-    Prompt,
-)
-from alto.protocols import CacheListener
 from alto.sched import Policy, Recorder
 
 __all__ = ("VLLM",)
@@ -49,7 +36,7 @@ _SIZES: Final = ("pipeline_parallel_size", "data_parallel_size")
 
 
 @final
-class VLLM:
+class VLLM(Pool):
     """A model served by vLLM inside this process, on one device of this machine or on many.
 
     Starting takes from seconds to minutes and does not block the event loop. Ctrl-C reaches this
@@ -106,10 +93,9 @@ class VLLM:
             if devices is not None:
                 raise ValueError("give devices or device_ids, not both")
             devices = engine_args.pop("device_ids")
-        self._name = name or Path(self._model).name or self._model
         self._devices = check_request(replicas, tensor_parallel_size, devices)
         self._replicas: int | Literal["auto"] = replicas
-        self._sizes = {
+        self._sizes: dict[str, Any] = {
             "tensor_parallel_size": tensor_parallel_size,
             **{size: engine_args[size] for size in _SIZES if engine_args.get(size)},
         }
@@ -118,12 +104,18 @@ class VLLM:
         self._each: dict[str, Any] = {
             "lora": self._lora, "streamed_prompts": streamed_prompts, "kv_events": kv_events,
         }  # fmt: skip
-        self._of_pool: dict[str, Any] = {
-            "policy": policy, "recorder": recorder, "replace": replace,
-            "progress": progress or False, "max_waiting": max_waiting,
-        }  # fmt: skip
-        self._pool: Pool | None = None
-        self._lifecycle = LoopLock()
+        self._groups: dict[int, Hashable] = {}
+        """Start group of each engine, by its id."""
+        super().__init__(
+            self._make_engines,
+            policy=policy,
+            name=name or Path(self._model).name or self._model,
+            recorder=recorder,
+            replace=replace,
+            start_group=lambda engine: self._groups[id(engine)],
+            progress=progress or False,
+            max_waiting=max_waiting,
+        )
 
     def __repr__(self) -> str:
         """Return its state in a line."""
@@ -138,31 +130,12 @@ class VLLM:
             if len(self.engines) > 1:
                 alive = sum(engine.state == "running" for engine in self.engines)
                 state += f" on {alive} of {len(self.engines)} engines"
-        return f"<VLLM {self._name!r}, {state}>"
-
-    @property
-    def name(self) -> str:
-        """Short name for messages and statistics."""
-        return self._name
+        return f"<VLLM {self.name!r}, {state}>"
 
     @property
     def model(self) -> str:
         """Name or folder of the model."""
         return self._model
-
-    @property
-    def engines(self) -> tuple[PoolEngine, ...]:
-        """State of each engine at this moment; empty before the first start."""
-        return () if self._pool is None else self._pool.engines
-
-    @property
-    def capacity(self) -> EngineCapacity:
-        """Limits of all running engines together.
-
-        Raises:
-            Closed: It is not running, so it is not known.
-        """
-        return self._running().capacity
 
     @property
     def max_model_len(self) -> int:
@@ -182,41 +155,7 @@ class VLLM:
         Raises:
             Closed: It is not running, so it is not known.
         """
-        pool = self._running()
-        return pool.capacity.max_num_seqs // len(pool.scheduler.engines)
-
-    @property
-    def load(self) -> int:
-        """Number of generations on the engine that has the fewest, those that wait for it included."""
-        return 0 if self._pool is None else self._pool.load
-
-    @property
-    def scores_pairs(self) -> bool:
-        """True if the model is a cross-encoder, which scores a pair of texts; False until it runs."""
-        return self._pool is not None and self._pool.scores_pairs
-
-    async def start(self) -> None:
-        """Load the model on every engine; engines that are dead for good are replaced.
-
-        Raises:
-            EngineStartError: The machine has no room for the engines, or one of them failed. The error
-                names the cause in its processes, and has the last lines of their output.
-
-        Cancellation: processes that have been started are ended first.
-        """
-        async with self._lifecycle.here():
-            if self._pool is None:
-                self._pool = await self._make_pool()
-            else:
-                try:
-                    self._pool.check_health()
-                except Closed:
-                    pass
-                except EngineDied:
-                    states = {engine.state for engine in self._pool.engines}
-                    if not states & {"dead", "starting"}:  # otherwise they are being restarted
-                        await self._pool.stop()
-            await self._pool.start()
+        return self.capacity.max_num_seqs // len(self.scheduler.engines)
 
     async def stop(self, *, drain: bool = False) -> None:
         """End the engines' processes.
@@ -224,136 +163,67 @@ class VLLM:
         Args:
             drain: Refuse new calls and wait until the open ones have ended; otherwise they are
                 aborted. Cancelling the wait aborts them too.
+
+        Cancellation: shielded, also from ``Task.cancel``; no process is left behind.
         """
-        if drain and self._pool is not None:
-            await self._pool.stop(
-                drain=True
-            )  # ends the life of the pool that runs now, and no later one
+        if drain:
+            await super().stop(drain=True)
         else:
-            await run_shielded(self._stop_in_turn())
+            await run_shielded(super().stop())
 
-    async def __aenter__(self) -> Self:
-        """Start the engines."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        """Stop the engines."""
-        await self.stop()
-
-    def statistics(self) -> EngineStatistics:
-        """Return what all engines together are doing; :attr:`engines` has them one by one."""
-        return EngineStatistics() if self._pool is None else self._pool.statistics()
-
-    def check_health(self) -> None:
-        """Return if an engine can serve.
+    async def _make_engines(self) -> list[VLLMEngine]:
+        """Make the engines, if the machine has room for them; nothing is started.
 
         Raises:
-            Closed: It has not been started, or was stopped.
-            EngineDied: All engines are dead. They may be starting again.
+            EngineStartError: The machine has no room, or the model or an adapter is not there.
         """
-        self._running().check_health()
-
-    async def wait_died(self) -> None:
-        """Wait until all engines are dead for good; for ever, if it is stopped or not running."""
-        if self._pool is None:
-            await anyio.sleep_forever()
-        else:
-            await self._pool.wait_died()
-
-    def listen(self, listener: CacheListener, /) -> bool:
-        """Return False: several engines have several caches; see :meth:`alto.protocols.Member.listen`."""
-        return self._running().listen(listener)
-
-    async def encode(self, prompt: Prompt, /) -> Sequence[int]:
-        """Return the token ids of a prompt, as :meth:`generate` makes them."""
-        return await self._running().encode(prompt)
-
-    def generate(self, request: GenerateRequest, /) -> AsyncGenerator[Chunk, None]:
-        """Run one generation; see :class:`alto.Engine`.
-
-        A reader that lags gets what it missed in one chunk.
-        """
-        return self._running().generate(request)
-
-    async def embed(self, request: EmbedRequest, /) -> Embedding:
-        """Run one prompt of a model that pools; see :class:`alto.protocols.Embedder`."""
-        return await self._running().embed(request)
-
-    def _running(self) -> Pool:
-        if self._pool is None:
-            msg = f"engine {self._name!r} is not running; start it first"
-            raise Closed(msg)
-        return self._pool
-
-    async def _stop_in_turn(self) -> None:
-        async with self._lifecycle.here():
-            if self._pool is not None:
-                await self._pool.stop()
-
-    async def _make_pool(self) -> Pool:
-        """Make the engines, if the machine has room for them; nothing is started."""
         problem = check_model_folder(self._model)
         if problem is not None:
-            raise EngineStartError(self._name, problem)
+            raise EngineStartError(self.name, problem)
         try:
             lora_arguments(self._lora)
         except ValueError as error:
-            raise EngineStartError(self._name, str(error)) from error
+            raise EngineStartError(self.name, str(error)) from error
         looking = asyncio.get_running_loop().run_in_executor(None, self._placements)
         try:
             placements = await asyncio.shield(looking)
-        except (
-            asyncio.CancelledError
-        ):  # the thread only imports, which is harmless and cannot be stopped
+        except asyncio.CancelledError:
+            # The thread only imports: it cannot be stopped, and does no harm.
             looking.add_done_callback(lambda future: future.exception())
             raise
         engines = [
             self._engine(number, placement, len(placements))
             for number, placement in enumerate(placements)
         ]
-        groups = {
-            id(engine): placement.group
-            for engine, placement in zip(engines, placements, strict=True)
-        }
-        return Pool(
-            engines,
-            name=self._name,
-            start_group=lambda engine: groups[id(engine)],
-            **self._of_pool,
-        )
+        for engine, placement in zip(engines, placements, strict=True):
+            self._groups[id(engine)] = placement.group
+        return engines
 
     def _placements(self) -> tuple[Placement, ...]:
         """Plan the placement of each engine. Blocks: imports vLLM."""
         request = PlacementRequest(
-            name=self._name,
+            name=self.name,
             replicas=self._replicas,
             devices=self._devices,
             sizes=self._sizes,
             engine_args=self._engine_args,
             weights=size_of_weights(self._model),
         )
-        machine = look_at_machine(self._name)
+        machine = look_at_machine(self.name)
         there = len(machine.devices if self._devices is None else self._devices)
         if (
             not machine.cpu
             and request.replicas != "auto"
             and request.replicas * request.width > there
         ):
-            machine = look_at_machine(self._name, with_memory=True)
+            machine = look_at_machine(self.name, with_memory=True)
         return plan(machine, request)
 
     def _engine(self, number: int, placement: Placement, count: int) -> VLLMEngine:
         arguments = {**self._sizes, **placement.arguments, **self._engine_args}
         return VLLMEngine(
             self._model,
-            name=self._name if count == 1 else f"{self._name}[{number}]",
+            name=self.name if count == 1 else f"{self.name}[{number}]",
             cores=placement.cores,
             **self._each,
             **arguments,

@@ -129,10 +129,8 @@ class Members:
         progress: bool | Callable[[PoolProgress], object],
         changed: Callable[[], None],
     ) -> None:
-        self.slots = [
-            PoolSlot(engine=engine, name=name)
-            for engine, name in zip(engines, _names(engines), strict=True)
-        ]
+        self.slots: list[PoolSlot] = []
+        self.fill(engines)
         self.scheduler = scheduler
         self._replace = replace
         self._attempts = attempts
@@ -144,6 +142,13 @@ class Members:
         self._turns: dict[Hashable, asyncio.Lock] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
+
+    def fill(self, engines: Sequence[Engine]) -> None:
+        """Make a slot for each engine; there are none yet."""
+        self.slots = [
+            PoolSlot(engine=engine, name=name)
+            for engine, name in zip(engines, _names(engines), strict=True)
+        ]
 
     @property
     def running(self) -> list[PoolSlot]:

@@ -486,3 +486,80 @@ class TestContexts:
             with pytest.raises(PromptTooLong, match="'e32'"):
                 await pool.embed(EmbedRequest(prompt=[1] * 33))
         assert len(given) == 1
+
+
+class TestMadeEngines:
+    """A pool whose engines are made at its first start."""
+
+    async def test_they_are_made_once(self):
+        """The function is called at the first start, and not at the second."""
+        made = []
+
+        async def make():
+            await asyncio.sleep(1)
+            made.append(Scripted(lambda _prompt: WORDS))
+            return made[-1:]
+
+        pool = Pool(make)
+        assert (pool.engines, pool.statistics().kv_usage, pool.load) == ((), 0.0, 0)
+        for _ in range(2):
+            async with pool:
+                assert await LLM(pool).text("x") == WHOLE
+        assert len(made) == 1
+
+    async def test_a_failure_is_raised_and_they_are_made_at_the_next_start(self):
+        """What the function raises ends the start, and nothing is left of it."""
+        tries = []
+
+        async def make():
+            tries.append(now())
+            if len(tries) == 1:
+                raise EngineStartError("pool", "no room")
+            return [Scripted(lambda _prompt: WORDS)]
+
+        pool = Pool(make)
+        with pytest.raises(EngineStartError, match="no room"):
+            await pool.start()
+        with pytest.raises(Closed, match="start it first"):
+            pool.check_health()
+        async with pool:
+            assert await LLM(pool).text("x") == WHOLE
+        assert len(tries) == 2
+
+    @pytest.mark.parametrize("made", [[], ["x"]])
+    async def test_they_are_checked(self, made):
+        """No engine at all, and something else than an engine, are refused at the start."""
+
+        async def make():
+            return made
+
+        pool = Pool(make)
+        with pytest.raises((ValueError, TypeError), match=r"at least one engine|not one: 'x'"):
+            await pool.start()
+
+    async def test_a_start_that_is_cancelled_while_they_are_made(self):
+        """The pool is stopped, and can be started again."""
+
+        async def make():
+            await asyncio.sleep(10)
+            return [Scripted(lambda _prompt: WORDS)]
+
+        pool = Pool(make)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await pool.start()
+        assert not runs(pool)
+        async with pool:
+            assert runs(pool)
+
+
+async def test_a_pool_whose_engines_are_all_dead_for_good_is_started_again():
+    """``start`` on a pool that nothing can bring back stops it and starts its engines."""
+    engine = Scripted(lambda _prompt: WORDS)
+    async with Pool([engine], replace=False) as pool:
+        engine.kill()
+        with pytest.raises(EngineDied):
+            await LLM(pool).text("x")
+        assert pool.engines[0].state == "failed"
+        await pool.start()
+        assert await LLM(pool).text("x") == WHOLE

@@ -184,7 +184,6 @@ async def test_nothing_works_before_the_start():
         lambda: engine.max_model_len,
         lambda: engine.max_num_seqs,
         lambda: engine.generate(GenerateRequest(prompt="x")),
-        lambda: engine.listen(None),
         engine.check_health,
     ):
         with pytest.raises(Closed, match="start it first"):

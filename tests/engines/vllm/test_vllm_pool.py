@@ -54,7 +54,7 @@ async def _until(condition, seconds=120.0):
 
 
 def _engines(pool):
-    return [seat.engine for seat in pool._pool._members.slots]
+    return [seat.engine for seat in pool._members.slots]
 
 
 def _family(engine):
@@ -172,9 +172,9 @@ class TestTwoEngines:
         """What an engine has computed is in the scheduler's index, from its own events."""
         prompt = [7 + n % 90 for n in range(300)]
         await LLM(pool).text(prompt, max_tokens=2)
-        accounting = pool._pool.scheduler._accounting
+        accounting = pool.scheduler._accounting
         await _until(lambda: accounting._index._exact)  # it has heard of an engine
-        heard = accounting._index._exact & {book.index for book in pool._pool.scheduler.engines}
+        heard = accounting._index._exact & {book.index for book in pool.scheduler.engines}
         assert max(accounting._index.held(index) for index in heard) >= 4
 
     async def test_a_stopped_process_delays_its_own_calls_only(self, pool):
