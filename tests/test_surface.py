@@ -237,3 +237,29 @@ def _is_one_sentence(text: str) -> bool:
     """Whether a text has one full stop, at its end, not counting those inside code."""
     plain = re.sub(r"`+[^`]*`+", "code", text)
     return bool(plain) and plain.endswith(".") and not re.search(r"[.!?]\s+[A-Z]", plain[:-1])
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_no_docstring_opens_with_a_question_word(path):
+    """A docstring opens with a verb or a noun, never with What, Which, Whether or their like."""
+    opens = re.compile(r"(What|Which|Whether|How|Who|Whose|Whom|Where|When|Why)\b")
+    kinds = ast.Module | ast.ClassDef | Function
+    found = {
+        getattr(node, "name", "module"): text.partition("\n")[0]
+        for node in ast.walk(TREES[path])
+        if isinstance(node, kinds) and opens.match(text := ast.get_docstring(node) or "")
+    }
+    assert not found
+
+
+def test_no_two_public_classes_have_one_name():
+    """A class's name is unique among the public modules; the same object may be shown twice."""
+    classes: dict[str, set[type]] = {}
+    for name in PUBLIC:
+        if _needs_heavy(name):
+            continue
+        found = importlib.import_module(name)
+        for shown in found.__all__:
+            if _resolves(found, shown) and isinstance(one := getattr(found, shown), type):
+                classes.setdefault(shown, set()).add(one)
+    assert {name: ones for name, ones in classes.items() if len(ones) > 1} == {}
