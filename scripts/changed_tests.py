@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TESTS = Path("tests")
+BORDER = {"events": "observers"}
+"""Tests in tests/border that are named after another module of the same subject."""
 ALWAYS = (TESTS / "test_docs.py", TESTS / "test_surface.py")
 
 
@@ -29,7 +31,9 @@ def git(*arguments: str) -> list[str]:
 
 def changed(base: str) -> list[Path]:
     """Return the files that differ from *base*, untracked ones included."""
-    since = git("merge-base", base, "HEAD") or ["HEAD"]
+    since = (
+        git("merge-base", base, "HEAD") or git("merge-base", f"origin/{base}", "HEAD") or ["HEAD"]
+    )
     names = git("diff", "--name-only", *since)
     return [Path(name) for name in names + git("ls-files", "--others", "--exclude-standard")]
 
@@ -67,6 +71,7 @@ def tests_of_module(path: Path) -> list[Path]:
         folder = folder.parent
     # A public module has the folder of its private package: alto/text.py, alto/_text, tests/text.
     found = [*folder.rglob(f"test_{name}*.py"), *(folder / name).rglob("test_*.py")]
+    found += (TESTS / "border").glob(f"test_{BORDER.get(name, name)}*.py")
     return found or list(folder.glob("test_*.py" if folder == TESTS else "**/test_*.py"))
 
 

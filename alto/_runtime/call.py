@@ -705,6 +705,7 @@ def run_calls(worker: CallWorker) -> Generator[Any, Any, None]:
     while True:
         set_call(call)
         run = call.queue.run
+        # Most calls need no begin(): a notifier that calls are to have must be tested here too.
         if notify_call is not None or run.routed:
             call.begin(run)
         try:
