@@ -12,7 +12,7 @@ from typing import TypeGuard
 __all__ = (
     "check_count",
     "check_finite",
-    "check_function",
+    "check_bool_or_function",
     "check_order",
     "check_priority",
     "check_size",
@@ -94,7 +94,7 @@ def check_order(order: object) -> None:
         raise ValueError(msg)
 
 
-def check_function(name: str, value: object) -> None:
+def check_bool_or_function(name: str, value: object) -> None:
     """Raise a TypeError unless *value* is a bool or a function."""
     if not isinstance(value, bool) and not callable(value):
         msg = f"{name} must be True, False or a function, not {value!r}"

@@ -25,8 +25,8 @@ from alto._runtime.statistics import AppStatistics as AppStatistics
 from alto._runtime.statistics import ReplicaStatistics as ReplicaStatistics
 from alto._runtime.statistics import StageStatistics as StageStatistics
 from alto._validate import (
+    check_bool_or_function,
     check_count,
-    check_function,
     check_order,
     check_priority,
     check_timeout,
@@ -303,7 +303,7 @@ class App(Generic[*Ins, R_co]):
             )
             raise TypeError(msg)
         check_count("map(concurrency=...)", concurrency)
-        check_function("map(progress=...)", progress)
+        check_bool_or_function("map(progress=...)", progress)
         if order not in ("input", "completed"):
             msg = f"map(order=...) must be 'input' or 'completed', not {order!r}"
             raise ValueError(msg)
